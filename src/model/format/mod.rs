@@ -1,0 +1,329 @@
+//! Block formats as data: what one is, and how it falls into planes of 1, 2, 4 and 8 bits.
+//!
+//! A quantized tensor is a string of blocks; a block is a run of elements of one row that share
+//! scales. However oddly a format packs its bits, three facts are enough to compute with it:
+//!
+//! * an unsigned **code** an element, `lo + hi` bits wide. `lo` is 1, 2, 4 or 8 and is the width
+//!   a kernel is made for; `hi` is 0, or the width of a second plane above the first. So 3 bits
+//!   are 2 + 1, 5 are 4 + 1 and 6 are 4 + 2, and no width needs a kernel of its own;
+//! * a **scale** a group: the block's `d`, or `d` times a small integer;
+//! * where the codes' **zero** lies: at a constant, or at a minimum that the group brings along.
+//!
+//! [`Quant`] states the three, and its `unpack` turns a block's bytes into a [`Block`] that holds
+//! nothing else. Kernels repack from there, and [`Format::decode`] computes from the same data, so
+//! a format cannot mean one thing to the reference and another to a kernel.
+//!
+//! Adding a format is its file, with the block drawn bit by bit, and its line in [`formats!`].
+
+mod float;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
+mod q8_0;
+
+use half::f16;
+
+use crate::error::{Error, Result};
+
+/// Makes [`Format`] and its table out of one line a format.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $name:ident = $row:path;)*) => {
+        /// How the elements of a tensor are stored. The names are those of the files themselves.
+        #[allow(non_camel_case_types, reason = "the formats' own names")]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+        pub enum Format {
+            $($(#[$doc])* $name,)*
+        }
+
+        const ALL: &[Format] = &[$(Format::$name),*];
+
+        impl Format {
+            /// The name that files and people use: `"Q4_K"`.
+            pub fn name(self) -> &'static str {
+                match self { $(Format::$name => stringify!($name),)* }
+            }
+
+            fn row(self) -> &'static Row {
+                match self { $(Format::$name => &$row,)* }
+            }
+        }
+    };
+}
+
+formats! {
+    /// IEEE binary32.
+    F32 = float::F32;
+    /// IEEE binary16.
+    F16 = float::F16;
+    /// The upper half of a binary32.
+    BF16 = float::BF16;
+    /// 8 bits, a scale every 32.
+    Q8_0 = q8_0::ROW;
+    /// 4 bits about 8, a scale every 32.
+    Q4_0 = q4_0::ROW;
+    /// 4 bits above a minimum, a scale every 32.
+    Q4_1 = q4_1::ROW;
+    /// 5 bits about 16, a scale every 32.
+    Q5_0 = q5_0::ROW;
+    /// 5 bits above a minimum, a scale every 32.
+    Q5_1 = q5_1::ROW;
+    /// 2 bits, 4-bit scales and minimums every 16, two levels.
+    Q2_K = q2_k::ROW;
+    /// 3 bits about 4, 6-bit scales every 16, two levels.
+    Q3_K = q3_k::ROW;
+    /// 4 bits, 6-bit scales and minimums every 32, two levels.
+    Q4_K = q4_k::ROW;
+    /// 5 bits, 6-bit scales and minimums every 32, two levels.
+    Q5_K = q5_k::ROW;
+    /// 6 bits about 32, 8-bit scales every 16, two levels.
+    Q6_K = q6_k::ROW;
+}
+
+/// What the table says of one format.
+struct Row {
+    /// The type's number in GGUF files.
+    ggml: u32,
+    kind: Kind,
+}
+
+enum Kind {
+    /// One element a block, `bytes` long.
+    Float {
+        bytes: usize,
+        decode: fn(&[u8], &mut [f32]),
+    },
+    Blocks(Quant),
+}
+
+/// How a block format maps onto planes: the kernels read nothing else of a format.
+///
+/// With `c` an element's code, `g` its group within the block and all arithmetic in f32, one
+/// operation at a time, an element's value is `s * (c - z)`, `s * c + m` or `s * c - m`, where
+/// [`Scale`] says what `s` is, and [`Min`] which of the three it is and what `z` or `m` is.
+#[derive(Debug)]
+pub struct Quant {
+    /// Bits of the low plane of a code: 1, 2, 4 or 8.
+    pub lo: u32,
+    /// Bits of the plane above it: 0 when there is none, else 1 or 2.
+    pub hi: u32,
+    /// Elements that share a scale: 16 or 32.
+    pub group: usize,
+    /// Elements of a block: 32 or 256.
+    pub block: usize,
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// Where a group's scale comes from.
+    pub scale: Scale,
+    /// Where the codes' zero lies.
+    pub min: Min,
+    /// Fills a [`Block`] from the [`bytes`](Quant::bytes) bytes of one block. Codes past the
+    /// block's elements, and scales or minimums the format does not have, are left as they were.
+    ///
+    /// # Panics
+    /// When it is given fewer bytes than a block has.
+    pub unpack: fn(&[u8], &mut Block),
+}
+
+/// Where a group's scale `s` comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scale {
+    /// `s = d`: one group a block.
+    One,
+    /// `s = d * scales[g]`, rounded to f32.
+    TwoLevel,
+}
+
+/// Where the zero of a group's codes lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Min {
+    /// A constant `z`: the value is `s * (c - z)`.
+    Zero(i32),
+    /// The block's minimum `m`: the value is `s * c + m`. One group a block.
+    One,
+    /// The group's minimum: the value is `s * c - m * mins[g]`, the product rounded to f32 first.
+    TwoLevel,
+}
+
+/// One block, taken apart. What a format lacks (see [`Scale`] and [`Min`]) is not to be read.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Unsigned codes in the order of the elements, each below `2^(lo + hi)`.
+    pub codes: [u8; 256],
+    /// The integer scale of each group, for [`Scale::TwoLevel`].
+    pub scales: [i8; 16],
+    /// The integer minimum of each group, for [`Min::TwoLevel`].
+    pub mins: [u8; 16],
+    /// The block's scale.
+    pub d: f16,
+    /// The block's minimum, for [`Min::One`]; the scale of the minimums, for [`Min::TwoLevel`].
+    pub m: f16,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Block { codes: [0; 256], scales: [0; 16], mins: [0; 16], d: f16::ZERO, m: f16::ZERO }
+    }
+}
+
+impl Quant {
+    /// The values of one block as f32, bit for bit as published. Writes as many as `out` holds,
+    /// at most [`block`](Quant::block).
+    pub fn values(&self, block: &Block, out: &mut [f32]) {
+        let (d, m) = (block.d.to_f32(), block.m.to_f32());
+        let groups = out.chunks_mut(self.group).zip(block.codes.chunks(self.group));
+        for ((out, codes), (&scale, &min)) in groups.zip(block.scales.iter().zip(&block.mins)) {
+            let s = match self.scale {
+                Scale::One => d,
+                Scale::TwoLevel => d * f32::from(scale),
+            };
+            let elements = out.iter_mut().zip(codes);
+            match self.min {
+                Min::Zero(z) => elements.for_each(|(o, &c)| *o = s * (i32::from(c) - z) as f32),
+                Min::One => elements.for_each(|(o, &c)| *o = s * f32::from(c) + m),
+                Min::TwoLevel => {
+                    let m = m * f32::from(min);
+                    elements.for_each(|(o, &c)| *o = s * f32::from(c) - m);
+                }
+            }
+        }
+    }
+}
+
+impl Format {
+    /// Every format there is.
+    pub fn all() -> &'static [Format] {
+        ALL
+    }
+
+    /// The format of that name, in either case.
+    pub fn from_name(name: &str) -> Option<Format> {
+        ALL.iter().copied().find(|f| f.name().eq_ignore_ascii_case(name))
+    }
+
+    /// The format that GGUF files give this number.
+    pub fn from_ggml(id: u32) -> Option<Format> {
+        ALL.iter().copied().find(|f| f.ggml() == id)
+    }
+
+    /// The number of this format in GGUF files.
+    pub fn ggml(self) -> u32 {
+        self.row().ggml
+    }
+
+    /// Elements of a block: 1 for a float format.
+    pub fn block_len(self) -> usize {
+        self.quant().map_or(1, |q| q.block)
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        match &self.row().kind {
+            Kind::Float { bytes, .. } => *bytes,
+            Kind::Blocks(quant) => quant.bytes,
+        }
+    }
+
+    /// Bytes of a row of `cols` elements. `None` when they do not fill whole blocks, or when the
+    /// bytes cannot be counted.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        if !cols.is_multiple_of(self.block_len()) {
+            return None;
+        }
+        (cols / self.block_len()).checked_mul(self.block_bytes())
+    }
+
+    /// The elements in `bytes` as f32, bit for bit as published. `bytes` must be whole blocks and
+    /// `out` as long as they have elements.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        if self.row_bytes(out.len()) != Some(bytes.len()) {
+            return Err(Error::Invalid(format!(
+                "{}: {} bytes do not hold {} elements",
+                self.name(),
+                bytes.len(),
+                out.len()
+            )));
+        }
+        match &self.row().kind {
+            Kind::Float { decode, .. } => decode(bytes, out),
+            Kind::Blocks(quant) => {
+                let mut block = Block::default();
+                let blocks = bytes.chunks_exact(quant.bytes);
+                for (bytes, out) in blocks.zip(out.chunks_exact_mut(quant.block)) {
+                    (quant.unpack)(bytes, &mut block);
+                    quant.values(&block, out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The planes of a block format; `None` for a float format.
+    pub fn quant(self) -> Option<&'static Quant> {
+        match &self.row().kind {
+            Kind::Float { .. } => None,
+            Kind::Blocks(quant) => Some(quant),
+        }
+    }
+}
+
+/// The types other programs write into GGUF files and this table lacks, for a message that names
+/// them.
+pub(super) fn foreign_name(id: u32) -> Option<&'static str> {
+    const NAMES: &[(u32, &str)] = &[
+        (9, "Q8_1"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+        (41, "Q1_0"),
+    ];
+    NAMES.iter().find(|(n, _)| *n == id).map(|(_, name)| *name)
+}
+
+/// A little-endian f16 at the start of `bytes`.
+fn f16_at(bytes: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Reads one plane of the codes: `BITS` bits an element, to stand at bit `SHIFT` of its code.
+///
+/// Every format here packs a plane the same way and differs only in `RUN`. A run of `RUN` bytes
+/// holds `8 / BITS` stretches of `RUN` elements: the lowest `BITS` bits of the bytes are the first
+/// stretch, the next are the second, and so on. The plane at bit 0 must be read first, since it
+/// clears what the codes held.
+fn plane<const BITS: u32, const RUN: usize, const SHIFT: u32>(bytes: &[u8], codes: &mut [u8]) {
+    let mask = (1 << BITS) - 1;
+    let stretches = (8 / BITS) as usize;
+    for (run, codes) in bytes.chunks_exact(RUN).zip(codes.chunks_exact_mut(RUN * stretches)) {
+        let mut rest = [0; RUN];
+        rest.copy_from_slice(run);
+        for stretch in codes.chunks_exact_mut(RUN) {
+            for (code, byte) in stretch.iter_mut().zip(&mut rest) {
+                let field = (*byte & mask) << SHIFT;
+                *code = if SHIFT == 0 { field } else { *code | field };
+                *byte = byte.unbounded_shr(BITS);
+            }
+        }
+    }
+}

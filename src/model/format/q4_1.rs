@@ -1,0 +1,30 @@
+//! Q4_1: 32 elements in 20 bytes.
+//!
+//! ```text
+//! bytes   0  2  4                20
+//!         |d |m |q0 q1 …      q15|      d, m: f16
+//! q[i]    bits 0-3 element i, bits 4-7 element i + 16
+//! value   d * code + m
+//! ```
+
+use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+
+pub(super) static ROW: Row = Row {
+    ggml: 3,
+    kind: Kind::Blocks(Quant {
+        lo: 4,
+        hi: 0,
+        group: 32,
+        block: 32,
+        bytes: 20,
+        scale: Scale::One,
+        min: Min::One,
+        unpack,
+    }),
+};
+
+fn unpack(bytes: &[u8], out: &mut Block) {
+    out.d = f16_at(bytes, 0);
+    out.m = f16_at(bytes, 2);
+    plane::<4, 16, 0>(&bytes[4..20], &mut out.codes);
+}

@@ -1,0 +1,32 @@
+//! Q5_1: 32 elements in 24 bytes.
+//!
+//! ```text
+//! bytes   0  2  4     8                24
+//!         |d |m |h0-h3|q0 q1 …      q15|      d, m: f16
+//! h       bit i of the four bytes, lowest byte first: bit 4 of element i
+//! q[i]    bits 0-3 of elements i (low nibble) and i + 16 (high nibble)
+//! value   d * code + m
+//! ```
+
+use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+
+pub(super) static ROW: Row = Row {
+    ggml: 7,
+    kind: Kind::Blocks(Quant {
+        lo: 4,
+        hi: 1,
+        group: 32,
+        block: 32,
+        bytes: 24,
+        scale: Scale::One,
+        min: Min::One,
+        unpack,
+    }),
+};
+
+fn unpack(bytes: &[u8], out: &mut Block) {
+    out.d = f16_at(bytes, 0);
+    out.m = f16_at(bytes, 2);
+    plane::<4, 16, 0>(&bytes[8..24], &mut out.codes);
+    plane::<1, 1, 4>(&bytes[4..8], &mut out.codes);
+}

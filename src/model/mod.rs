@@ -1,0 +1,184 @@
+//! Model files: what a header says, and the weights' bytes where they lie.
+//!
+//! A file is mapped, not read: opening one costs its header, and a weight's bytes come from the
+//! disk when they are first touched. Everything in it is hostile until checked. [`Model::open`]
+//! gives a model whose every tensor lies within the file, alone, in whole blocks of a known
+//! [`Format`], or an error that names the file, the key or tensor, and the byte.
+//!
+//! What this room does not know is what the keys and tensors mean: a head count or a shape is
+//! checked by who asks for it. [`Metadata::error`] lets them say so in the same words.
+//!
+//! The file may change while it is mapped. That ends no process and goes unnoticed by no load:
+//! whoever has read weights calls [`Model::verify_unchanged`] before using what was made of them.
+
+pub mod format;
+mod gguf;
+mod map;
+mod meta;
+mod value;
+mod write;
+
+pub use format::{Block, Format, Min, Quant, Scale};
+pub use meta::Metadata;
+pub use value::{Array, Strings, Value};
+pub use write::GgufWriter;
+
+use std::fmt;
+use std::path::Path;
+
+use smallvec::SmallVec;
+
+use crate::error::Result;
+use map::MappedFile;
+
+/// A model file, open for as long as this lives.
+pub struct Model {
+    name: String,
+    data: Data,
+    meta: Metadata,
+    tensors: Vec<Tensor>,
+    /// Indices of `tensors`, sorted by name.
+    sorted: Vec<usize>,
+}
+
+enum Data {
+    Static(&'static [u8]),
+    File(MappedFile),
+}
+
+/// Where a tensor lies in a model file, and what it is.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its name, which is the file's text: it reaches a terminal through
+    /// [`quoted`](crate::error::quoted) only.
+    pub name: String,
+    /// How its elements are stored.
+    pub format: Format,
+    /// Its dimensions, slowest first: 1 to 4 of them, none of them 0. The last is the length of a
+    /// row, which is whole blocks.
+    pub dims: SmallVec<[usize; 4]>,
+    /// The byte of the file where its description is.
+    at: usize,
+    /// The byte of the file where its data begin.
+    start: usize,
+    /// How many bytes they are.
+    size: usize,
+}
+
+impl Tensor {
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        // A product that was checked when the header was read.
+        self.dims.iter().product()
+    }
+
+    /// How many bytes it takes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The byte of the file where its data begin.
+    pub fn offset(&self) -> usize {
+        self.start
+    }
+}
+
+impl Model {
+    /// Opens a model file. Only regular files are opened.
+    ///
+    /// # Errors
+    /// When the system refuses, when the file is not a sound GGUF file of version 2 or 3, or when
+    /// it holds what this build does not have.
+    pub fn open(path: &Path) -> Result<Model> {
+        let name = path.display().to_string().escape_debug().to_string();
+        let file = MappedFile::open(path, &name)?;
+        Self::read(name, Data::File(file))
+    }
+
+    /// A model that is part of the program; `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// As [`open`](Model::open) for the same bytes.
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Model> {
+        Self::read(name.escape_debug().to_string(), Data::Static(bytes))
+    }
+
+    fn read(name: String, data: Data) -> Result<Model> {
+        let header = gguf::read(&name, data.bytes());
+        // A file that shrank under the reader looks broken in some odd way: say what happened.
+        data.verify()?;
+        let gguf::Header { meta, tensors, sorted } = header?;
+        Ok(Model { name, data, meta, tensors, sorted })
+    }
+
+    /// The path as it was given, escaped, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The header's keys and values.
+    pub fn meta(&self) -> &Metadata {
+        &self.meta
+    }
+
+    /// All tensors in the file's order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        let tensor = |i: &usize| self.tensors.get(*i);
+        let found =
+            self.sorted.binary_search_by(|i| tensor(i).map(|t| t.name.as_str()).cmp(&Some(name)));
+        tensor(self.sorted.get(found.ok()?)?)
+    }
+
+    /// The bytes of one of this model's tensors, in its format. They may begin at any address.
+    /// Empty when the tensor is another model's and does not fit this one.
+    pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        let end = tensor.start.saturating_add(tensor.size);
+        self.data.bytes().get(tensor.start..end).unwrap_or_default()
+    }
+
+    /// How many bytes the whole file is.
+    pub fn file_bytes(&self) -> u64 {
+        self.data.bytes().len() as u64
+    }
+
+    /// Checks that the file is still what it was when it was opened: bytes read before this are
+    /// the file's. To be called when all weights have been read, before they are used.
+    ///
+    /// # Errors
+    /// When the file has shrunk, grown, been modified or been replaced, or when the system could
+    /// not read some of it.
+    pub fn verify_unchanged(&self) -> Result<()> {
+        self.data.verify()
+    }
+}
+
+impl Data {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Data::Static(bytes) => bytes,
+            Data::File(file) => file.bytes(),
+        }
+    }
+
+    fn verify(&self) -> Result<()> {
+        match self {
+            Data::Static(_) => Ok(()),
+            Data::File(file) => file.verify(),
+        }
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("name", &self.name)
+            .field("keys", &self.meta.len())
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
