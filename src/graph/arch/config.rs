@@ -1,0 +1,191 @@
+//! The hyper-parameters of a model file, checked.
+
+use crate::error::{Error, Result, quoted};
+use crate::graph::Weights;
+use crate::model::Metadata;
+
+/// Hyper-parameters that architectures share. Whatever only one of them has is read with
+/// [`Config::count`] and [`Config::positive`].
+#[derive(Clone, Debug)]
+pub struct Config<'m> {
+    meta: &'m Metadata,
+    name: &'m str,
+    /// Number of layers.
+    pub layers: usize,
+    /// Elements of a token's row between layers.
+    pub dim: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Elements of a head that rope turns; even, at most `head_dim`.
+    pub rope_dim: usize,
+    /// Base of rope's frequencies; `None` where the file leaves it to the architecture.
+    pub rope_base: Option<f32>,
+    /// Factor on positions in rope.
+    pub rope_scale: f32,
+    /// Added to the mean square in norms.
+    pub eps: f32,
+}
+
+/// Larger than anything sound, small enough that products of two stay far from overflow.
+const MAX_COUNT: u64 = 1 << 24;
+
+impl<'m> Config<'m> {
+    /// Reads and checks the hyper-parameters under `name`.
+    ///
+    /// # Errors
+    /// The key that is missing or does not fit.
+    pub fn read(meta: &'m Metadata, name: &'m str) -> Result<Self> {
+        let mut c = Config {
+            meta,
+            name,
+            layers: 0,
+            dim: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            rope_dim: 0,
+            rope_base: None,
+            rope_scale: 1.0,
+            eps: 0.0,
+        };
+        c.layers = c.required("block_count", c.count("block_count")?)?;
+        c.dim = c.required("embedding_length", c.count("embedding_length")?)?;
+        c.heads = c.required("attention.head_count", c.count("attention.head_count")?)?;
+        c.kv_heads = c.count("attention.head_count_kv")?.unwrap_or(c.heads);
+        if !c.heads.is_multiple_of(c.kv_heads) {
+            let what = format!("{} heads are not a multiple of {}", c.heads, c.kv_heads);
+            return Err(c.error("attention.head_count_kv", what));
+        }
+        c.head_dim = match c.count("attention.key_length")? {
+            Some(length) => length,
+            None if c.dim.is_multiple_of(c.heads) => c.dim / c.heads,
+            None => {
+                let what = format!("{} elements do not divide among {}", c.dim, c.heads);
+                return Err(c.error("attention.head_count", what));
+            }
+        };
+        if let Some(length) = c.count("attention.value_length")?
+            && length != c.head_dim
+        {
+            let what = format!("{length}, but heads have {} elements", c.head_dim);
+            return Err(c.error("attention.value_length", what));
+        }
+        c.rope_dim = c.count("rope.dimension_count")?.unwrap_or(c.head_dim);
+        if !c.rope_dim.is_multiple_of(2) || c.rope_dim > c.head_dim {
+            let what = format!("{} of {} elements cannot turn in pairs", c.rope_dim, c.head_dim);
+            return Err(c.error("rope.dimension_count", what));
+        }
+        c.rope_base = c.positive("rope.freq_base")?;
+        c.rope_scale = c.scaling()?;
+        let eps = "attention.layer_norm_rms_epsilon";
+        c.eps = c.required(eps, c.positive(eps)?)?;
+        if c.count_or_zero("expert_count")? > 0 {
+            return Err(Error::Unsupported(format!(
+                "{}: mixtures of experts are not supported",
+                quoted(name)
+            )));
+        }
+        Ok(c)
+    }
+
+    /// Checks what is known of the tensors before the graph is built: the embedding against
+    /// vocabulary and dimension, and that no layer is left over.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub(super) fn check_tensors(&self, weights: &dyn Weights) -> Result<()> {
+        let embedding = "token_embd.weight";
+        let Some((_, dims)) = weights.find(embedding) else {
+            return Err(Error::Invalid(format!("there is no tensor {embedding}")));
+        };
+        let &[rows, dim] = dims.as_slice() else {
+            return Err(Error::Invalid(format!("{embedding} is no matrix but {dims:?}")));
+        };
+        if dim != self.dim {
+            let what = format!("{}, but {embedding} has rows of {dim}", self.dim);
+            return Err(self.error("embedding_length", what));
+        }
+        if let Some(vocabulary) = self.count("vocab_size")?
+            && vocabulary != rows
+        {
+            let what = format!("{vocabulary}, but {embedding} has {rows} rows");
+            return Err(self.error("vocab_size", what));
+        }
+        let tokens = "tokenizer.ggml.tokens";
+        if let Some(list) = self.meta.get_strs(tokens)?
+            && list.len() != rows
+        {
+            let what = format!("{} tokens, but {embedding} has {rows} rows", list.len());
+            return Err(self.meta.error(tokens, what));
+        }
+        let next = format!("blk.{}.attn_norm.weight", self.layers);
+        if weights.find(&next).is_some() {
+            let what = format!("{} layers, but there is a tensor {next}", self.layers);
+            return Err(self.error("block_count", what));
+        }
+        Ok(())
+    }
+
+    /// A count from 1, if the file has it.
+    ///
+    /// # Errors
+    /// When it is there and is not one.
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        match self.count_or_zero(key)? {
+            0 if self.meta.has(&self.key(key)) => Err(self.error(key, "0 is too few")),
+            0 => Ok(None),
+            n => Ok(Some(n)),
+        }
+    }
+
+    /// A finite number above 0, if the file has it.
+    ///
+    /// # Errors
+    /// When it is there and is not one.
+    pub fn positive(&self, key: &str) -> Result<Option<f32>> {
+        let value = self.meta.get_f32(&self.key(key))?;
+        if let Some(v) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+            return Err(self.error(key, format!("{v} is not a positive number")));
+        }
+        Ok(value)
+    }
+
+    /// An error about a key of this architecture.
+    pub fn error(&self, key: &str, what: impl Into<String>) -> Error {
+        self.meta.error(&self.key(key), what)
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.name)
+    }
+
+    fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| self.error(key, "missing"))
+    }
+
+    /// A count; 0 when it is absent.
+    fn count_or_zero(&self, key: &str) -> Result<usize> {
+        let value = self.meta.get_u64(&self.key(key))?.unwrap_or(0);
+        let fits = usize::try_from(value).ok().filter(|_| value <= MAX_COUNT);
+        fits.ok_or_else(|| self.error(key, format!("{value} is more than {MAX_COUNT}")))
+    }
+
+    /// Rope's factor on positions: files give its inverse.
+    fn scaling(&self) -> Result<f32> {
+        let kind = self.meta.get_str(&self.key("rope.scaling.type"))?;
+        let factor = match kind {
+            None => self.positive("rope.scale_linear")?,
+            Some("none") => None,
+            Some("linear") => self.positive("rope.scaling.factor")?,
+            Some(other) => {
+                let what = format!("rope scaling {} is not supported", quoted(other));
+                return Err(Error::Unsupported(what));
+            }
+        };
+        Ok(1.0 / factor.unwrap_or(1.0))
+    }
+}

@@ -1,0 +1,42 @@
+//! `embed table, tokens`: the rows of a table that the tokens name.
+
+use super::{AttrReader, Attrs, OpDef, arity};
+use crate::graph::reference::{Env, Value};
+use crate::graph::{DType, Lead, NodeId, TensorType};
+
+/// Looks up one row of `table[vocab, dim]` for each token.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Embed;
+
+impl OpDef for Embed {
+    fn infer(&self, args: &[&TensorType], _: Option<&TensorType>) -> Result<TensorType, String> {
+        let [table, tokens] = arity(args)?;
+        if table.lead != Lead::Fixed || table.dims.len() != 2 {
+            return Err(format!("the table must be a matrix, is {table}"));
+        }
+        if tokens.dtype != DType::U32 || !tokens.dims.is_empty() {
+            return Err(format!("tokens must be u32[R], is {tokens}"));
+        }
+        Ok(TensorType::new(DType::F32, tokens.lead, &table.dims[1..]))
+    }
+
+    fn attrs(&self, _: &mut Attrs) {}
+
+    fn parse(_: &mut AttrReader) -> Result<Self, String> {
+        Ok(Embed)
+    }
+
+    fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
+        let (table, dim) = (env.arg_f32(id, 0), env.ty(id).width());
+        let mut out = Vec::new();
+        for &token in env.arg_u32(id, 1) {
+            let start = token as usize * dim;
+            let row = table.get(start..start + dim).ok_or_else(|| {
+                crate::Error::Invalid(format!("token {token} is outside the vocabulary"))
+            })?;
+            out.extend_from_slice(row);
+        }
+        env.set(id, Value::F32(out));
+        Ok(())
+    }
+}
