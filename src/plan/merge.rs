@@ -1,0 +1,80 @@
+//! One linear for all matrices that read the same rows.
+//!
+//! Query, key and value, or gate and up, read one activation. As one linear of several weights
+//! the activation is normed, quantized and read once, and there is one launch and one barrier
+//! where there were three. Each old linear becomes a slice of the new one.
+//!
+//! Float and block weights do not merge: one reads the activation as f32, the other as int8.
+
+use crate::graph::op::{Linear, Slice};
+use crate::graph::{Args, DType, Graph, Node, NodeId, Op};
+use crate::{Error, Result};
+
+/// The graph with linears merged; all else as it was.
+pub(super) fn merge(graph: &Graph) -> Result<Graph> {
+    let mut out = Graph::default();
+    // Where each node of the old graph is in the new one.
+    let mut moved: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
+    for (id, node) in graph.iter() {
+        if moved[id.index()].is_some() {
+            continue;
+        }
+        let family = family(graph, id, node);
+        if family.len() < 2 {
+            moved[id.index()] = Some(copy(&mut out, node, &moved)?);
+            continue;
+        }
+        let mut args = Args::new();
+        args.push(renamed(&moved, node.args[0])?);
+        for &member in &family {
+            for &w in &graph.node(member).args[1..] {
+                if moved[w.index()].is_none() {
+                    moved[w.index()] = Some(copy(&mut out, graph.node(w), &moved)?);
+                }
+                args.push(renamed(&moved, w)?);
+            }
+        }
+        let all = out.push(Op::Linear(Linear), args, None, node.origin.clone())?;
+        let mut start = 0;
+        for &member in &family {
+            let old = graph.node(member);
+            let len = old.ty.width();
+            let slice = Op::Slice(Slice { start, len });
+            let part = out.push(slice, Args::from_slice(&[all]), None, old.origin.clone())?;
+            moved[member.index()] = Some(part);
+            start += len;
+        }
+    }
+    for &output in graph.outputs() {
+        out.mark_output(renamed(&moved, output)?);
+    }
+    Ok(out)
+}
+
+/// All linears with the rows and the kind of weight of `id`, in list order. They depend on
+/// nothing but those rows and their weights, so all can run where the first one does.
+fn family(graph: &Graph, id: NodeId, node: &Node) -> Vec<NodeId> {
+    if !matches!(node.op, Op::Linear(_)) {
+        return Vec::new();
+    }
+    let later = graph.nodes().iter().enumerate().skip(id.index());
+    later
+        .filter(|(_, n)| matches!(n.op, Op::Linear(_)) && n.args.first() == node.args.first())
+        .filter(|(_, n)| is_block(graph, n) == is_block(graph, node))
+        .map(|(i, _)| NodeId(i as u32))
+        .collect()
+}
+
+fn is_block(graph: &Graph, linear: &Node) -> bool {
+    let weight = linear.args.get(1).map(|&w| graph.ty(w).dtype);
+    matches!(weight, Some(DType::Weight(format)) if format.quant().is_some())
+}
+
+fn copy(out: &mut Graph, node: &Node, moved: &[Option<NodeId>]) -> Result<NodeId> {
+    let args: Result<Args> = node.args.iter().map(|&a| renamed(moved, a)).collect();
+    out.push(node.op.clone(), args?, Some(node.ty.clone()), node.origin.clone())
+}
+
+fn renamed(moved: &[Option<NodeId>], id: NodeId) -> Result<NodeId> {
+    moved[id.index()].ok_or_else(|| Error::Plan(format!("{id} is used before it is made")))
+}
