@@ -1,0 +1,414 @@
+//! Encoding and decoding with a checked vocabulary.
+//!
+//! Encoding has three steps. Tokens that are matched whole (user-defined ones always, control
+//! ones on request) cut the text first, all at once through one automaton, the leftmost and then
+//! the longest winning. What lies between is cut into words (BPE) or taken as it is with its
+//! spaces made visible (SentencePiece). Then neighbours merge.
+//!
+//! Decoding is a table: what each token contributes to a text is worked out once, at load.
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+
+use super::merge::Merger;
+use super::pre::Splitter;
+use super::stream::Detokenizer;
+use super::vocab::{Kind, MERGEABLE, TokenType, Vocab};
+use crate::error::{Error, Result};
+use crate::model::Metadata;
+
+/// The longest text that is encoded at once.
+const LONGEST_TEXT: usize = 64 << 20;
+/// How SentencePiece writes a space.
+const SPACE: &str = "\u{2581}";
+
+/// How a text is to be encoded. The default is text as it stands: no BOS, no special tokens.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Encode {
+    /// Begin with BOS where the model wants one.
+    pub bos: bool,
+    /// Take the texts of control tokens for those tokens. Without it they are text.
+    pub special: bool,
+}
+
+/// A vocabulary ready for use.
+#[derive(Debug)]
+pub struct Tokenizer {
+    vocab: Vocab,
+    splitter: Option<Splitter>,
+    /// Matches user-defined tokens, and these with control ones.
+    user_defined: Option<Matcher>,
+    special: Option<Matcher>,
+    /// The token of each byte: of BPE's alphabet, or SentencePiece's last resort.
+    byte_ids: [Option<u32>; 256],
+    /// What each token contributes to a text, in one piece of memory.
+    pieces: Vec<u8>,
+    piece_ends: Vec<usize>,
+}
+
+impl Tokenizer {
+    /// Makes a tokenizer of a model file's metadata.
+    pub fn from_metadata(meta: &Metadata) -> Result<Self> {
+        Self::new(Vocab::from_metadata(meta)?)
+    }
+
+    /// Makes a tokenizer of a vocabulary.
+    pub fn new(vocab: Vocab) -> Result<Self> {
+        let alphabet = alphabet();
+        let mut pieces = Vec::new();
+        let mut piece_ends = Vec::new();
+        for id in 0..vocab.len() as u32 {
+            piece(&vocab, &alphabet, id, &mut pieces);
+            piece_ends.push(pieces.len());
+        }
+        Ok(Tokenizer {
+            splitter: vocab.pre.map(Splitter::new).transpose()?,
+            user_defined: Matcher::new(&vocab, false)?,
+            special: Matcher::new(&vocab, true)?,
+            byte_ids: byte_ids(&vocab, &alphabet),
+            pieces,
+            piece_ends,
+            vocab,
+        })
+    }
+
+    /// The vocabulary.
+    pub fn vocab(&self) -> &Vocab {
+        &self.vocab
+    }
+
+    /// How many tokens there are.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The bytes of a token's text as the file has them.
+    pub fn token_text(&self, id: u32) -> Option<&[u8]> {
+        self.vocab.text(id)
+    }
+
+    /// Whether a token ends a generation.
+    pub fn is_end(&self, id: u32) -> bool {
+        self.vocab.ends().binary_search(&id).is_ok()
+    }
+
+    /// The ids of a text.
+    pub fn encode(&self, text: &str, how: Encode) -> Result<Vec<u32>> {
+        if text.len() > LONGEST_TEXT {
+            return Err(Error::Tokenizer(format!(
+                "a text of {} bytes is longer than {LONGEST_TEXT}",
+                text.len()
+            )));
+        }
+        let mut ids = Vec::new();
+        if how.bos && self.vocab.add_bos() {
+            ids.extend(self.vocab.bos());
+        }
+        let matcher = if how.special { &self.special } else { &self.user_defined };
+        let mut work = Work::default();
+        // SentencePiece puts its space before a text and before what follows a whole token.
+        let mut fresh = true;
+        let mut at = 0;
+        let found = matcher.iter().flat_map(|m| m.find(text));
+        for (start, end, id) in found {
+            if at < start {
+                self.fragment(text.get(at..start).unwrap_or_default(), fresh, &mut work, &mut ids)?;
+            }
+            ids.push(id);
+            (at, fresh) = (end, true);
+        }
+        if at < text.len() {
+            self.fragment(text.get(at..).unwrap_or_default(), fresh, &mut work, &mut ids)?;
+        }
+        Ok(ids)
+    }
+
+    /// Encodes text that holds no whole tokens.
+    fn fragment(&self, text: &str, fresh: bool, work: &mut Work, ids: &mut Vec<u32>) -> Result<()> {
+        match &self.splitter {
+            Some(splitter) => {
+                splitter.split(text, &mut |word| self.word(word, &mut work.merger, ids))
+            }
+            None => self.pieces(text, fresh && self.vocab.add_space_prefix(), work, ids),
+        }
+    }
+
+    /// BPE: one word.
+    fn word(&self, word: &str, merger: &mut Merger, ids: &mut Vec<u32>) -> Result<()> {
+        let byte_id = |b: u8| self.byte_ids.get(usize::from(b)).copied().flatten();
+        merger.clear();
+        for &b in word.as_bytes() {
+            merger.push(1, byte_id(b));
+        }
+        if self.vocab.pre.is_some_and(|p| p.whole_words)
+            && let Some(id) = self.whole_word(word)
+        {
+            ids.push(id);
+            return Ok(());
+        }
+        merger.run(|l, r| self.vocab.merge(l.id?, r.id?));
+        for symbol in merger.symbols() {
+            let byte = word.as_bytes().get(symbol.start as usize).copied().unwrap_or_default();
+            ids.push(symbol.id.or(self.vocab.unknown()).ok_or_else(|| no_token(byte))?);
+        }
+        Ok(())
+    }
+
+    /// The token that a word of BPE is, if it is one.
+    fn whole_word(&self, word: &str) -> Option<u32> {
+        if word.len() > MERGEABLE {
+            return None;
+        }
+        let text: String = word.bytes().map(byte_char).collect();
+        self.vocab.id(text.as_bytes()).filter(|&id| self.vocab.is_mergeable(id))
+    }
+
+    /// SentencePiece: a text.
+    fn pieces(
+        &self,
+        text: &str,
+        prefix: bool,
+        Work { merger, spaced }: &mut Work,
+        ids: &mut Vec<u32>,
+    ) -> Result<()> {
+        spaced.clear();
+        if prefix {
+            spaced.push_str(SPACE);
+        }
+        for c in text.chars() {
+            if c == ' ' { spaced.push_str(SPACE) } else { spaced.push(c) }
+        }
+        merger.clear();
+        let bytes = spaced.as_bytes();
+        let mut at = 0;
+        for c in spaced.chars() {
+            let length = c.len_utf8();
+            let id = bytes.get(at..at + length).and_then(|t| self.vocab.piece(t)).map(|p| p.1);
+            merger.push(length as u32, id);
+            at += length;
+        }
+        merger.run(|l, r| {
+            self.vocab.piece(bytes.get(l.start as usize..r.end as usize).unwrap_or_default())
+        });
+        for symbol in merger.symbols() {
+            if let Some(id) = symbol.id {
+                ids.push(id);
+                continue;
+            }
+            // A character without a token: its bytes where each has one, else the unknown token.
+            let run = bytes.get(symbol.start as usize..symbol.end as usize).unwrap_or_default();
+            let byte_id = |&b: &u8| self.byte_ids.get(usize::from(b)).copied().flatten();
+            if run.iter().all(|b| byte_id(b).is_some()) {
+                ids.extend(run.iter().filter_map(byte_id));
+            } else {
+                let byte = run.first().copied().unwrap_or_default();
+                ids.push(self.vocab.unknown().ok_or_else(|| no_token(byte))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a token contributes to a text: nothing if it is a control token or no token at all.
+    pub fn piece(&self, id: u32) -> &[u8] {
+        let piece = || {
+            let id = usize::try_from(id).ok()?;
+            let start = match id.checked_sub(1) {
+                Some(before) => *self.piece_ends.get(before)?,
+                None => 0,
+            };
+            self.pieces.get(start..*self.piece_ends.get(id)?)
+        };
+        piece().unwrap_or_default()
+    }
+
+    /// The bytes of a text. Control tokens contribute nothing, and the space that encoding put
+    /// before the text is taken away.
+    pub fn bytes(&self, ids: &[u32]) -> Vec<u8> {
+        let mut out: Vec<u8> = ids.iter().flat_map(|&id| self.piece(id)).copied().collect();
+        if self.vocab.kind() == Kind::Spm
+            && self.vocab.add_space_prefix()
+            && out.first() == Some(&b' ')
+        {
+            out.remove(0);
+        }
+        out
+    }
+
+    /// [`bytes`](Self::bytes) as text; what is not UTF-8 in it becomes U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        String::from_utf8_lossy(&self.bytes(ids)).into_owned()
+    }
+
+    /// Decodes ids one by one, each as the continuation of the ones before.
+    pub fn stream(&self) -> Detokenizer<'_> {
+        Detokenizer::new(self)
+    }
+}
+
+/// Buffers of one call of `encode`.
+#[derive(Default)]
+struct Work {
+    merger: Merger,
+    spaced: String,
+}
+
+fn no_token(byte: u8) -> Error {
+    Error::Tokenizer(format!("the vocabulary has no token for byte 0x{byte:02X}"))
+}
+
+/// Finds tokens that are cut out of a text whole.
+#[derive(Debug)]
+struct Matcher {
+    automaton: AhoCorasick,
+    ids: Vec<u32>,
+}
+
+impl Matcher {
+    fn new(vocab: &Vocab, control: bool) -> Result<Option<Self>> {
+        let (mut texts, mut ids, mut left_out) = (Vec::new(), Vec::new(), 0usize);
+        for id in 0..vocab.len() as u32 {
+            let wanted = match vocab.token_type(id) {
+                Some(TokenType::UserDefined) => true,
+                Some(TokenType::Control | TokenType::Unknown) => control,
+                _ => false,
+            };
+            let text = vocab.text(id).unwrap_or_default();
+            if !wanted || text.is_empty() {
+                continue;
+            }
+            // What is not UTF-8 cannot occur in a text, and would cut a character if it did.
+            if text.len() > MERGEABLE || std::str::from_utf8(text).is_err() {
+                left_out += 1;
+                continue;
+            }
+            texts.push(text);
+            ids.push(id);
+        }
+        if left_out > 0 {
+            tracing::warn!(left_out, "whole tokens too long or not UTF-8, never matched");
+        }
+        if texts.is_empty() {
+            return Ok(None);
+        }
+        // Of the automata this is the one whose size is linear in its texts.
+        let automaton = AhoCorasick::builder()
+            .kind(Some(AhoCorasickKind::ContiguousNFA))
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(texts)
+            .map_err(|e| Error::Tokenizer(format!("whole tokens: {e}")))?;
+        Ok(Some(Matcher { automaton, ids }))
+    }
+
+    fn find<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, usize, u32)> + 'a {
+        self.automaton
+            .find_iter(text)
+            .filter_map(|m| Some((m.start(), m.end(), *self.ids.get(m.pattern().as_usize())?)))
+    }
+}
+
+/// The character that byte-level BPE writes for a byte: printable Latin-1 for itself, the rest
+/// counted up from U+0100.
+fn byte_char(byte: u8) -> char {
+    let shifted = match byte {
+        b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => return char::from(byte),
+        0..=0x20 => u32::from(byte),
+        0x7f..=0xa0 => u32::from(byte) - 0x7f + 0x21,
+        0xad => 0x43,
+    };
+    char::from_u32(0x100 + shifted).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The way back: the byte of each character below U+0144.
+fn alphabet() -> [Option<u8>; 0x144] {
+    let mut out = [None; 0x144];
+    for byte in 0..=255 {
+        if let Some(slot) = out.get_mut(byte_char(byte) as usize) {
+            *slot = Some(byte);
+        }
+    }
+    out
+}
+
+/// The byte that a text such as `<0x0A>` stands for.
+fn byte_of(text: &[u8]) -> Option<u8> {
+    let hex = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
+    let hex = std::str::from_utf8(hex).ok().filter(|h| h.len() == 2)?;
+    u8::from_str_radix(hex, 16).ok()
+}
+
+fn byte_ids(vocab: &Vocab, alphabet: &[Option<u8>]) -> [Option<u32>; 256] {
+    let mut out = [None; 256];
+    for id in 0..vocab.len() as u32 {
+        let text = vocab.text(id).unwrap_or_default();
+        let byte = match (vocab.kind(), vocab.token_type(id)) {
+            (Kind::Spm, Some(TokenType::Byte)) => byte_of(text),
+            (Kind::Bpe, _) if vocab.is_mergeable(id) => single(text, alphabet),
+            _ => None,
+        };
+        if let Some(slot) = byte.and_then(|b| out.get_mut(usize::from(b))) {
+            _ = slot.get_or_insert(id);
+        }
+    }
+    out
+}
+
+/// The byte of a text that is one character of the alphabet.
+fn single(text: &[u8], alphabet: &[Option<u8>]) -> Option<u8> {
+    if text.len() > 2 {
+        return None;
+    }
+    let mut chars = std::str::from_utf8(text).ok()?.chars();
+    let byte = alphabet.get(chars.next()? as usize).copied().flatten();
+    if chars.next().is_none() { byte } else { None }
+}
+
+/// Appends what a token contributes to a text.
+fn piece(vocab: &Vocab, alphabet: &[Option<u8>], id: u32, out: &mut Vec<u8>) {
+    let text = vocab.text(id).unwrap_or_default();
+    match (vocab.kind(), vocab.token_type(id)) {
+        (_, None | Some(TokenType::Control | TokenType::Unknown)) => {}
+        (_, Some(TokenType::UserDefined)) => out.extend_from_slice(text),
+        (Kind::Spm, Some(TokenType::Byte)) => match byte_of(text) {
+            Some(byte) => out.push(byte),
+            None => out.extend_from_slice(text),
+        },
+        (Kind::Spm, _) => {
+            let mut rest = text;
+            while let Some((&first, after)) = rest.split_first() {
+                if let Some(after) = rest.strip_prefix(SPACE.as_bytes()) {
+                    out.push(b' ');
+                    rest = after;
+                } else {
+                    out.push(first);
+                    rest = after;
+                }
+            }
+        }
+        (Kind::Bpe, _) => match std::str::from_utf8(text) {
+            Err(_) => out.extend_from_slice(text),
+            Ok(text) => {
+                for c in text.chars() {
+                    match alphabet.get(c as usize).copied().flatten() {
+                        Some(byte) => out.push(byte),
+                        None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+                    }
+                }
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_alphabet_is_one_to_one() {
+        let back = alphabet();
+        for byte in 0..=255u8 {
+            assert_eq!(back[byte_char(byte) as usize], Some(byte));
+        }
+        assert_eq!((byte_char(b' '), byte_char(b'\n'), byte_char(0xad)), ('Ġ', 'Ċ', 'Ń'));
+        assert_eq!(byte_of(b"<0x0A>"), Some(10));
+        assert_eq!((byte_of(b"<0x+A>"), byte_of(b"<0x0>"), byte_of(b"a")), (None, None, None));
+    }
+}
