@@ -1,0 +1,226 @@
+//! The arithmetic of one block: scores, softmax, weighted sums.
+//!
+//! Scores and sums take up to four queries and four vectors at once, so that each vector read
+//! serves all queries and sixteen chains run beside one another; where registers are fewer, fewer
+//! vectors. How many changes no chain, and so no bit.
+
+use crate::cpu::lanes::{LANES, Lanes, exp, tanh};
+use std::ops::Range;
+
+/// Positions of one softmax.
+pub(super) const BLOCK: usize = 64;
+/// Tiles of a block.
+const TILES: usize = BLOCK / LANES;
+
+/// The softmax of one query over some positions, unfinished.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    /// `[greatest score, sum of weights, …]`, then the weighted sum of values from
+    /// [`LANES`] on.
+    pub(super) data: *mut f32,
+}
+
+impl State {
+    #[inline(always)]
+    pub(super) unsafe fn clear(self, wide: usize) {
+        // SAFETY: a state holds LANES + wide elements.
+        unsafe {
+            *self.data = f32::NEG_INFINITY;
+            *self.data.add(1) = 0.0;
+            for i in 0..wide {
+                *self.data.add(LANES + i) = 0.0;
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn copy_to(self, to: State, wide: usize) {
+        // SAFETY: two states of the same size, apart.
+        unsafe { std::ptr::copy_nonoverlapping(self.data, to.data, LANES + wide) }
+    }
+
+    /// Adds what later positions gave.
+    #[inline(always)]
+    pub(super) unsafe fn join<L: Lanes>(self, later: State, wide: usize) {
+        // SAFETY: two states of the same size, apart.
+        unsafe {
+            let (a, b) = (*self.data, *later.data);
+            let top = if a > b { a } else { b };
+            let (a, b) = (exp_of::<L>(a - top), exp_of::<L>(b - top));
+            *self.data = top;
+            *self.data.add(1) = *self.data.add(1) * a + *later.data.add(1) * b;
+            for i in (LANES..LANES + wide).step_by(LANES) {
+                let mine = L::load(self.data.add(i)).mul(L::splat(a));
+                L::load(later.data.add(i)).fma(L::splat(b), mine).store(self.data.add(i));
+            }
+        }
+    }
+
+    /// Writes the mean of the values.
+    #[inline(always)]
+    pub(super) unsafe fn finish<L: Lanes>(self, out: *mut f32, dim: usize) {
+        // SAFETY: a state holds its head, rounded up to whole vectors; `out` holds `dim`.
+        unsafe {
+            let total = L::splat(*self.data.add(1));
+            for i in (0..dim).step_by(LANES) {
+                let mean = L::load(self.data.add(LANES + i)).div(total);
+                if i + LANES <= dim {
+                    mean.store(out.add(i));
+                } else {
+                    mean.store(self.data.add(LANES + i));
+                    std::ptr::copy_nonoverlapping(self.data.add(LANES + i), out.add(i), dim - i);
+                }
+            }
+        }
+    }
+
+    /// Turns scores into weights and counts them in the state; returns the factor on what the
+    /// state has summed so far.
+    #[inline(always)]
+    pub(super) unsafe fn softmax<L: Lanes>(
+        self,
+        scores: &mut [f32; BLOCK],
+        seen: &Range<usize>,
+        scale: f32,
+        softcap: Option<f32>,
+    ) -> f32 {
+        const COUNT: [f32; LANES] =
+            [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+        // SAFETY: TILES vectors of LANES make a block; the state is whole.
+        unsafe {
+            let nothing = L::splat(f32::NEG_INFINITY);
+            let mut x = [nothing; TILES];
+            for (t, x) in x.iter_mut().enumerate() {
+                let mut s = L::load(scores.as_ptr().add(t * LANES)).mul(L::splat(scale));
+                if let Some(cap) = softcap {
+                    s = L::splat(cap).mul(tanh(s.div(L::splat(cap))));
+                }
+                if seen.len() < BLOCK {
+                    let at = L::load(COUNT.as_ptr()).add(L::splat((t * LANES) as f32));
+                    s = at.if_less(L::splat(seen.start as f32), nothing, s);
+                    s = at.if_less(L::splat(seen.end as f32), s, nothing);
+                }
+                *x = s;
+            }
+            let before = *self.data;
+            let top = x[0].max(x[1]).max(x[2].max(x[3])).greatest();
+            let top = if before > top { before } else { top };
+            for (t, x) in x.iter_mut().enumerate() {
+                *x = exp(x.sub(L::splat(top)));
+                x.store(scores.as_mut_ptr().add(t * LANES));
+            }
+            let sum = x[0].add(x[1]).add(x[2].add(x[3])).sum();
+            let factor = exp_of::<L>(before - top);
+            *self.data = top;
+            *self.data.add(1) = *self.data.add(1) * factor + sum;
+            factor
+        }
+    }
+}
+
+/// [`exp`] of one number: the same bits as in a lane.
+#[inline(always)]
+unsafe fn exp_of<L: Lanes>(x: f32) -> f32 {
+    let mut all = [0.0f32; LANES];
+    // SAFETY: the array has sixteen elements.
+    unsafe { exp(L::splat(x)).store(all.as_mut_ptr()) };
+    all[0]
+}
+
+/// What keys and values are read as.
+pub(super) trait Source: Copy {
+    unsafe fn load<L: Lanes>(p: *const Self) -> L;
+}
+
+impl Source for u16 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const u16) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_half(p) }
+    }
+}
+
+impl Source for f32 {
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const f32) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load(p) }
+    }
+}
+
+/// Dot products of `M` queries with the keys of `T` tiles, each one chain of fused steps in order
+/// of element. Returns `T`.
+#[inline(always)]
+pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>(
+    q: &[*const f32; M],
+    keys: *const S,
+    dim: usize,
+    tile: usize,
+    out: &mut [[f32; BLOCK]; M],
+) -> usize {
+    // SAFETY: tiles `tile..tile + T` are inside the block, `dim` elements in each query.
+    unsafe {
+        let keys = keys.add(tile * dim * LANES);
+        let mut sums = [[L::splat(0.0); T]; M];
+        for d in 0..dim {
+            let mut k = [L::splat(0.0); T];
+            for t in 0..T {
+                k[t] = S::load::<L>(keys.add((t * dim + d) * LANES));
+            }
+            for m in 0..M {
+                let x = L::splat(*q[m].add(d));
+                for t in 0..T {
+                    sums[m][t] = k[t].fma(x, sums[m][t]);
+                }
+            }
+        }
+        for m in 0..M {
+            for t in 0..T {
+                sums[m][t].store(out[m].as_mut_ptr().add((tile + t) * LANES));
+            }
+        }
+    }
+    T
+}
+
+/// Adds the weighted values to the states of `M` queries, elements `at..at + 16 T`, each one chain
+/// in order of position. Returns `16 T`.
+#[inline(always)]
+pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
+    weights: &[[f32; BLOCK]; M],
+    factors: &[f32; M],
+    seen: &Range<usize>,
+    values: *const S,
+    wide: usize,
+    at: usize,
+    states: &[State; M],
+) -> usize {
+    // SAFETY: `seen` is inside the block, `at + 16 T <= wide`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); T]; M];
+        for m in 0..M {
+            for t in 0..T {
+                let sum = L::load(states[m].data.add(LANES + at + t * LANES));
+                sums[m][t] = sum.mul(L::splat(factors[m]));
+            }
+        }
+        for p in seen.clone() {
+            let mut v = [L::splat(0.0); T];
+            for t in 0..T {
+                v[t] = S::load::<L>(values.add(p * wide + at + t * LANES));
+            }
+            for m in 0..M {
+                let w = L::splat(*weights[m].as_ptr().add(p));
+                for t in 0..T {
+                    sums[m][t] = v[t].fma(w, sums[m][t]);
+                }
+            }
+        }
+        for m in 0..M {
+            for t in 0..T {
+                sums[m][t].store(states[m].data.add(LANES + at + t * LANES));
+            }
+        }
+    }
+    T * LANES
+}

@@ -1,0 +1,193 @@
+//! Activations as the kernels read them: int8 in groups of 32 with a scale each, or f32.
+//!
+//! A group is `q[i] = round(x[i] * 127 / max|x|)`, ties to even, and its scale `max|x| / 127`. The
+//! sums of its integers ride along: weights whose codes have a zero `z` need `z * sum`, and
+//! weights with a minimum need `min * scale * sum`. Together they are one cache line, a *record*:
+//!
+//! ```text
+//! bytes   0                32      36        44       48             56          60     64
+//!         |q0 q1 …      q31|scale |sum16 x 2|sum32   |scale*sum16 x2|scale*sum32|      |
+//! ```
+//!
+//! Several rows are stored together, in *blocks* of as many rows as there are, up to 8: the
+//! records of a block go group by group, `[groups][rows]`, so a kernel that takes several rows
+//! at once finds them at constant distances from one pointer. For float weights it is the same
+//! with `[columns][rows]` of f32.
+//!
+//! A row with an infinity or a NaN gets NaN as the scale of that group, and so only NaN comes of
+//! it; a group of zeros, or of numbers too small to divide by, gets the scale 0.
+
+use std::ops::Range;
+
+use super::repack::GROUP;
+use super::simd::{Isa, Simd};
+
+/// Bytes of a record.
+pub(super) const RECORD: usize = 64;
+/// Where the scale is in a record.
+pub(super) const SCALE: usize = 32;
+/// Where the sums are: of the first 16, of the second 16, of all.
+pub(super) const SUMS: usize = 36;
+/// Where the products of scale and sum are, in the same order.
+pub(super) const SCALED: usize = 48;
+
+/// The most rows of a block.
+pub(super) const BLOCK: usize = 8;
+
+/// What a matmul takes its activations as.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Precision {
+    /// Integers with a scale every 32: for weights in blocks.
+    Int8,
+    /// f32: for float weights.
+    F32,
+}
+
+/// Bytes that [`Activations`] of `rows` rows need. `None` when they cannot be counted.
+pub fn activation_bytes(precision: Precision, cols: usize, rows: usize) -> Option<usize> {
+    let row = match precision {
+        Precision::Int8 => cols.div_ceil(GROUP).checked_mul(RECORD)?,
+        Precision::F32 => cols.checked_mul(4)?,
+    };
+    rows.checked_next_multiple_of(block_rows(rows))?.checked_mul(row)
+}
+
+/// Rows of a block when there are `rows` in all.
+fn block_rows(rows: usize) -> usize {
+    rows.min(BLOCK).next_power_of_two()
+}
+
+/// Activations in memory of the caller's. A copy is the same activations.
+#[derive(Clone, Copy, Debug)]
+pub struct Activations {
+    data: *mut u8,
+    pub(super) precision: Precision,
+    pub(super) cols: usize,
+    pub(super) rows: usize,
+    /// Rows of a block.
+    pub(super) block: usize,
+}
+
+// SAFETY: the pointer is only followed by functions whose callers promise that no other thread
+// interferes.
+unsafe impl Send for Activations {}
+// SAFETY: as above.
+unsafe impl Sync for Activations {}
+
+impl Activations {
+    /// Activations of `rows` rows at `data`, which still have to be written.
+    ///
+    /// # Safety
+    /// As long as this or a copy is used, `data` must be valid for reads and writes of
+    /// [`activation_bytes`] bytes. It should lie at a multiple of 64.
+    pub unsafe fn new(data: *mut u8, precision: Precision, cols: usize, rows: usize) -> Self {
+        Activations { data, precision, cols, rows, block: block_rows(rows) }
+    }
+
+    /// Rows `first .. first + rows` alone. `first` must be a multiple of [`BLOCK`].
+    pub(super) fn part(&self, first: usize, rows: usize) -> Self {
+        debug_assert!(first.is_multiple_of(self.block) && first + rows <= self.rows);
+        Activations { data: self.at(first), rows, ..*self }
+    }
+
+    /// Groups of 32 columns, the last of them perhaps shorter: what [`quantize`](Self::quantize)
+    /// can be split by.
+    pub fn groups(&self) -> usize {
+        self.cols.div_ceil(GROUP)
+    }
+
+    /// Writes `groups` of row `row`, from `x`, the whole row.
+    ///
+    /// # Safety
+    /// `isa` must be available, and nobody else may touch these groups of this row meanwhile.
+    ///
+    /// # Panics
+    /// When `x` is not as long as a row, or the row or the groups do not exist.
+    pub unsafe fn quantize(&self, isa: Isa, row: usize, x: &[f32], groups: Range<usize>) {
+        assert!(x.len() == self.cols && row < self.rows, "row {row} of {self:?}");
+        assert!(groups.start <= groups.end && groups.end <= self.groups(), "{groups:?}, {self:?}");
+        let at = self.at(row);
+        match self.precision {
+            Precision::Int8 => {
+                assert!(self.cols.is_multiple_of(GROUP), "{self:?}");
+                let step = self.block * RECORD;
+                let x = &x[groups.start * GROUP..groups.end * GROUP];
+                // SAFETY: the assertions keep the records inside the memory that `new` was
+                // promised, and the caller has them to itself.
+                unsafe {
+                    let to = at.add(groups.start * step);
+                    (isa.kernels().quantize)(&QuantizeArgs { x, to, step });
+                }
+            }
+            Precision::F32 => {
+                let start = groups.start * GROUP;
+                let x = &x[start..self.cols.min(groups.end * GROUP)];
+                for (i, &x) in (start..).zip(x) {
+                    // SAFETY: as above.
+                    unsafe { at.cast::<f32>().add(i * self.block).write_unaligned(x) };
+                }
+            }
+        }
+    }
+
+    /// The first record of a row, or its first f32.
+    pub(super) fn at(&self, row: usize) -> *mut u8 {
+        let (record, records) = match self.precision {
+            Precision::Int8 => (RECORD, self.groups()),
+            Precision::F32 => (4, self.cols),
+        };
+        let (block, row) = (row / self.block, row % self.block);
+        self.data.wrapping_add((block * records * self.block + row) * record)
+    }
+}
+
+/// Groups to quantize.
+pub(super) struct QuantizeArgs<'a> {
+    /// Whole groups.
+    x: &'a [f32],
+    /// The record of the first.
+    to: *mut u8,
+    /// Bytes from one record to the next.
+    step: usize,
+}
+
+pub(super) type QuantizeFn = unsafe fn(&QuantizeArgs);
+
+/// Quantizes whole groups.
+///
+/// # Safety
+/// The target features of `S` must be on, and the records valid for writes.
+#[inline(always)]
+pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
+    for (g, x) in args.x.chunks_exact(GROUP).enumerate() {
+        // SAFETY: `x` has 32 elements, and a record has room for what is written here.
+        unsafe {
+            let to = args.to.add(g * args.step);
+            let mut max = S::zero();
+            for at in (0..GROUP).step_by(S::LANES) {
+                max = S::max_bits(max, S::load_f32(x.as_ptr().add(at)));
+            }
+            let max = f32::from_bits(S::max_across(max).cast_unsigned());
+            let inverse = 127.0 / max;
+            let (scale, inverse) = match (max.is_finite(), inverse.is_finite()) {
+                (true, true) => (max / 127.0, inverse),
+                (true, false) => (0.0, 0.0),
+                (false, _) => (f32::NAN, 0.0),
+            };
+            let mut sums = [0, 0];
+            for at in (0..GROUP).step_by(S::LANES) {
+                // A product with NaN would not convert alike everywhere.
+                let x = if max.is_finite() {
+                    S::mul(S::load_f32(x.as_ptr().add(at)), S::splat(inverse))
+                } else {
+                    S::splat(0.0)
+                };
+                sums[2 * at / GROUP] += S::store_i8(to.add(at), x);
+            }
+            let sums = [sums[0], sums[1], sums[0] + sums[1]].map(|sum| sum as f32);
+            to.add(SCALE).cast::<f32>().write_unaligned(scale);
+            to.add(SUMS).cast::<[f32; 3]>().write_unaligned(sums);
+            to.add(SCALED).cast::<[f32; 3]>().write_unaligned(sums.map(|sum| sum * scale));
+        }
+    }
+}

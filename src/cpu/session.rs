@@ -1,0 +1,423 @@
+//! The memory of a model on the CPU, and the door to it.
+
+use super::lower::tensor_kind;
+use super::memory::{Memory, available};
+use super::pool::{Panicked, Pool};
+use super::program::{Program, Rows, Step, Tensor, TensorKind};
+use super::repack::repack_tiles;
+use super::rope::RopeTable;
+use super::run::Exec;
+use super::span::SpanKernels;
+use super::{CpuBackend, simd::Isa};
+use crate::error::{Size, quoted};
+use crate::graph::op::{Sampler, SamplerScratch, sample};
+use crate::graph::{Graph, Lead, Op, TensorType, Weights};
+use crate::plan::{Limits, Session, StepInput, Traffic};
+use crate::{Error, Result};
+use std::sync::Mutex;
+
+/// Weights and caches in memory, and the programs that run on them.
+pub struct CpuSession {
+    isa: Isa,
+    spans: &'static SpanKernels,
+    pool: Pool,
+    /// Smallest first.
+    programs: Vec<Program>,
+    weights: Memory,
+    kv: Memory,
+    scratch: Memory,
+    logits: Memory,
+    shared: Memory,
+    attention: Memory,
+    private: Memory,
+    private_bytes: usize,
+    sampling: Sampling,
+    state: State,
+    traffic: Traffic,
+}
+
+/// The few numbers that change from step to step.
+struct State {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+    outs: Vec<u32>,
+    /// Tokens sampled in the last step, one for each of `outs`.
+    sampled: Vec<u32>,
+    /// The program of the last step.
+    program: usize,
+}
+
+/// How tokens are picked, and what that needs to remember.
+struct Sampling {
+    sampler: Sampler,
+    scratch: SamplerScratch,
+    /// The tokens of each slot by position.
+    history: Vec<u32>,
+    /// Tokens drawn so far, which numbers the draws.
+    draws: u64,
+}
+
+/// Bytes that sampling needs besides the plan's.
+pub(super) fn sampler_bytes(graph: &Graph) -> Option<usize> {
+    let node = graph.nodes().iter().find(|n| matches!(n.op, Op::Sample(_)));
+    let vocabulary = node.and_then(|n| n.args.first()).map_or(0, |&l| graph.ty(l).width());
+    vocabulary.checked_mul(SamplerScratch::BYTES_PER_TOKEN)
+}
+
+impl CpuSession {
+    pub(super) fn load(
+        backend: &CpuBackend,
+        mut programs: Vec<Program>,
+        weights: &dyn Weights,
+    ) -> Result<CpuSession> {
+        let _span = tracing::info_span!("load").entered();
+        let Some(last) = programs.last() else {
+            return Err(Error::Invalid("a session needs a program".to_string()));
+        };
+        check_programs(backend, &programs)?;
+        let limits = last.limits;
+        let (weight_bytes, kv_bytes, tensors) =
+            (last.weight_bytes, last.kv_bytes, last.tensors.clone());
+        let most = |of: fn(&Program) -> usize| programs.iter().map(of).max().unwrap_or(0);
+        check_memory(&programs, &limits)?;
+        let vocabulary = last.sampled.unwrap_or(0);
+        let history = limits.slots.checked_mul(limits.context).filter(|_| vocabulary > 0);
+        let private_bytes = most(|p| p.work.private);
+        let mut session = CpuSession {
+            isa: backend.isa(),
+            spans: SpanKernels::of(backend.isa()),
+            pool: Pool::new(backend.threads())?,
+            weights: Memory::new(weight_bytes)?,
+            kv: Memory::new(kv_bytes)?,
+            scratch: Memory::new(most(|p| p.scratch_bytes))?,
+            logits: Memory::new(most(|p| p.logits_bytes))?,
+            shared: Memory::new(most(|p| p.work.shared))?,
+            attention: Memory::new(most(|p| p.work.attention))?,
+            private: Memory::new(private_bytes.saturating_mul(backend.threads()))?,
+            private_bytes,
+            sampling: Sampling {
+                sampler: Sampler::greedy(),
+                scratch: SamplerScratch::new(vocabulary),
+                history: vec![0; history.unwrap_or(0)],
+                draws: 0,
+            },
+            state: State {
+                tokens: Vec::with_capacity(limits.rows),
+                positions: Vec::with_capacity(limits.rows),
+                slots: Vec::with_capacity(limits.rows),
+                outs: Vec::with_capacity(limits.outs),
+                sampled: Vec::with_capacity(limits.outs),
+                program: 0,
+            },
+            traffic: Traffic::default(),
+            programs: Vec::new(),
+        };
+        session.fill(&tensors, weights)?;
+        for program in &mut programs {
+            session.tabulate(program)?;
+        }
+        session.programs = programs;
+        Ok(session)
+    }
+
+    /// Repacks every tensor to where the programs expect it. Workers share the tiles of each.
+    fn fill(&mut self, tensors: &[Tensor], weights: &dyn Weights) -> Result<()> {
+        for tensor in tensors {
+            let name = &tensor.name;
+            let missing = || Error::Invalid(format!("the tensor {} is gone", quoted(name)));
+            let (format, dims) = weights.find(name).ok_or_else(missing)?;
+            let src = weights.bytes(name).ok_or_else(missing)?;
+            let ty =
+                TensorType { dtype: crate::graph::DType::Weight(format), lead: Lead::Fixed, dims };
+            if tensor_kind(&ty) != Some(tensor.kind) {
+                let what = format!("the tensor {} is {ty}, which was not planned", quoted(name));
+                return Err(Error::Invalid(what));
+            }
+            let end = tensor.offset.checked_add(tensor.kind.bytes());
+            let dst = end.and_then(|end| self.weights.bytes_mut().get_mut(tensor.offset..end));
+            let dst = dst.ok_or_else(missing)?;
+            match tensor.kind {
+                TensorKind::Vector(len) => {
+                    let mut values = vec![0.0f32; len];
+                    format.decode(src, &mut values)?;
+                    for (dst, value) in dst.chunks_exact_mut(4).zip(&values) {
+                        dst.copy_from_slice(&value.to_ne_bytes());
+                    }
+                }
+                TensorKind::Matrix(layout) => {
+                    // A worker takes tiles until none are left.
+                    let tiles = dst.chunks_mut(layout.tile_bytes()).enumerate();
+                    let tiles = Mutex::new(tiles);
+                    let failed = Mutex::new(None);
+                    let next = || tiles.lock().ok().and_then(|mut t| t.next());
+                    let repacked = self.pool.run(&|_| {
+                        while let Some((tile, dst)) = next() {
+                            if let Err(e) = repack_tiles(&layout, src, dst, tile..tile + 1)
+                                && let Ok(mut failed) = failed.lock()
+                            {
+                                *failed = Some(e);
+                            }
+                        }
+                    });
+                    repacked.map_err(panicked)?;
+                    if let Some(e) = failed.into_inner().unwrap_or(None) {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the tables of rotary angles.
+    fn tabulate(&self, program: &mut Program) -> Result<()> {
+        for rope in &mut program.ropes {
+            let factors = rope.factors.map(|at| {
+                let bytes = self.weights.bytes().get(at..at + rope.op.dim / 2 * 4);
+                let words = bytes.unwrap_or_default().as_chunks().0.iter();
+                words.map(|w| f32::from_ne_bytes(*w)).collect::<Vec<f32>>()
+            });
+            let table = RopeTable::new(&rope.op, factors.as_deref(), program.limits.context)?;
+            rope.table = Some(table);
+        }
+        Ok(())
+    }
+
+    /// Whether every row is within the limits.
+    fn check(&self, input: &StepInput<'_>) -> Result<()> {
+        let limits = *self.limits();
+        let rows = input.tokens.len();
+        let fail = |what: String| Err(Error::Invalid(format!("step: {what}")));
+        if rows == 0 || rows > limits.rows {
+            return fail(format!("{rows} rows, planned for 1 to {}", limits.rows));
+        }
+        if input.positions.len() != rows || input.slots.len() != rows {
+            return fail(format!("{rows} rows need as many positions and slots"));
+        }
+        if input.outs.len() > limits.outs {
+            return fail(format!(
+                "{} rows with logits, planned for {}",
+                input.outs.len(),
+                limits.outs
+            ));
+        }
+        if input.outs.windows(2).any(|w| w[0] >= w[1])
+            || input.outs.last().is_some_and(|&r| r as usize >= rows)
+        {
+            return fail("rows with logits must ascend and exist".to_string());
+        }
+        let vocabulary = self.programs.first().map_or(0, |p| p.vocabulary);
+        for ((&token, &position), &slot) in
+            input.tokens.iter().zip(input.positions).zip(input.slots)
+        {
+            if token as usize >= vocabulary {
+                return fail(format!("token {token} is not among {vocabulary}"));
+            }
+            if slot as usize >= limits.slots {
+                return fail(format!("slot {slot} is not among {}", limits.slots));
+            }
+            if position as usize >= limits.context {
+                return Err(Error::Context {
+                    context: limits.context,
+                    what: format!("position {position}"),
+                    wants: (position as usize).saturating_add(1),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the smallest program that holds the rows in the state.
+    fn replay(&mut self) -> Result<()> {
+        let (rows, outs) = (self.state.tokens.len(), self.state.outs.len());
+        let holds = |p: &Program| rows <= p.limits.rows && outs <= p.limits.outs;
+        let found = self.programs.iter().enumerate().find(|(_, p)| holds(p));
+        let Some((index, program)) = found else {
+            return Err(Error::Invalid("no program holds this step".to_string()));
+        };
+        self.state.program = index;
+        let exec = Exec {
+            isa: self.isa,
+            spans: self.spans,
+            weights: self.weights.bytes(),
+            kv: self.kv.pointer(),
+            scratch: self.scratch.pointer().cast(),
+            logits: self.logits.pointer().cast(),
+            shared: self.shared.pointer(),
+            attention: self.attention.pointer(),
+            private: self.private.pointer(),
+            private_bytes: self.private_bytes,
+            tokens: &self.state.tokens,
+            positions: &self.state.positions,
+            slots: &self.state.slots,
+            outs: &self.state.outs,
+        };
+        self.pool
+            // SAFETY: memory was allocated for the largest of the programs, rows were checked
+            // against the limits, and the pool runs the same call on all workers.
+            .run(&|worker| unsafe { exec.program(program, worker) })
+            .map_err(panicked)?;
+        self.traffic.steps += 1;
+        let logits = program.steps.iter().find_map(|s| match s {
+            Step::Sample { logits } => Some(*logits),
+            _ => None,
+        });
+        match logits {
+            Some(logits) => self.sample(&logits),
+            None => Ok(()),
+        }
+    }
+
+    /// Picks a token for each wanted row.
+    fn sample(&mut self, logits: &Rows) -> Result<()> {
+        let context = self.limits().context;
+        let State { tokens, positions, slots, outs, sampled, .. } = &mut self.state;
+        let Sampling { sampler, scratch, history, draws } = &mut self.sampling;
+        for ((&token, &position), &slot) in tokens.iter().zip(&*positions).zip(&*slots) {
+            history[slot as usize * context + position as usize] = token;
+        }
+        sampled.clear();
+        let arena = if logits.logits { self.logits.bytes() } else { self.scratch.bytes() };
+        // SAFETY: the arena begins at a page and holds f32 only.
+        let (_, values, _) = unsafe { arena.align_to::<f32>() };
+        for (i, &row) in outs.iter().enumerate() {
+            let start = logits.offset + i * logits.width;
+            let (slot, position) = (slots[row as usize] as usize, positions[row as usize] as usize);
+            let recent = &history[slot * context..][..=position];
+            let values = &values[start..start + logits.width];
+            let token = sample(sampler, scratch, values, recent, *draws)
+                .map_err(|_| Error::NonFinite { step: self.traffic.steps, position })?;
+            *draws += 1;
+            sampled.push(token);
+        }
+        Ok(())
+    }
+}
+
+impl Session for CpuSession {
+    fn limits(&self) -> &Limits {
+        // `load` refuses an empty list.
+        static NONE: Limits = Limits { rows: 0, outs: 0, slots: 0, context: 0 };
+        self.programs.last().map_or(&NONE, |p| &p.limits)
+    }
+
+    fn run(&mut self, input: &StepInput<'_>) -> Result<()> {
+        self.check(input)?;
+        let _span = tracing::debug_span!("step", rows = input.tokens.len()).entered();
+        let set = |to: &mut Vec<u32>, from: &[u32]| {
+            to.clear();
+            to.extend_from_slice(from);
+        };
+        set(&mut self.state.tokens, input.tokens);
+        set(&mut self.state.positions, input.positions);
+        set(&mut self.state.slots, input.slots);
+        set(&mut self.state.outs, input.outs);
+        self.state.sampled.clear();
+        let words = 3 * input.tokens.len() + input.outs.len();
+        self.traffic.bytes_in += words as u64 * 4;
+        self.replay()
+    }
+
+    fn step(&mut self) -> Result<u32> {
+        let _span = tracing::debug_span!("step", rows = 1).entered();
+        let last = self.state.outs.last().map(|&row| row as usize);
+        let (Some(&token), Some(row)) = (self.state.sampled.last(), last) else {
+            return Err(Error::Invalid("nothing was sampled yet".to_string()));
+        };
+        let (slot, position) = (self.state.slots[row], self.state.positions[row]);
+        let context = self.limits().context;
+        if position as usize + 1 >= context {
+            let what = format!("position {}", u64::from(position) + 1);
+            return Err(Error::Context { context, what, wants: context.saturating_mul(2) });
+        }
+        for (list, value) in [
+            (&mut self.state.tokens, token),
+            (&mut self.state.positions, position + 1),
+            (&mut self.state.slots, slot),
+            (&mut self.state.outs, 0),
+        ] {
+            list.clear();
+            list.push(value);
+        }
+        self.replay()?;
+        self.traffic.bytes_out += 4;
+        let none = || Error::Invalid("the graph does not sample".to_string());
+        self.state.sampled.last().copied().ok_or_else(none)
+    }
+
+    fn sampled(&self) -> &[u32] {
+        &self.state.sampled
+    }
+
+    fn set_sampler(&mut self, sampler: &Sampler) -> Result<()> {
+        sampler.check()?;
+        self.sampling.sampler = sampler.clone();
+        self.sampling.draws = 0;
+        Ok(())
+    }
+
+    fn peek(&mut self, output: usize) -> Option<Vec<f32>> {
+        let program = self.programs.get(self.state.program)?;
+        let (lead, rows) = (*program.outputs.get(output)?)?;
+        let state = &self.state;
+        let count = if lead == Lead::Outs { state.outs.len() } else { state.tokens.len() };
+        let arena = if rows.logits { self.logits.bytes() } else { self.scratch.bytes() };
+        let start = rows.offset * 4;
+        let bytes = arena.get(start..start + count * rows.width * 4)?;
+        self.traffic.bytes_out += bytes.len() as u64;
+        Some(bytes.as_chunks().0.iter().map(|w| f32::from_ne_bytes(*w)).collect())
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+}
+
+/// Programs of a session share weights and caches, so they must agree on both.
+fn check_programs(backend: &CpuBackend, programs: &[Program]) -> Result<()> {
+    let agree = programs.windows(2).all(|w| {
+        let (a, b) = (&w[0], &w[1]);
+        a.tensors == b.tensors
+            && a.kv_bytes == b.kv_bytes
+            && (a.limits.context, a.limits.slots) == (b.limits.context, b.limits.slots)
+            && a.limits.rows <= b.limits.rows
+            && a.limits.outs <= b.limits.outs
+            && a.outputs.len() == b.outputs.len()
+    });
+    if !agree {
+        return Err(Error::Invalid(
+            "the programs are not of one graph, smallest first".to_string(),
+        ));
+    }
+    if programs.iter().any(|p| p.threads != backend.threads()) {
+        return Err(Error::Invalid("a program was lowered for other threads".to_string()));
+    }
+    Ok(())
+}
+
+/// Refuses before anything is allocated.
+fn check_memory(programs: &[Program], limits: &Limits) -> Result<()> {
+    let Some(last) = programs.last() else { return Ok(()) };
+    let (needs, b) = (last.bytes.total(), last.bytes);
+    match available() {
+        Some(has) if needs > has => {
+            let rest = Size(needs.saturating_sub(b.weights).saturating_sub(b.kv));
+            let (weights, kv, context) = (Size(b.weights), Size(b.kv), limits.context);
+            // The context whose cache would fit beside all else.
+            let room = has.saturating_sub(needs.saturating_sub(b.kv));
+            let fits = u128::from(room) * context as u128 / u128::from(b.kv.max(1));
+            let hint = match fits {
+                0..32 => "no context is small enough for this machine".to_string(),
+                fits => format!("try --ctx {}", fits / 32 * 32),
+            };
+            let what = format!("weights {weights}, KV {kv} at context {context}, rest {rest}");
+            Err(Error::Memory { what, needs, has, hint })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn panicked(p: Panicked) -> Error {
+    Error::Invalid(format!("a worker panicked: {}", quoted(&p.message)))
+}

@@ -1,0 +1,234 @@
+//! The instruction sets, and the one vector vocabulary that every kernel is written in.
+//!
+//! A kernel is a generic function over [`Simd`], inlined into a `#[target_feature]` function of a
+//! few words; [`Kernels`] is the table of those functions, one static an instruction set. What
+//! the processor has is asked at run time ([`Isa::detect`]), and a call finds its kernel through
+//! a pointer.
+//!
+//! All instruction sets give the same bits. The integer parts of a kernel are exact whatever the
+//! instructions; its floats are combined in one order with fused multiply-adds, which
+//! [`f32::mul_add`] computes to the same bit where no instruction does.
+//!
+//! An instruction set is a file here with its [`Simd`] and its table, and a row in [`isas!`].
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+use super::float::FloatFn;
+use super::matmul::{PlanesFn, SHAPES};
+use super::quantize::QuantizeFn;
+
+/// Makes [`Isa`] and what it answers out of one line an instruction set, the best last.
+macro_rules! isas {
+    ($($(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])?
+        $isa:ident, $name:literal, $table:path, [$($feature:tt)*];)*) => {
+        /// An instruction set that kernels exist for, the best last.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Isa {
+            $($(#[doc = $doc])* $(#[cfg($cfg)])? $isa,)*
+        }
+
+        const ALL: &[Isa] = &[$($(#[cfg($cfg)])? Isa::$isa),*];
+
+        impl Isa {
+            /// The name a user gives it.
+            pub fn name(self) -> &'static str {
+                match self { $($(#[cfg($cfg)])? Isa::$isa => $name,)* }
+            }
+
+            /// Whether this processor has it.
+            pub fn is_available(self) -> bool {
+                match self { $($(#[cfg($cfg)])? Isa::$isa => has!($($feature)*),)* }
+            }
+
+            pub(super) fn kernels(self) -> &'static Kernels {
+                match self { $($(#[cfg($cfg)])? Isa::$isa => &$table,)* }
+            }
+        }
+    };
+}
+
+/// Whether the processor has every one of these features.
+macro_rules! has {
+    ($($feature:tt)*) => { true $(&& std::arch::is_x86_feature_detected!($feature))* };
+}
+
+isas! {
+    /// Plain Rust.
+    Scalar, "scalar", scalar::KERNELS, [];
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2, "avx2", avx2::KERNELS, ["avx2" "fma" "f16c"];
+    /// AVX2 and its byte dot product.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni, "avxvnni", avx2::VNNI_KERNELS, ["avx2" "fma" "f16c" "avxvnni"];
+    /// AVX-512 F, BW and VL, and its byte dot product.
+    #[cfg(target_arch = "x86_64")]
+    Avx512, "avx512", avx512::KERNELS, ["avx512f" "avx512bw" "avx512vl" "avx512vnni"];
+}
+
+impl Isa {
+    /// The best this processor has.
+    pub fn detect() -> Isa {
+        Isa::available().last().unwrap_or(Isa::Scalar)
+    }
+
+    /// All that this processor has, the best last.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        ALL.iter().copied().filter(|isa| isa.is_available())
+    }
+
+    /// The instruction set of that name.
+    pub fn from_name(name: &str) -> Option<Isa> {
+        ALL.iter().copied().find(|isa| isa.name() == name)
+    }
+}
+
+/// The kernels of one instruction set.
+pub(super) struct Kernels {
+    /// For each number of activation rows a kernel takes at once, the greatest first, that number
+    /// and its kernels. The last is for one row.
+    pub(super) by_rows: &'static [(usize, ByRows)],
+    pub(super) quantize: QuantizeFn,
+}
+
+/// The kernels for one number of activation rows.
+pub(super) struct ByRows {
+    /// In the order of [`super::matmul::shape_index`].
+    pub(super) planes: [PlanesFn; SHAPES],
+    /// In the order of [`super::repack::Width`].
+    pub(super) floats: [FloatFn; 3],
+}
+
+/// The table of an instruction set: the kernels' generic bodies, each inlined into a function
+/// with these target features.
+macro_rules! kernels {
+    ($(#[$attr:meta])* $name:ident, $simd:ty, [$($rows:literal)*]) => {
+        pub(in crate::cpu) static $name: $crate::cpu::simd::Kernels = {
+            use $crate::cpu::{float, matmul, quantize, simd};
+
+            $(#[$attr])*
+            unsafe fn planes<
+                const LO: u32,
+                const HI: u32,
+                const HALVES: bool,
+                const MIN: bool,
+                const ROWS: usize,
+            >(
+                args: &matmul::PlanesArgs,
+            ) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { matmul::planes::<$simd, LO, HI, HALVES, MIN, ROWS>(args) }
+            }
+
+            $(#[$attr])*
+            unsafe fn floats<const WIDTH: u8, const ROWS: usize>(args: &float::FloatArgs) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { float::floats::<$simd, WIDTH, ROWS>(args) }
+            }
+
+            $(#[$attr])*
+            unsafe fn quantize(args: &quantize::QuantizeArgs) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { quantize::groups::<$simd>(args) }
+            }
+
+            simd::Kernels {
+                by_rows: &[$((
+                    $rows,
+                    simd::ByRows {
+                        planes: [
+                            planes::<1, 0, false, false, $rows>,
+                            planes::<2, 0, false, false, $rows>,
+                            planes::<2, 0, true, true, $rows>,
+                            planes::<2, 1, true, false, $rows>,
+                            planes::<4, 0, false, false, $rows>,
+                            planes::<4, 0, false, true, $rows>,
+                            planes::<4, 1, false, false, $rows>,
+                            planes::<4, 1, false, true, $rows>,
+                            planes::<4, 2, true, false, $rows>,
+                            planes::<8, 0, false, false, $rows>,
+                        ],
+                        floats: [floats::<0, $rows>, floats::<1, $rows>, floats::<2, $rows>],
+                    },
+                )),*],
+                quantize,
+            }
+        };
+    };
+}
+use kernels;
+
+/// The operations of an instruction set, each one unsafe expression.
+macro_rules! ops {
+    ($(fn $name:ident $([$($generics:tt)*])? ($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name $(<$($generics)*>)? ($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller has the target features, and its pointers are valid.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+use ops;
+
+/// What a kernel computes with: [`LANES`](Simd::LANES) 32-bit lanes, of integers or of f32.
+///
+/// # Safety
+/// Each function must be called where the instruction set's target features are on, and every
+/// pointer must be valid for what the function reads or writes there; none need be aligned.
+pub(super) trait Simd: Copy {
+    /// 32-bit lanes of a vector: a power of two up to 16.
+    const LANES: usize;
+    /// What [`dot`](Simd::dot) takes off codes of 8 bits, so that they fit its instructions.
+    const BIAS: i32;
+    /// Integers: lanes of i32, or of four u8 codes.
+    type I: Copy;
+    /// Lanes of f32.
+    type F: Copy;
+
+    unsafe fn zero() -> Self::I;
+    unsafe fn load(at: *const u8) -> Self::I;
+    /// Each lane shifted right, or for a negative count left.
+    unsafe fn shift(x: Self::I, right: i32) -> Self::I;
+    /// Each byte and this one.
+    unsafe fn mask(x: Self::I, byte: u8) -> Self::I;
+    unsafe fn or(x: Self::I, y: Self::I) -> Self::I;
+    /// Adds to each lane the products of 16 codes, four in each of `codes`, and the 16 signed
+    /// bytes at `x`, none of them -128. A code is below `2^BITS`; with `BITS` = 8 it counts as
+    /// `code - BIAS`. Exact.
+    unsafe fn dot<const BITS: u32>(acc: Self::I, codes: [Self::I; 4], x: *const u8) -> Self::I;
+    /// Each i32, rounded to f32.
+    unsafe fn float(x: Self::I) -> Self::F;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load_f32(at: *const f32) -> Self::F;
+    /// `LANES` f16 as f32.
+    unsafe fn load_f16(at: *const u8) -> Self::F;
+    /// `LANES` bf16 as f32.
+    unsafe fn load_bf16(at: *const u8) -> Self::F;
+    /// `LANES` i8 as f32.
+    unsafe fn load_i8(at: *const u8) -> Self::F;
+    /// `LANES` u8 as f32.
+    unsafe fn load_u8(at: *const u8) -> Self::F;
+    unsafe fn store(at: *mut f32, x: Self::F);
+    unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn mul(x: Self::F, y: Self::F) -> Self::F;
+    /// `x * y + z`, rounded once.
+    unsafe fn fma(x: Self::F, y: Self::F, z: Self::F) -> Self::F;
+
+    /// The greater of each lane and the bits of the f32 there without their sign: NaN is greater
+    /// than infinity, and that than any number.
+    unsafe fn max_bits(max: Self::I, x: Self::F) -> Self::I;
+    /// The greatest lane.
+    unsafe fn max_across(x: Self::I) -> i32;
+    /// Rounds each lane, ties to even, and writes it as i8; all lie in -127..=127. Returns their
+    /// sum.
+    unsafe fn store_i8(at: *mut u8, x: Self::F) -> i32;
+    /// Asks for the cache line there, which need not exist.
+    unsafe fn prefetch(at: *const u8);
+}
