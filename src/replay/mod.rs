@@ -1,0 +1,141 @@
+//! The loop: a prompt in chunks, then a token a step.
+//!
+//! [`Generator`] owns a session and counts positions; it is the same for every backend. A prompt is
+//! run in chunks of as many rows as the session holds, and only the last row's logits are wanted.
+//! From then on [`Generator::next_token`] replays the program of one row, and the token it returns
+//! is all that leaves the session.
+//!
+//! **Invariant:** a sequence never outgrows the context it was planned for. What does not fit is an
+//! error; nothing is cut or shifted in silence.
+
+use crate::graph::op::Sampler;
+use crate::graph::{Graph, Weights};
+use crate::plan::{Backend, Limits, Plan, Session, StepInput};
+use crate::{Error, Result};
+
+/// Plans of one model: for one row, and for a chunk of the prompt.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plans {
+    /// Decode.
+    pub one: Plan,
+    /// Prefill.
+    pub many: Plan,
+}
+
+impl Plans {
+    /// Plans `graph` for steps of one row and of up to `limits.rows` rows.
+    ///
+    /// # Errors
+    /// When the backend refuses the graph or the limits are out of range.
+    pub fn new(graph: &Graph, backend: &impl Backend, limits: Limits) -> Result<Plans> {
+        let one = Limits { rows: 1, outs: 1, ..limits };
+        Ok(Plans { one: Plan::new(graph, backend, one)?, many: Plan::new(graph, backend, limits)? })
+    }
+
+    /// Lowers both and loads the weights.
+    ///
+    /// # Errors
+    /// When memory is short or a weight is missing.
+    pub fn load<B: Backend>(&self, backend: &B, weights: &dyn Weights) -> Result<B::Session> {
+        let programs = vec![backend.lower(&self.one)?, backend.lower(&self.many)?];
+        backend.load(programs, weights)
+    }
+
+    /// Bytes that a decode step reads at `position`: weights once, and the cache up to there.
+    pub fn bytes_per_token(&self, position: usize) -> u64 {
+        let limits = self.one.limits();
+        let positions = (limits.slots as u64).saturating_mul(limits.context as u64).max(1);
+        let cache = self.one.bytes().kv / positions;
+        let seen = cache.saturating_mul(position as u64 + 1);
+        self.one.weight_bytes_per_token().saturating_add(seen)
+    }
+}
+
+/// One sequence on a session.
+pub struct Generator<S> {
+    session: S,
+    /// Rows in the cache.
+    position: usize,
+    /// The prefill sampled a token that was not handed out yet.
+    ready: bool,
+}
+
+impl<S: Session> Generator<S> {
+    /// An empty sequence.
+    pub fn new(session: S) -> Self {
+        Generator { session, position: 0, ready: false }
+    }
+
+    /// The session.
+    pub fn session(&mut self) -> &mut S {
+        &mut self.session
+    }
+
+    /// Tokens in the cache.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Starts over: the cache is empty again.
+    pub fn reset(&mut self) {
+        self.position = 0;
+        self.ready = false;
+    }
+
+    /// How to sample from now on.
+    ///
+    /// # Errors
+    /// When a parameter is out of range.
+    pub fn set_sampler(&mut self, sampler: &Sampler) -> Result<()> {
+        self.session.set_sampler(sampler)
+    }
+
+    /// Appends tokens to the sequence, in chunks. `go_on` is asked before each chunk.
+    ///
+    /// # Errors
+    /// [`Error::Context`] when they do not fit; then nothing was run.
+    pub fn prefill(&mut self, tokens: &[u32], mut go_on: impl FnMut() -> bool) -> Result<bool> {
+        let _span = tracing::info_span!("prefill", tokens = tokens.len()).entered();
+        let limits = *self.session.limits();
+        if tokens.is_empty() {
+            return Err(Error::Invalid("the prompt has no tokens".to_string()));
+        }
+        let end = self.position.saturating_add(tokens.len());
+        if end > limits.context {
+            let what = format!("the prompt has {} tokens", tokens.len());
+            return Err(Error::Context { context: limits.context, what, wants: end });
+        }
+        let (mut positions, slots) = (Vec::new(), vec![0; limits.rows]);
+        for chunk in tokens.chunks(limits.rows) {
+            if !go_on() {
+                return Ok(false);
+            }
+            let n = chunk.len();
+            positions.clear();
+            positions.extend((self.position..self.position + n).map(|p| p as u32));
+            let last = [n as u32 - 1];
+            let ends_here = self.position + n == end;
+            let outs: &[u32] = if ends_here { &last } else { &[] };
+            let input =
+                StepInput { tokens: chunk, positions: &positions, slots: &slots[..n], outs };
+            self.session.run(&input)?;
+            self.position += n;
+        }
+        self.ready = true;
+        Ok(true)
+    }
+
+    /// The next token of the sequence.
+    ///
+    /// # Errors
+    /// [`Error::Context`] when the context is full, [`Error::NonFinite`] when the model fails.
+    pub fn next_token(&mut self) -> Result<u32> {
+        if std::mem::take(&mut self.ready) {
+            let none = || Error::Invalid("the graph does not sample".to_string());
+            return self.session.sampled().last().copied().ok_or_else(none);
+        }
+        let token = self.session.step()?;
+        self.position += 1;
+        Ok(token)
+    }
+}
