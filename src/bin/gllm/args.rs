@@ -1,0 +1,213 @@
+//! What the command line says.
+
+use crate::{End, Failure};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use gllm_kernels::graph::op::Sampler;
+use std::path::PathBuf;
+
+/// Runs transformer language models on the CPU: plans a decode step once, replays it per token.
+///
+/// Without a command it continues a prompt with the small model that is built in.
+#[derive(Parser)]
+#[command(name = "gllm", version, after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gllm
+  gllm run -p \"The old man looked at the sea and\"
+  gllm run model.gguf -p \"The capital of France is\" -n 64
+  gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
+  gllm run model.gguf --json < prompt.txt
+  gllm bench model.gguf
+  gllm plan model.gguf --ctx 8192";
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Continue a prompt.
+    Run(Run),
+    /// Measure prefill and decode; prints JSON.
+    Bench(Bench),
+    /// Show launches and memory, to the byte, before any weight is read.
+    Plan(Plan),
+    /// Show what a model file holds.
+    Info(Info),
+    /// Print the graph of one step as text.
+    Graph(Graph),
+    /// Print a completion script.
+    Completions {
+        /// The shell it is for.
+        shell: Shell,
+    },
+}
+
+/// Where to run and how much to keep.
+#[derive(Args)]
+pub struct Machine {
+    /// Positions of the context [default: what prompt and answer need]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub ctx: Option<usize>,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// Rows of a prefill step
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub chunk: usize,
+    /// Instruction set: scalar, avx2, avxvnni or avx512 [default: the best there is]
+    #[arg(long, value_name = "NAME")]
+    pub isa: Option<String>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  gllm run model.gguf -p \"The capital of France is\" -n 64
+  gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
+  gllm run model.gguf -f story.txt --stop \"THE END\"
+  echo \"Once upon a time\" | gllm run --json")]
+pub struct Run {
+    /// A GGUF file [default: the built-in model]
+    pub model: Option<PathBuf>,
+    /// The prompt
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
+    pub prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Tokens to generate at most
+    #[arg(short, long, value_name = "N", default_value_t = 128)]
+    pub n: usize,
+    /// Apply the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// The system message of a chat
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Stop at this text, which is not shown; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Print one JSON object at the end instead of text as it comes
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+#[derive(Args, Default)]
+pub struct Sampling {
+    /// Divides the logits; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temp: f32,
+    /// Keep so many of the likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Keep the fewest likely tokens whose probabilities reach P
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Keep tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    pub min_p: f32,
+    /// Divides the logits of recent tokens; 1 does nothing
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub repeat_penalty: f32,
+    /// How many of the latest tokens are recent
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub repeat_last_n: usize,
+    /// Start of the random numbers: the same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl Sampling {
+    pub fn sampler(&self) -> Sampler {
+        Sampler {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            seed: self.seed,
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct Bench {
+    /// A GGUF file [default: the built-in model]
+    pub model: Option<PathBuf>,
+    /// Tokens of the prompt
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub prompt: usize,
+    /// Tokens to generate
+    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    pub n: usize,
+    /// How often to measure
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub repeat: usize,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+#[derive(Args)]
+pub struct Plan {
+    /// A GGUF file [default: the built-in model]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+#[derive(Args)]
+pub struct Info {
+    /// A GGUF file [default: the built-in model]
+    pub model: Option<PathBuf>,
+    /// List all tensors as well
+    #[arg(long)]
+    pub tensors: bool,
+}
+
+#[derive(Args)]
+pub struct Graph {
+    /// A GGUF file [default: the built-in model]
+    pub model: Option<PathBuf>,
+    /// Print DOT instead
+    #[arg(long)]
+    pub dot: bool,
+}
+
+impl Run {
+    /// What `gllm` without a command does.
+    pub fn demo() -> Run {
+        let words = ["gllm", "run", "-p", DEMO_PROMPT, "-n", "120", "--temp", "0.7", "--seed", "7"];
+        match Arguments::parse_from(words).command {
+            Some(Command::Run(run)) => run,
+            // The words above name that command; clap has exited if it no longer exists.
+            _ => std::process::exit(2),
+        }
+    }
+}
+
+/// The prompt of the built-in model.
+pub const DEMO_PROMPT: &str = "The old man looked out over the sea, and";
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) => Err("must be at least 1".to_string()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Prints a completion script for `shell`.
+pub fn completions(shell: Shell) -> Result<End, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "gllm", &mut script);
+    std::io::Write::write_all(&mut std::io::stdout(), &script)?;
+    Ok(End::Done)
+}
