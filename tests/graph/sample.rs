@@ -48,7 +48,7 @@ fn slow(sampler: &Sampler, logits: &[f32], recent: &[u32]) -> Vec<(u32, f64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
 
     /// Over many draws exactly the kept tokens come, as often as they should.
     #[test]

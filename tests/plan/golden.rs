@@ -1,0 +1,78 @@
+//! The plan of one layer, as a person reads it, and what is refused.
+
+use gllm_kernels::cpu::CpuBackend;
+use gllm_kernels::graph::arch;
+use gllm_kernels::plan::{Backend, Limits, Plan, Role};
+
+const LIMITS: Limits = Limits { rows: 8, outs: 1, slots: 1, context: 64 };
+
+fn tiny(limits: Limits) -> gllm_kernels::Result<Plan> {
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    let graph = arch::build(&model).unwrap();
+    Plan::new(&graph, &CpuBackend::detect().with_threads(2).unwrap(), limits)
+}
+
+#[test]
+fn five_launches_a_layer() {
+    let plan = tiny(LIMITS).unwrap();
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    let layers = model.meta().get_u64("llama.block_count").unwrap().unwrap() as usize;
+    // The head and the sampling come on top.
+    assert_eq!(plan.groups().len(), 5 * layers + 2);
+    let report = plan.to_string();
+    let launches: Vec<&str> =
+        report.lines().skip_while(|l| *l != "launches").skip(1).take(5).collect();
+    let kinds: Vec<&str> = launches.iter().filter_map(|l| l.split_whitespace().nth(1)).collect();
+    assert_eq!(kinds, ["linear", "attend", "linear", "linear", "linear"], "{report}");
+}
+
+#[test]
+fn the_same_input_gives_the_same_plan() {
+    assert_eq!(tiny(LIMITS).unwrap(), tiny(LIMITS).unwrap());
+}
+
+#[test]
+fn the_residual_is_updated_in_place() {
+    let plan = tiny(LIMITS).unwrap();
+    let in_place = plan.buffers().iter().filter(|b| b.in_place_of.is_some()).count();
+    assert!(in_place >= plan.groups().len() / 5, "{plan}");
+}
+
+#[test]
+fn what_is_planned_is_what_is_loaded() {
+    let plan = tiny(LIMITS).unwrap();
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    let backend = CpuBackend::detect().with_threads(2).unwrap();
+    let program = backend.lower(&plan).unwrap();
+    assert!(backend.load(vec![program], &model).is_ok());
+    let scratch = plan.buffers().iter().filter(|b| b.role == Role::Scratch);
+    let end = scratch.map(|b| b.offset + b.bytes).max().unwrap();
+    assert_eq!(plan.bytes().scratch, end);
+}
+
+#[test]
+fn absurd_limits_are_refused() {
+    for limits in [
+        Limits { rows: 0, ..LIMITS },
+        Limits { outs: 0, ..LIMITS },
+        Limits { outs: 9, ..LIMITS },
+        Limits { slots: 0, ..LIMITS },
+        Limits { context: 0, ..LIMITS },
+        Limits { context: usize::MAX, ..LIMITS },
+        Limits { slots: usize::MAX, ..LIMITS },
+    ] {
+        assert!(tiny(limits).is_err(), "{limits:?}");
+    }
+}
+
+#[test]
+fn more_than_memory_is_refused_with_figures() {
+    let limits = Limits { context: 4_000_000_000, ..LIMITS };
+    let plan = tiny(limits).unwrap();
+    let backend = CpuBackend::detect().with_threads(2).unwrap();
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    let program = backend.lower(&plan).unwrap();
+    let Err(error) = backend.load(vec![program], &model) else { panic!("it was loaded") };
+    let text = error.to_string();
+    assert!(text.contains("needs") && text.contains("KV") && text.contains("--ctx"), "{text}");
+}

@@ -1,0 +1,243 @@
+//! Random graphs, run in many ways.
+
+use gllm_kernels::cpu::{CpuBackend, simd::Isa};
+use gllm_kernels::graph::reference::{self, Reference};
+use gllm_kernels::graph::{AttendOptions, Builder, Graph, MemoryWeights, NodeId, RopeLayout};
+use gllm_kernels::graph::{RopeOptions, UnaryKind};
+use gllm_kernels::model::Format;
+use gllm_kernels::plan::{Backend, Limits, Options, Plan, Session, StepInput};
+use proptest::prelude::*;
+
+const WIDTHS: [usize; 3] = [32, 64, 96];
+const HEAD: usize = 16;
+const VOCABULARY: usize = 50;
+const CONTEXT: usize = 24;
+
+/// Numbers from -1 to 1 that look random.
+fn noise(seed: u64, n: usize) -> Vec<f32> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Q8_0 or Q4_1 blocks of small numbers.
+fn blocks(format: Format, seed: u64, n: usize) -> Vec<u8> {
+    let bytes = n / 32 * format.block_bytes();
+    let mut out: Vec<u8> = noise(seed, bytes).iter().map(|v| (v * 1000.0) as i32 as u8).collect();
+    for block in out.chunks_exact_mut(format.block_bytes()) {
+        // A scale of about 1/100 in f16; for Q4_1 a minimum of about -8/100.
+        block[..2].copy_from_slice(&0x211f_u16.to_le_bytes());
+        if format == Format::Q4_1 {
+            block[2..4].copy_from_slice(&0xad1f_u16.to_le_bytes());
+        }
+    }
+    out
+}
+
+/// Every tensor that a random graph may ask for.
+fn weights(format: Format) -> MemoryWeights {
+    let mut w = MemoryWeights::new();
+    let mut seed = 1;
+    let mut matrix = |w: &mut MemoryWeights, name: String, rows: usize, cols: usize| {
+        seed += 1;
+        let bytes = if format == Format::F32 {
+            noise(seed, rows * cols).iter().flat_map(|v| (v * 0.2).to_le_bytes()).collect()
+        } else {
+            blocks(format, seed, rows * cols)
+        };
+        w.insert_bytes(&name, format, &[rows, cols], bytes).unwrap();
+    };
+    for inputs in WIDTHS {
+        for outputs in WIDTHS {
+            for copy in 0..3 {
+                matrix(&mut w, format!("m.{inputs}.{outputs}.{copy}.weight"), outputs, inputs);
+            }
+        }
+        matrix(&mut w, format!("head.{inputs}.weight"), VOCABULARY, inputs);
+        let norm: Vec<f32> = noise(inputs as u64, inputs).iter().map(|v| 1.0 + v / 4.0).collect();
+        w.insert(&format!("norm.{inputs}.weight"), &[inputs], &norm).unwrap();
+        w.insert(&format!("bias.{inputs}.weight"), &[inputs], &noise(7, inputs)).unwrap();
+    }
+    let norm: Vec<f32> = noise(3, HEAD).iter().map(|v| 1.0 + v / 4.0).collect();
+    w.insert(&format!("norm.{HEAD}.weight"), &[HEAD], &norm).unwrap();
+    matrix(&mut w, "embed.weight".into(), VOCABULARY, WIDTHS[1]);
+    w
+}
+
+/// A choice for a node: what, and of what.
+type Choice = (u8, u8, u8);
+
+/// Makes a graph by appending what the choices say to the values so far.
+fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
+    let mut b = Builder::new(w);
+    let mut values: Vec<NodeId> = vec![b.embed("embed").unwrap()];
+    let mut layer = 0;
+    for &(what, x, y) in choices {
+        let pick = |i: u8| values[values.len() - 1 - i as usize % values.len().min(5)];
+        let a = pick(x);
+        let width = b.dims(a)[0];
+        let to = WIDTHS[y as usize % 3];
+        let made = match what % 12 {
+            0..=2 => b.linear(a, &format!("m.{width}.{to}.{}", y % 3)).unwrap(),
+            3 => b.rms_norm(a, &format!("norm.{width}"), 1e-5).unwrap(),
+            4 | 5 => {
+                let other = values.iter().rev().find(|&&v| v != a && b.dims(v)[0] == width);
+                let other = other.copied().unwrap_or(a);
+                let sum = b.add(a, other).unwrap();
+                b.scale(sum, 0.7).unwrap()
+            }
+            6 => {
+                let kinds =
+                    [UnaryKind::Silu, UnaryKind::Gelu, UnaryKind::Tanh, UnaryKind::Scale(0.5)];
+                b.unary(a, kinds[y as usize % 4]).unwrap()
+            }
+            7 => {
+                let gate = b.linear(a, &format!("m.{width}.{to}.0")).unwrap();
+                let up = b.linear(a, &format!("m.{width}.{to}.1")).unwrap();
+                let gate = b.silu(gate).unwrap();
+                b.mul(gate, up).unwrap()
+            }
+            8 | 9 => {
+                let q = b.linear(a, &format!("m.{width}.96.0")).unwrap();
+                let k = b.linear(a, &format!("m.{width}.32.1")).unwrap();
+                let v = b.linear(a, &format!("m.{width}.32.2")).unwrap();
+                let (q, k) = (b.heads(q, 96 / HEAD).unwrap(), b.heads(k, 2).unwrap());
+                let v = b.heads(v, 2).unwrap();
+                let q = if y % 2 == 0 {
+                    b.rms_norm(q, &format!("norm.{HEAD}"), 1e-5).unwrap()
+                } else {
+                    q
+                };
+                let layout = if y % 3 == 0 { RopeLayout::Half } else { RopeLayout::Neighbour };
+                let rope = RopeOptions { layout, ..RopeOptions::default() };
+                let (q, k) = (b.rope(q, rope).unwrap(), b.rope(k, rope).unwrap());
+                let window = (y % 5 == 0).then_some(5);
+                let options = AttendOptions { layer, scale: 0.25, window, softcap: None };
+                layer += 1;
+                b.attend(q, k, v, options).unwrap()
+            }
+            10 => {
+                let bias = b.weight(&format!("bias.{width}")).unwrap();
+                b.add(a, bias).unwrap()
+            }
+            _ if width > 32 => b.slice(a, 16, width - 32).unwrap(),
+            _ => b.mul(a, a).unwrap(),
+        };
+        values.push(made);
+    }
+    let x = values.last().copied().unwrap();
+    let width = b.dims(x)[0];
+    let x = b.select(x).unwrap();
+    let x = b.rms_norm(x, &format!("norm.{width}"), 1e-5).unwrap();
+    let logits = b.linear(x, &format!("head.{width}")).unwrap();
+    let token = b.sample(logits).unwrap();
+    b.output(logits);
+    b.output(token);
+    b.finish()
+}
+
+/// Logits of all tokens, fed in chunks.
+fn run(
+    graph: &Graph,
+    w: &MemoryWeights,
+    backend: CpuBackend,
+    reuse: bool,
+    chunk: usize,
+    tokens: &[u32],
+) -> Vec<f32> {
+    let rows = chunk.min(tokens.len());
+    let limits = Limits { rows, outs: rows, slots: 2, context: CONTEXT };
+    let plan = Plan::with_options(graph, &backend, limits, Options { reuse }).unwrap();
+    let program = backend.lower(&plan).unwrap();
+    let mut session = backend.load(vec![program], w).unwrap();
+    let mut all = Vec::new();
+    let (mut position, slots) = (0, vec![1; chunk]);
+    for chunk in tokens.chunks(chunk) {
+        let n = chunk.len() as u32;
+        let positions: Vec<u32> = (position..position + n).collect();
+        let outs: Vec<u32> = (0..n).collect();
+        let slots = &slots[..chunk.len()];
+        let input = StepInput { tokens: chunk, positions: &positions, slots, outs: &outs };
+        session.run(&input).unwrap();
+        all.extend(session.peek(0).unwrap());
+        position += n;
+    }
+    all
+}
+
+fn reference(graph: &Graph, w: &MemoryWeights, tokens: &[u32]) -> Vec<f32> {
+    let mut reference = Reference::new(graph, w, CONTEXT, 2).unwrap();
+    let n = tokens.len() as u32;
+    let (positions, slots): (Vec<u32>, Vec<u32>) = ((0..n).collect(), vec![1; tokens.len()]);
+    let input = StepInput { tokens, positions: &positions, slots: &slots, outs: &positions };
+    let step = reference::StepInput {
+        tokens: input.tokens,
+        positions: input.positions,
+        slots: input.slots,
+        outs: input.outs,
+        ..reference::StepInput::default()
+    };
+    reference.step(&step).unwrap();
+    reference.value(graph.outputs()[0]).unwrap().to_vec()
+}
+
+/// Mean square error relative to the mean square of `want`.
+fn nmse(got: &[f32], want: &[f32]) -> f64 {
+    let error: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
+    let power: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
+    error / power.max(1e-30)
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn check(format: Format, choices: &[Choice], tolerance: f64) {
+    let w = weights(format);
+    let graph = graph(&w, choices);
+    let tokens: Vec<u32> = (0..13).map(|i| i * 17 % VOCABULARY as u32).collect();
+    let backend = CpuBackend::detect().with_threads(1).unwrap();
+    let scalar = backend.with_isa(Isa::Scalar).unwrap();
+    let want = run(&graph, &w, backend, true, 13, &tokens);
+    let close = nmse(&want, &reference(&graph, &w, &tokens));
+    assert!(close <= tolerance, "NMSE against the reference is {close}");
+    let want = bits(&want);
+    for (what, backend, reuse, chunk) in [
+        ("without reuse", backend, false, 13),
+        ("two threads", backend.with_threads(2).unwrap(), true, 13),
+        ("three threads, chunks of 1", backend.with_threads(3).unwrap(), true, 1),
+        ("scalar", scalar, true, 13),
+        ("chunks of 1", backend, true, 1),
+        ("chunks of 5", backend, true, 5),
+        ("chunks of 5 without reuse", backend, false, 5),
+    ] {
+        let got = bits(&run(&graph, &w, backend, reuse, chunk, &tokens));
+        assert!(got == want, "{what}: other bits");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn float_graphs(choices in prop::collection::vec(any::<Choice>(), 1..14)) {
+        // What is left is the f16 of the caches.
+        check(Format::F32, &choices, 1e-4);
+    }
+
+    #[test]
+    fn block_graphs(choices in prop::collection::vec(any::<Choice>(), 1..14)) {
+        // Each product adds the rounding of its rows to int8.
+        check(Format::Q4_1, &choices, 2e-2);
+    }
+
+    #[test]
+    fn eight_bit_graphs(choices in prop::collection::vec(any::<Choice>(), 1..14)) {
+        check(Format::Q8_0, &choices, 2e-2);
+    }
+}
