@@ -31,3 +31,8 @@ pub mod text;
 pub mod embedded;
 
 pub use error::{Error, Result};
+
+/// The example of the README, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadMe;

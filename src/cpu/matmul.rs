@@ -120,12 +120,12 @@ pub(super) unsafe fn planes<
                             S::prefetch(w.wrapping_add(AHEAD + line));
                         }
                     }
-                    let mut acc = [S::zero(); ROWS];
+                    let mut acc = [[S::zero(); 2]; ROWS];
                     half::<S, LO, HI, 0, ROWS>(w, x, &mut acc);
                     if HALVES {
                         let (s, m) = (scales.add(at), mins.add(at));
                         fold::<S, MIN, 0, ROWS>(x, zero, s, m, &acc, &mut y);
-                        acc = [S::zero(); ROWS];
+                        acc = [[S::zero(); 2]; ROWS];
                         half::<S, LO, HI, 1, ROWS>(w, x, &mut acc);
                         let (s, m) = (s.add(TILE), m.add(TILE));
                         fold::<S, MIN, 1, ROWS>(x, zero, s, m, &acc, &mut y);
@@ -204,7 +204,7 @@ unsafe fn header<S: Simd, const MIN: bool>(
 unsafe fn half<S: Simd, const LO: u32, const HI: u32, const HALF: u32, const ROWS: usize>(
     w: *const u8,
     x: *const u8,
-    acc: &mut [S::I; ROWS],
+    acc: &mut [[S::I; 2]; ROWS],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -216,11 +216,14 @@ unsafe fn half<S: Simd, const LO: u32, const HI: u32, const HALF: u32, const ROW
         ];
         let x = x.add(4 * 4 * HALF as usize);
         for (r, acc) in acc.iter_mut().enumerate() {
-            *acc = match LO + HI {
-                1..=5 => S::dot::<5>(*acc, codes, x.add(r * RECORD)),
-                6 => S::dot::<6>(*acc, codes, x.add(r * RECORD)),
-                _ => S::dot::<8>(*acc, codes, x.add(r * RECORD)),
-            };
+            for (digit, acc) in acc.iter_mut().enumerate() {
+                let x = x.add(r * RECORD + digit * GROUP);
+                *acc = match LO + HI {
+                    1..=5 => S::dot::<5>(*acc, codes, x),
+                    6 => S::dot::<6>(*acc, codes, x),
+                    _ => S::dot::<8>(*acc, codes, x),
+                };
+            }
         }
     }
 }
@@ -262,7 +265,7 @@ unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
     zero: S::F,
     scales: *const f32,
     mins: *const f32,
-    acc: &[S::I; ROWS],
+    acc: &[[S::I; 2]; ROWS],
     y: &mut [S::F; ROWS],
 ) {
     // SAFETY: the caller's promise.
@@ -271,7 +274,7 @@ unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
         for r in 0..ROWS {
             let number =
                 |at: usize| S::splat(x.add(r * RECORD + at).cast::<f32>().read_unaligned());
-            let mut dot = S::float(acc[r]);
+            let mut dot = S::float(S::join(acc[r][0], acc[r][1]));
             if !MIN {
                 dot = S::fma(zero, number(SUMS + 4 * SUM), dot);
             }

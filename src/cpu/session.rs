@@ -404,9 +404,9 @@ fn check_memory(programs: &[Program], limits: &Limits) -> Result<()> {
         Some(has) if needs > has => {
             let rest = Size(needs.saturating_sub(b.weights).saturating_sub(b.kv));
             let (weights, kv, context) = (Size(b.weights), Size(b.kv), limits.context);
-            // The context whose cache would fit beside all else.
-            let room = has.saturating_sub(needs.saturating_sub(b.kv));
-            let fits = u128::from(room) * context as u128 / u128::from(b.kv.max(1));
+            // What is not weights grows with the context, or nearly so: nine tenths of what fits.
+            let (room, grows) = (has.saturating_sub(b.weights), needs - b.weights);
+            let fits = u128::from(room / 10 * 9) * context as u128 / u128::from(grows.max(1));
             let hint = match fits {
                 0..32 => "no context is small enough for this machine".to_string(),
                 fits => format!("try --ctx {}", fits / 32 * 32),

@@ -1,4 +1,4 @@
-//! One linear for all matrices that read the same rows.
+//! Only what an output needs, and one linear for all matrices that read the same rows.
 //!
 //! Query, key and value, or gate and up, read one activation. As one linear of several weights
 //! the activation is normed, quantized and read once, and there is one launch and one barrier
@@ -10,16 +10,20 @@ use crate::graph::op::{Linear, Slice};
 use crate::graph::{Args, DType, Graph, Node, NodeId, Op};
 use crate::{Error, Result};
 
-/// The graph with linears merged; all else as it was.
+/// The graph without dead nodes and with linears merged; all else as it was.
 pub(super) fn merge(graph: &Graph) -> Result<Graph> {
+    if graph.outputs().is_empty() {
+        return Err(Error::Plan("the graph has no outputs".to_string()));
+    }
+    let needed = needed(graph);
     let mut out = Graph::default();
     // Where each node of the old graph is in the new one.
     let mut moved: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
     for (id, node) in graph.iter() {
-        if moved[id.index()].is_some() {
+        if moved[id.index()].is_some() || !needed[id.index()] {
             continue;
         }
-        let family = family(graph, id, node);
+        let family = family(graph, id, node, &needed);
         if family.len() < 2 {
             moved[id.index()] = Some(copy(&mut out, node, &moved)?);
             continue;
@@ -51,14 +55,27 @@ pub(super) fn merge(graph: &Graph) -> Result<Graph> {
     Ok(out)
 }
 
+/// For each node, whether an output depends on it.
+fn needed(graph: &Graph) -> Vec<bool> {
+    let mut needed = vec![false; graph.nodes().len()];
+    graph.outputs().iter().for_each(|o| needed[o.index()] = true);
+    for (id, node) in graph.iter().rev() {
+        if needed[id.index()] {
+            node.args.iter().for_each(|a| needed[a.index()] = true);
+        }
+    }
+    needed
+}
+
 /// All linears with the rows and the kind of weight of `id`, in list order. They depend on
 /// nothing but those rows and their weights, so all can run where the first one does.
-fn family(graph: &Graph, id: NodeId, node: &Node) -> Vec<NodeId> {
+fn family(graph: &Graph, id: NodeId, node: &Node, needed: &[bool]) -> Vec<NodeId> {
     if !matches!(node.op, Op::Linear(_)) {
         return Vec::new();
     }
     let later = graph.nodes().iter().enumerate().skip(id.index());
     later
+        .filter(|(i, _)| needed[*i])
         .filter(|(_, n)| matches!(n.op, Op::Linear(_)) && n.args.first() == node.args.first())
         .filter(|(_, n)| is_block(graph, n) == is_block(graph, node))
         .map(|(i, _)| NodeId(i as u32))

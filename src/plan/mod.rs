@@ -4,7 +4,7 @@
 //!
 //! | pass | turns | into |
 //! |---|---|---|
-//! | [`merge`] | a graph | one with a single linear for all matrices that read the same rows |
+//! | [`merge`] | a graph | what its outputs need of it, with a single linear for all matrices that read the same rows |
 //! | [`fuse`] | that graph | [`Group`]s: what one launch computes, in run order |
 //! | [`live`] | groups | the values that leave their group, and until when each is needed |
 //! | [`assign`] | those | an offset for each: in place where that is safe, else the best-fitting gap |

@@ -7,4 +7,5 @@ mod ops;
 mod reference;
 mod refusals;
 mod sample;
+mod spec;
 mod text;

@@ -67,6 +67,10 @@ impl Simd for Scalar {
         acc
     }
 
+    unsafe fn join(high: Self::I, low: Self::I) -> Self::I {
+        std::array::from_fn(|i| 255 * high[i] + low[i])
+    }
+
     unsafe fn float(x: Self::I) -> Self::F {
         x.map(|x| x as f32)
     }
