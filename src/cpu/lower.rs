@@ -223,7 +223,7 @@ fn lcm(a: usize, b: usize) -> usize {
     while y != 0 {
         (x, y) = (y, x % y);
     }
-    if x == 0 { a.max(b) } else { (a / x).saturating_mul(b) }
+    a.checked_div(x).map_or(a.max(b), |times| times.saturating_mul(b))
 }
 
 fn unplaced(id: NodeId) -> Error {

@@ -402,7 +402,7 @@ unsafe fn argmax<L: Lanes>(x: *const f32, n: usize) -> Argmax {
         for i in whole..n {
             let x = *x.add(i);
             top = if x > top { x } else { top };
-            wrong += x - x;
+            wrong += x * 0.0;
         }
         let mut index = 0;
         // By groups first, so that the search runs at the speed of vectors.

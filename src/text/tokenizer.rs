@@ -88,7 +88,7 @@ impl Tokenizer {
 
     /// Whether a token ends a generation.
     pub fn is_end(&self, id: u32) -> bool {
-        self.vocab.ends().binary_search(&id).is_ok()
+        self.vocab.end_ids().binary_search(&id).is_ok()
     }
 
     /// The ids of a text.

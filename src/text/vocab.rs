@@ -102,7 +102,7 @@ pub struct Vocab {
     add_eos: bool,
     add_space_prefix: bool,
     /// Ids that end a generation, sorted.
-    stops: Vec<u32>,
+    end_ids: Vec<u32>,
     chat_template: Option<String>,
 }
 
@@ -168,7 +168,7 @@ impl Vocab {
             add_bos: source.add_bos.unwrap_or(pre.is_none_or(|p| p.add_bos)),
             add_eos: source.add_eos.unwrap_or(false),
             add_space_prefix: source.add_space_prefix.unwrap_or(kind == Kind::Spm),
-            stops: Vec::new(),
+            end_ids: Vec::new(),
             chat_template: source.chat_template.map(str::to_string),
         };
         vocab.read_tokens(&source.tokens);
@@ -228,7 +228,7 @@ impl Vocab {
         let mut stops: Vec<u32> = control.chain(self.eos).chain(eot).chain(eom).collect();
         stops.sort_unstable();
         stops.dedup();
-        self.stops = stops;
+        self.end_ids = stops;
     }
 
     /// How many tokens there are.
@@ -293,8 +293,8 @@ impl Vocab {
     }
 
     /// The ids that end a generation, sorted.
-    pub fn ends(&self) -> &[u32] {
-        &self.stops
+    pub fn end_ids(&self) -> &[u32] {
+        &self.end_ids
     }
 
     /// The source of the model's chat template.

@@ -50,7 +50,6 @@ pub struct Greedy {
 
 /// A model and what is known of it.
 pub struct Case {
-    pub name: &'static str,
     pub model: Model,
     pub logit_ids: Vec<u32>,
     pub prompts: Vec<Prompt>,
@@ -65,7 +64,7 @@ fn read(file: &str) -> String {
 }
 
 impl Case {
-    pub fn open(name: &'static str) -> Case {
+    pub fn open(name: &str) -> Case {
         let said: Said = serde_json::from_str(&read(&format!("{name}.json"))).unwrap();
         let mut prompts = said.prompts;
         // The texts are kept once, for both models.
@@ -77,7 +76,7 @@ impl Case {
         }
         let folder = std::env::var_os("GLLM_MODELS").expect("GLLM_MODELS names no folder");
         let model = Model::open(&Path::new(&folder).join(said.model)).unwrap();
-        Case { name, model, logit_ids: said.logit_ids, prompts }
+        Case { model, logit_ids: said.logit_ids, prompts }
     }
 
     pub fn tokenizer(&self) -> Tokenizer {

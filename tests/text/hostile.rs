@@ -41,11 +41,11 @@ fn ids_past_the_end_are_dropped() {
     source.unknown = Some(u32::MAX);
     let vocab = Vocab::new(source).unwrap();
     assert_eq!((vocab.bos(), vocab.eos(), vocab.unknown()), (None, None, None));
-    assert!(vocab.ends().is_empty());
+    assert!(vocab.end_ids().is_empty());
     // The control: the last id is inside.
     let mut source = made.source("llama");
     source.eos = Some(made.tokens.len() as u32 - 1);
-    assert_eq!(Vocab::new(source).unwrap().ends().len(), 1);
+    assert_eq!(Vocab::new(source).unwrap().end_ids().len(), 1);
 }
 
 #[test]

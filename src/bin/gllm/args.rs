@@ -93,13 +93,16 @@ pub struct Run {
     /// Print one JSON object at the end instead of text as it comes
     #[arg(long)]
     pub json: bool,
+    /// Show the prompt before its continuation
+    #[arg(long, conflicts_with = "json")]
+    pub echo: bool,
     #[command(flatten)]
     pub sampling: Sampling,
     #[command(flatten)]
     pub machine: Machine,
 }
 
-#[derive(Args, Default)]
+#[derive(Args)]
 pub struct Sampling {
     /// Divides the logits; 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -184,7 +187,8 @@ pub struct Graph {
 impl Run {
     /// What `gllm` without a command does.
     pub fn demo() -> Run {
-        let words = ["gllm", "run", "-p", DEMO_PROMPT, "-n", "120", "--temp", "0.7", "--seed", "7"];
+        let words = ["gllm", "run", "--echo", "-n", "120", "--temp", "0.8", "--seed", "4"];
+        let words = words.into_iter().chain(["--repeat-penalty", "1.1", "-p", DEMO_PROMPT]);
         match Arguments::parse_from(words).command {
             Some(Command::Run(run)) => run,
             // The words above name that command; clap has exited if it no longer exists.

@@ -55,11 +55,15 @@ pub fn run(args: Run) -> Result<End, Failure> {
     let Loaded { plans, mut generator, threads } = load::load(&model, &args.machine, context)?;
     generator.set_sampler(&sampler)?;
 
+    let mut shown = Shown::new(args.json);
+    if args.echo {
+        shown.add(&text)?;
+    }
     let start = Instant::now();
     let finished = generator.prefill(&prompt_ids, || signal::caught().is_none())?;
     let prefill = start.elapsed();
     let mut detokenizer = tokenizer.stream();
-    let (mut ids, mut shown) = (Vec::with_capacity(args.n.min(1 << 20)), Shown::new(args.json));
+    let mut ids = Vec::with_capacity(args.n.min(1 << 20));
     let start = Instant::now();
     let mut stop = if finished { "length" } else { "interrupted" };
     let mut failure = None;

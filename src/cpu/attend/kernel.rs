@@ -151,6 +151,7 @@ impl Source for f32 {
 /// Dot products of `M` queries with the keys of `T` tiles, each one chain of fused steps in order
 /// of element. Returns `T`.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "several arrays by one index")]
 pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>(
     q: &[*const f32; M],
     keys: *const S,
@@ -186,6 +187,7 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
 /// Adds the weighted values to the states of `M` queries, elements `at..at + 16 T`, each one chain
 /// in order of position. Returns `16 T`.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "several arrays by one index")]
 pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
     weights: &[[f32; BLOCK]; M],
     factors: &[f32; M],

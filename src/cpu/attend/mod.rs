@@ -90,7 +90,7 @@ impl Attention {
     /// The attention of `op` with `heads` query heads; `None` if they do not divide among the kv
     /// heads.
     pub fn new(op: &Attend, heads: usize, kv: KvLayout) -> Option<Attention> {
-        if heads == 0 || heads % kv.kv_heads != 0 {
+        if heads == 0 || !heads.is_multiple_of(kv.kv_heads) {
             return None;
         }
         heads.checked_mul(kv.wide)?.checked_mul(ROWS * 64)?;

@@ -8,12 +8,14 @@
 use crate::error::{Error, Result};
 
 const DEEPEST: usize = 100;
+/// Bytes of one tag. An expression of a hundred thousand terms is a tree as deep.
+const LONGEST_TAG: usize = 16 << 10;
 
 /// Blocks that last until their own `end…`. A `set` does so only without `=`.
 const BLOCKS: [&str; 8] =
     ["if", "for", "macro", "call", "filter", "with", "autoescape", "generation"];
 
-/// Refuses a source that nests deeper than a hundred.
+/// Refuses a source that nests deeper than a hundred, or has an endless expression.
 pub(super) fn check(source: &str) -> Result<()> {
     let mut rest = source;
     let mut blocks = 0usize;
@@ -69,6 +71,9 @@ fn tag_end(tag: &str, block: bool) -> Result<(&str, &str)> {
                 _ => {}
             }
             continue;
+        }
+        if at > LONGEST_TAG {
+            return Err(Error::Template(format!("a tag is longer than {LONGEST_TAG} bytes")));
         }
         let closes = if block { b"%}" } else { b"}}" };
         if depth == 0 && bytes.get(at..at + 2) == Some(closes) {

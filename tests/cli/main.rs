@@ -1,0 +1,223 @@
+//! The binary as a user meets it: output, exit codes, bad input, signals.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use gllm_kernels::embedded::TINY;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn gllm(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gllm"));
+    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    gllm(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A folder of this test's own.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// One line on standard error that names what is wrong, nothing on standard output, exit code 1.
+fn refused(args: &[&str], wanted: &str) {
+    let output = run(args);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+    assert_eq!(error.lines().count(), 1, "{args:?}: {error}");
+    assert!(error.starts_with("gllm: ") && error.contains(wanted), "{args:?}: {error}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+}
+
+#[test]
+fn without_arguments_it_writes_english() {
+    let output = run(&[]);
+    assert!(output.status.success());
+    let text = text(&output.stdout);
+    assert!(text.starts_with("The old man looked out over the sea, and"), "{text}");
+    let common = ["the", "and", "of", "to", "he", "was", "a", "in", "it", "that"];
+    let words: Vec<&str> = text.split(|c: char| !c.is_alphabetic()).collect();
+    let found = words.iter().filter(|w| common.contains(&w.to_lowercase().as_str())).count();
+    assert!(found * 5 > words.len(), "{found} common words of {}: {text}", words.len());
+}
+
+#[test]
+fn json_holds_what_was_promised() {
+    let args = ["run", "-p", "The king said", "-n", "12", "--json"];
+    let report: serde_json::Value = serde_json::from_slice(&run(&args).stdout).unwrap();
+    assert_eq!(report["ids"].as_array().unwrap().len(), 12);
+    assert!(!report["prompt_ids"].as_array().unwrap().is_empty());
+    assert_eq!(report["stop"], "length");
+    for rate in ["prefill_tokens_per_second", "decode_tokens_per_second", "bytes_per_token"] {
+        assert!(report[rate].as_f64().unwrap() > 0.0, "{rate}");
+    }
+    let streamed = text(&run(&args[..5]).stdout);
+    assert_eq!(report["text"].as_str().unwrap(), streamed.strip_suffix('\n').unwrap_or(&streamed));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let draw = |seed| run(&["run", "-p", "Once", "-n", "30", "--temp", "1", "--seed", seed]).stdout;
+    assert_eq!(draw("5"), draw("5"));
+    assert_ne!(draw("5"), draw("6"));
+}
+
+#[test]
+fn prompts_come_from_files_and_standard_input_too() {
+    let folder = folder("prompts");
+    let file = folder.join("prompt.txt");
+    fs::write(&file, "The king said").unwrap();
+    let want = run(&["run", "-p", "The king said", "-n", "8"]).stdout;
+    assert_eq!(run(&["run", "-f", file.to_str().unwrap(), "-n", "8"]).stdout, want);
+    let mut child =
+        gllm(&["run", "-n", "8"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"The king said").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, want);
+}
+
+#[test]
+fn stop_strings_end_the_text_and_are_not_shown() {
+    let all = text(&run(&["run", "-p", "The king said", "-n", "30"]).stdout);
+    let word = all.split_whitespace().nth(5).unwrap();
+    let cut = text(&run(&["run", "-p", "The king said", "-n", "30", "--stop", word]).stdout);
+    assert_eq!(cut.trim_end(), all.split(word).next().unwrap().trim_end());
+}
+
+#[test]
+fn bad_files_are_refused_in_one_line() {
+    let folder = folder("bad");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let write = |name: &str, bytes: &[u8]| {
+        fs::write(folder.join(name), bytes).unwrap();
+        path(name)
+    };
+    let all_refuse = |path: String, wanted| {
+        for command in ["run", "plan", "info"] {
+            let prompt: &[&str] = if command == "run" { &["-p", "x"] } else { &[] };
+            refused(&[&[command, &path], prompt].concat(), wanted);
+        }
+    };
+    all_refuse(path("none.gguf"), "No such file");
+    all_refuse(folder.to_str().unwrap().to_string(), "regular file");
+    all_refuse(write("cut.gguf", &TINY[..TINY.len() / 2]), "cut.gguf");
+    all_refuse(write("short.gguf", &TINY[..100]), "short.gguf");
+    all_refuse(write("empty.gguf", b""), "empty.gguf");
+    all_refuse(write("magic.gguf", &[b"GGML", &TINY[4..]].concat()), "magic");
+    let absurd = [&TINY[..8], &u64::MAX.to_le_bytes(), &TINY[16..]].concat();
+    all_refuse(write("absurd.gguf", &absurd), "tensor");
+    let fifo = path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    all_refuse(fifo, "regular file");
+}
+
+#[test]
+fn an_unknown_architecture_is_named() {
+    let folder = folder("unknown");
+    let at = TINY.windows(5).position(|w| w == b"llama").unwrap();
+    let mut bytes = TINY.to_vec();
+    bytes[at..at + 5].copy_from_slice(b"lhama");
+    let file = folder.join("lhama.gguf");
+    fs::write(&file, bytes).unwrap();
+    refused(&["run", file.to_str().unwrap(), "-p", "x"], "lhama");
+}
+
+#[test]
+fn a_context_beyond_memory_says_what_it_needs() {
+    let args = ["run", "-p", "x", "--ctx", "4000000000"];
+    refused(&args, "are available; try --ctx");
+    refused(&["run", "-p", "x", "--ctx", "99999999999"], "cannot be counted");
+}
+
+#[test]
+fn a_prompt_beyond_the_context_says_which_would_do() {
+    refused(&["run", "-p", "one two three four five six", "--ctx", "4"], "try --ctx");
+}
+
+#[test]
+fn a_full_context_keeps_what_was_generated() {
+    let output = run(&["run", "-p", "The king said", "--ctx", "24", "-n", "100"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("context of 24 tokens is full"));
+    assert!(output.stdout.len() > 20);
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    for args in [
+        &["run", "--nonsense"][..],
+        &["run", "-p", "x", "--temp", "-1"],
+        &["run", "-p", "x", "--temp", "NaN"],
+        &["run", "-p", "x", "--threads", "0"],
+        &["run", "-p", "x", "--stop", ""],
+        &["run", "-p", "x", "--isa", "sse"],
+        &["run", "-p", "x", "-f", "y"],
+        &["nonsense"],
+    ] {
+        assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn chat_needs_a_template() {
+    refused(&["run", "--chat", "-p", "x"], "no chat template");
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_a_closed_pipe_is_not() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = gllm(&["run", "-p", "Once", "-n", "4"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("standard output"), "{}", text(&output.stderr));
+    let mut child = gllm(&["run", "-p", "Once", "-n", "400"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(141));
+}
+
+#[test]
+fn ctrl_c_stops_and_keeps_what_was_generated() {
+    let mut child = gllm(&["run", "-p", "Once", "-n", "1000000", "--ctx", "1000100"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0u8; 64];
+    out.read_exact(&mut first).unwrap();
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: a signal to our own child.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(rest.ends_with('\n'));
+}
+
+#[test]
+fn plan_and_graph_and_completions_print() {
+    let plan = text(&run(&["plan", "--ctx", "64"]).stdout);
+    assert!(plan.contains("KV cache") && plan.contains("launches") && plan.contains("scratch"));
+    let graph = text(&run(&["graph"]).stdout);
+    let parsed: gllm_kernels::graph::Graph = graph.parse().unwrap();
+    assert_eq!(parsed.to_string(), graph);
+    assert!(text(&run(&["graph", "--dot"]).stdout).starts_with("digraph"));
+    assert!(text(&run(&["completions", "bash"]).stdout).contains("gllm"));
+    assert!(text(&run(&["--help"]).stdout).contains("Examples:"));
+}
