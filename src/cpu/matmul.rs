@@ -104,7 +104,6 @@ pub(super) unsafe fn planes<
         unsafe {
             header::<S, MIN>(args.quant, tile, &span, groups * per_group, scales, mins);
             for lane in (0..TILE).step_by(S::LANES) {
-                let zero = S::splat(zero as f32);
                 let to = args.y.add(lane);
                 let mut y = [S::splat(0.0); ROWS];
                 if left < args.groups {
@@ -262,7 +261,7 @@ unsafe fn quad<S: Simd, const LO: u32, const HI: u32>(w: *const u8, i: u32) -> S
 #[inline(always)]
 unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
     x: *const u8,
-    zero: S::F,
+    zero: i32,
     scales: *const f32,
     mins: *const f32,
     acc: &[[S::I; 2]; ROWS],
@@ -274,10 +273,10 @@ unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
         for r in 0..ROWS {
             let number =
                 |at: usize| S::splat(x.add(r * RECORD + at).cast::<f32>().read_unaligned());
-            let mut dot = S::float(S::join(acc[r][0], acc[r][1]));
-            if !MIN {
-                dot = S::fma(zero, number(SUMS + 4 * SUM), dot);
-            }
+            // Off zero in integers: as f32 the sums of 8-bit codes would lose their last bits.
+            let sum = x.add(r * RECORD + SUMS + 4 * SUM).cast::<i32>().read_unaligned();
+            let offset = if MIN { 0 } else { zero * sum };
+            let dot = S::float(S::join(acc[r][0], acc[r][1], offset));
             y[r] = S::fma(S::mul(dot, number(SCALE)), scale, y[r]);
             if MIN {
                 y[r] = S::fma(number(SCALED + 4 * SUM), S::load_f32(mins), y[r]);

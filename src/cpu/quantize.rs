@@ -213,10 +213,11 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                 *sum += BASE as i32 * S::store_i8(to.add(at), high);
                 *sum += S::store_i8(to.add(GROUP + at), low);
             }
-            let sums = [sums[0], sums[1], sums[0] + sums[1]].map(|sum| sum as f32);
+            let sums = [sums[0], sums[1], sums[0] + sums[1]];
+            let scaled = sums.map(|sum| sum as f32 * scale);
             to.add(SCALE).cast::<f32>().write_unaligned(scale);
-            to.add(SUMS).cast::<[f32; 3]>().write_unaligned(sums);
-            to.add(SCALED).cast::<[f32; 3]>().write_unaligned(sums.map(|sum| sum * scale));
+            to.add(SUMS).cast::<[i32; 3]>().write_unaligned(sums);
+            to.add(SCALED).cast::<[f32; 3]>().write_unaligned(scaled);
         }
     }
 }

@@ -331,8 +331,9 @@ fn alphabet() -> [Option<u8>; 0x144] {
 /// The byte that a text such as `<0x0A>` stands for.
 fn byte_of(text: &[u8]) -> Option<u8> {
     let hex = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
-    let hex = std::str::from_utf8(hex).ok().filter(|h| h.len() == 2)?;
-    u8::from_str_radix(hex, 16).ok()
+    // A sign would pass for a digit below.
+    let hex = Some(hex).filter(|h| h.len() == 2 && h.iter().all(u8::is_ascii_hexdigit))?;
+    u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()
 }
 
 fn byte_ids(vocab: &Vocab, alphabet: &[Option<u8>]) -> [Option<u32>; 256] {

@@ -277,7 +277,7 @@ fn products_are_near_f64() {
             let error = nmse(&weights, &x, &product(Isa::detect(), &weights, &x, 8));
             println!("{:>6} {rows} x {cols}: {error:.2e}", weights.name);
             let bound = match weights.layout.precision() {
-                Precision::Int8 => 5e-5,
+                Precision::Int8 => 2e-9,
                 Precision::F32 => 1e-12,
             };
             assert!(error < bound, "{} {rows} x {cols}: {error:e}", weights.name);

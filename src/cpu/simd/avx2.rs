@@ -106,9 +106,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_and_si256(x, _mm256_set1_epi8(byte.cast_signed()))
         }
         fn or(x: __m256i, y: __m256i) -> __m256i { _mm256_or_si256(x, y) }
-        fn join(high: __m256i, low: __m256i) -> __m256i {
+        fn join(high: __m256i, low: __m256i, offset: i32) -> __m256i {
             let high = _mm256_sub_epi32(_mm256_slli_epi32::<8>(high), high);
-            _mm256_add_epi32(high, low)
+            _mm256_add_epi32(_mm256_add_epi32(high, low), _mm256_set1_epi32(offset))
         }
         fn float(x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }

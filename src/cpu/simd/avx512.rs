@@ -54,9 +54,9 @@ impl Simd for Avx512 {
             _mm512_and_si512(x, _mm512_set1_epi8(byte.cast_signed()))
         }
         fn or(x: __m512i, y: __m512i) -> __m512i { _mm512_or_si512(x, y) }
-        fn join(high: __m512i, low: __m512i) -> __m512i {
+        fn join(high: __m512i, low: __m512i, offset: i32) -> __m512i {
             let high = _mm512_sub_epi32(_mm512_slli_epi32::<8>(high), high);
-            _mm512_add_epi32(high, low)
+            _mm512_add_epi32(_mm512_add_epi32(high, low), _mm512_set1_epi32(offset))
         }
         fn float(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }

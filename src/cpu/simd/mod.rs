@@ -202,8 +202,8 @@ pub(super) trait Simd: Copy {
     /// bytes at `x`, none of them -128. A code is below `2^BITS`; with `BITS` = 8 it counts as
     /// `code - BIAS`. Exact.
     unsafe fn dot<const BITS: u32>(acc: Self::I, codes: [Self::I; 4], x: *const u8) -> Self::I;
-    /// `255 * high + low`.
-    unsafe fn join(high: Self::I, low: Self::I) -> Self::I;
+    /// `255 * high + low + offset`.
+    unsafe fn join(high: Self::I, low: Self::I, offset: i32) -> Self::I;
     /// Each i32, rounded to f32.
     unsafe fn float(x: Self::I) -> Self::F;
 

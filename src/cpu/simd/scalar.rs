@@ -67,8 +67,8 @@ impl Simd for Scalar {
         acc
     }
 
-    unsafe fn join(high: Self::I, low: Self::I) -> Self::I {
-        std::array::from_fn(|i| 255 * high[i] + low[i])
+    unsafe fn join(high: Self::I, low: Self::I, offset: i32) -> Self::I {
+        std::array::from_fn(|i| 255 * high[i] + low[i] + offset)
     }
 
     unsafe fn float(x: Self::I) -> Self::F {
