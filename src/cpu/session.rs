@@ -253,11 +253,16 @@ impl CpuSession {
             slots: &self.state.slots,
             outs: &self.state.outs,
         };
-        self.pool
+        let ran = self
+            .pool
             // SAFETY: memory was allocated for the largest of the programs, rows were checked
             // against the limits, and the pool runs the same call on all workers.
-            .run(&|worker| unsafe { exec.program(program, worker) })
-            .map_err(panicked)?;
+            .run(&|worker| unsafe { exec.program(program, worker) });
+        if let Err(p) = ran {
+            // Attention counts on finding zeros where it left off.
+            self.attention.bytes_mut().fill(0);
+            return Err(panicked(p));
+        }
         self.traffic.steps += 1;
         let logits = program.steps.iter().find_map(|s| match s {
             Step::Sample { logits } => Some(*logits),

@@ -384,7 +384,7 @@ unsafe fn softmax<L: Lanes>(x: *const f32, out: *mut f32, n: usize) {
     }
 }
 
-/// Two passes: the greatest value and whether `x - x` is 0 everywhere (it is NaN for infinities
+/// Two passes: the greatest value and whether `x * 0` is 0 everywhere (it is NaN for infinities
 /// and NaNs), then the first place where it stands.
 #[inline(always)]
 unsafe fn argmax<L: Lanes>(x: *const f32, n: usize) -> Argmax {

@@ -196,3 +196,84 @@ fn element_by_element(graph: &Graph, group: &Group, old: NodeId, new: NodeId) ->
         && reads == 1
         && graph.ty(old) == graph.ty(new)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::plan::Limits;
+
+    fn plan() -> Plan {
+        let model = crate::embedded::tiny().unwrap();
+        let graph = crate::graph::arch::build(&model).unwrap();
+        let limits = Limits { rows: 4, outs: 1, slots: 1, context: 64 };
+        Plan::new(&graph, &crate::cpu::CpuBackend::detect(), limits).unwrap()
+    }
+
+    fn refused(wanted: &str, spoil: impl FnOnce(&mut Plan)) {
+        let mut plan = plan();
+        verify(&plan).unwrap();
+        spoil(&mut plan);
+        let error = verify(&plan).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+
+    /// The first scratch buffer that lives through several groups, and one made meanwhile.
+    fn overlapping(plan: &Plan) -> (usize, usize) {
+        let scratch = |b: &super::super::Buffer| b.role == Role::Scratch;
+        let long = plan.buffers.iter().position(|b| scratch(b) && b.live.1 > b.live.0 + 1).unwrap();
+        let live = plan.buffers[long].live;
+        let other = plan
+            .buffers
+            .iter()
+            .position(|b| scratch(b) && b.live.0 > live.0 && b.live.0 < live.1)
+            .unwrap();
+        (long, other)
+    }
+
+    #[test]
+    fn a_value_overwritten_too_early_is_found() {
+        refused("after it is gone", |plan| {
+            let (long, other) = overlapping(plan);
+            plan.buffers[other].offset = plan.buffers[long].offset;
+        });
+    }
+
+    #[test]
+    fn an_output_over_an_input_is_found() {
+        refused("over", |plan| {
+            // The attention's output over the queries that it reads.
+            let attend = plan.groups.iter().find_map(|g| match g.kind {
+                GroupKind::Attend(id) => Some(id),
+                _ => None,
+            });
+            let id = attend.unwrap();
+            let q = plan.place(plan.graph.node(id).args[0]).unwrap().offset;
+            let out = plan.buffers.iter().position(|b| b.value == id).unwrap();
+            plan.buffers[out].offset = q;
+        });
+    }
+
+    #[test]
+    fn groups_out_of_order_are_found() {
+        refused("before", |plan| plan.groups.swap(1, 2));
+        refused("never runs", |plan| {
+            plan.groups.pop();
+        });
+        refused("runs twice", |plan| {
+            let last = plan.groups.last().cloned().unwrap();
+            plan.groups.push(last);
+        });
+    }
+
+    #[test]
+    fn buffers_outside_their_memory_are_found() {
+        refused("leaves its memory", |plan| plan.bytes.scratch -= ALIGN);
+        refused("misaligned", |plan| plan.buffers[0].offset += 4);
+        refused("too short", |plan| {
+            let (long, _) = overlapping(plan);
+            plan.buffers[long].bytes -= ALIGN;
+        });
+    }
+}

@@ -50,6 +50,10 @@ fn prompts_have_the_ids_of_llama_cpp_and_transformers() {
     }
 }
 
+/// How far a logit may be off, as a share of the greatest. Correct code is off by 4e-6; a sliding
+/// window that is short by one position, by 7e-4.
+const LOGIT: f32 = 2e-5;
+
 #[test]
 #[ignore = "needs the models of tests/real/fetch.sh in GLLM_MODELS"]
 fn reference_logits_match_transformers_in_f32() {
@@ -75,7 +79,7 @@ fn reference_logits_match_transformers_in_f32() {
             let at = case.logit_ids.iter().copied().zip(prompt.at.iter().copied());
             for (id, want) in at.chain(prompt.top.iter().copied()) {
                 let error = (logits[id as usize] - want).abs() / prompt.max_abs;
-                assert!(error <= 1e-3, "{name} {}: logit {id} is off by {error}", prompt.name);
+                assert!(error <= LOGIT, "{name} {}: logit {id} is off by {error}", prompt.name);
                 worst = worst.max(error);
             }
         }

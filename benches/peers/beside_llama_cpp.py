@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """gllm beside llama.cpp: the same file, threads and machine, turn by turn.
 
-    python3 benches/peers/llama_cpp.py target/release/gllm MODEL.gguf [--threads 2] [--rounds 5]
+    python3 benches/peers/beside_llama_cpp.py target/release/gllm MODEL.gguf [--threads 2] [--rounds 5]
 
 Needs llama-cpp-python (LLAMA_CPP_LIB_PATH may name a build of libllama that is tuned for this
 machine). Each round measures both, one after the other: prefill of 512 tokens and decode of 128
