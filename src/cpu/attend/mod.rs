@@ -1,6 +1,6 @@
 //! Attention over a cache in half precision.
 //!
-//! **Layout.** Positions come in blocks of [`BLOCK`](kernel::BLOCK). Keys lie in tiles of 16 positions,
+//! **Layout.** Positions come in blocks of [`BLOCK`]. Keys lie in tiles of 16 positions,
 //! `[tile][dim][16]`, so that one vector holds the same element of 16 keys and the scores of 16
 //! positions grow in its lanes without a horizontal sum; values lie `[position][dim]`, so that a
 //! vector holds 16 elements of the sum. Each kv head has its own stretch.

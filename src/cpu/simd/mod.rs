@@ -9,7 +9,7 @@
 //! instructions; its floats are combined in one order with fused multiply-adds, which
 //! [`f32::mul_add`] computes to the same bit where no instruction does.
 //!
-//! An instruction set is a file here with its [`Simd`] and its table, and a row in [`isas!`].
+//! An instruction set is a file here with its [`Simd`] and its table, and a row in `isas!`.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

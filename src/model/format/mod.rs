@@ -13,7 +13,7 @@
 //! nothing else. Kernels repack from there, and [`Format::decode`] computes from the same data, so
 //! a format cannot mean one thing to the reference and another to a kernel.
 //!
-//! Adding a format is its file, with the block drawn bit by bit, and its line in [`formats!`].
+//! Adding a format is its file, with the block drawn bit by bit, and its line in `formats!`.
 
 mod float;
 mod q2_k;
