@@ -45,9 +45,16 @@ pub(super) fn lower(backend: &CpuBackend, plan: &Plan) -> Result<Program> {
             tensors.push(Tensor { name, offset: size(buffer.offset)?, kind });
         }
     }
-    let mut steps = Vec::new();
+    let (mut steps, mut sample) = (Vec::new(), None);
     for group in plan.groups() {
-        steps.push(lowering.step(group, backend.threads())?);
+        // The session samples when all steps are done, so nothing may come after.
+        if sample.is_some() {
+            return Err(Error::Plan("sampling must come last, and once".to_string()));
+        }
+        match group.kind {
+            GroupKind::Sample(id) => sample = Some(lowering.rows(lowering.arg(id, 0)?)?),
+            _ => steps.push(lowering.step(group, backend.threads())?),
+        }
     }
     let work = work(plan.graph(), plan.groups(), plan.limits(), backend.threads());
     let graph = plan.graph();
@@ -60,8 +67,6 @@ pub(super) fn lower(backend: &CpuBackend, plan: &Plan) -> Result<Program> {
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
     let tables = graph.nodes().iter().filter(|n| matches!(n.op, Op::Embed(_)));
     let vocabulary = tables.filter_map(|n| graph.ty(*n.args.first()?).dims.first().copied()).min();
-    let sampled = graph.nodes().iter().find(|n| matches!(n.op, Op::Sample(_)));
-    let sampled = sampled.and_then(|n| n.args.first()).map(|&logits| graph.ty(logits).width());
     let bytes = plan.bytes();
     Ok(Program {
         steps,
@@ -76,7 +81,7 @@ pub(super) fn lower(backend: &CpuBackend, plan: &Plan) -> Result<Program> {
         ropes: lowering.ropes,
         vocabulary: vocabulary.unwrap_or(usize::MAX),
         outputs,
-        sampled,
+        sample,
         bytes: *bytes,
     })
 }
@@ -267,7 +272,7 @@ impl Lowering<'_> {
                 Step::Linear(self.linear(group.lead, prologue, *linear, epilogue, threads)?)
             }
             GroupKind::Attend(id) => Step::Attend(self.attend(*id)?),
-            GroupKind::Sample(id) => Step::Sample { logits: self.rows(self.arg(*id, 0)?)? },
+            GroupKind::Sample(id) => return Err(unplaced(*id)),
         })
     }
 

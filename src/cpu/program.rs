@@ -39,8 +39,8 @@ pub struct Program {
     pub(super) vocabulary: usize,
     /// For each graph output, where its rows are; `None` for sampled tokens.
     pub(super) outputs: Vec<Option<(Lead, Rows)>>,
-    /// Entries of a row of logits, if the graph samples.
-    pub(super) sampled: Option<usize>,
+    /// The logits that tokens are sampled from when all steps are done.
+    pub(super) sample: Option<Rows>,
     pub(super) bytes: Bytes,
 }
 
@@ -85,7 +85,6 @@ pub(super) enum Step {
     Linear(Linear),
     Attend(Attend),
     Rows(RowList),
-    Sample { logits: Rows },
 }
 
 /// A product with what comes before and after.

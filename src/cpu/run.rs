@@ -75,7 +75,6 @@ impl Exec<'_> {
                             self.list(program, list, row, true, worker.index);
                         }
                     }
-                    Step::Sample { .. } => {}
                 }
             }
         }

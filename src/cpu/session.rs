@@ -3,7 +3,7 @@
 use super::lower::tensor_kind;
 use super::memory::{Memory, available};
 use super::pool::{Panicked, Pool};
-use super::program::{Program, Rows, Step, Tensor, TensorKind};
+use super::program::{Program, Rows, Tensor, TensorKind};
 use super::repack::repack_tiles;
 use super::rope::RopeTable;
 use super::run::Exec;
@@ -81,7 +81,7 @@ impl CpuSession {
             (last.weight_bytes, last.kv_bytes, last.tensors.clone());
         let most = |of: fn(&Program) -> usize| programs.iter().map(of).max().unwrap_or(0);
         check_memory(&programs, &limits)?;
-        let vocabulary = last.sampled.unwrap_or(0);
+        let vocabulary = last.sample.map_or(0, |logits| logits.width);
         let history = limits.slots.checked_mul(limits.context).filter(|_| vocabulary > 0);
         let private_bytes = most(|p| p.work.private);
         let mut session = CpuSession {
@@ -264,11 +264,7 @@ impl CpuSession {
             return Err(panicked(p));
         }
         self.traffic.steps += 1;
-        let logits = program.steps.iter().find_map(|s| match s {
-            Step::Sample { logits } => Some(*logits),
-            _ => None,
-        });
-        match logits {
+        match program.sample {
             Some(logits) => self.sample(&logits),
             None => Ok(()),
         }

@@ -76,3 +76,23 @@ fn more_than_memory_is_refused_with_figures() {
     let text = error.to_string();
     assert!(text.contains("needs") && text.contains("KV") && text.contains("--ctx"), "{text}");
 }
+
+#[test]
+fn what_follows_sampling_is_refused() {
+    use gllm_kernels::graph::{Builder, MemoryWeights};
+    let mut weights = MemoryWeights::new();
+    weights.insert("w.weight", &[32, 32], &[0.5; 1024]).unwrap();
+    let mut b = Builder::new(&weights);
+    let x = b.embed("w").unwrap();
+    let x = b.select(x).unwrap();
+    let logits = b.linear(x, "w").unwrap();
+    let token = b.sample(logits).unwrap();
+    let more = b.linear(logits, "w").unwrap();
+    b.output(token);
+    let (first, backend) = (b.graph().clone(), CpuBackend::detect());
+    assert!(backend.lower(&Plan::new(&first, &backend, LIMITS).unwrap()).is_ok());
+    b.output(more);
+    let plan = Plan::new(&b.finish(), &backend, LIMITS).unwrap();
+    let Err(error) = backend.lower(&plan) else { panic!("it was lowered") };
+    assert!(error.to_string().contains("sampling must come last"), "{error}");
+}
