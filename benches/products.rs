@@ -25,6 +25,11 @@ fn products(c: &mut Criterion) {
         Format::Q5_0,
         Format::Q4_K,
         Format::Q6_K,
+        Format::IQ4_NL,
+        Format::MXFP4,
+        Format::Q2_K,
+        Format::TQ2_0,
+        Format::Q1_0,
     ] {
         let layout = Layout::of(format, OUTPUTS, INPUTS).unwrap();
         let source = vec![0x11u8; format.row_bytes(INPUTS).unwrap() * OUTPUTS];

@@ -1,13 +1,14 @@
 //! The matmul over repacked weights: one kernel for codes of 1, 2, 4 and 8 bits, their sums, and
 //! any number of activation rows.
 //!
-//! With `c` a weight's code, `s` and `m` its group's scale and minimum (`w = s (c - z) + m`), and
+//! With `c` what a weight's code stands for, `s` and `m` its group's scale and minimum (`w = s (c - z) + m`), and
 //! an activation `x = a q`, a group of columns adds to an output
 //!
 //! ```text
 //! y += (a * (sum(c q) - z * sum(q))) * s  +  (a * sum(q)) * m
 //! ```
 //!
+//! Where several groups share one scale, the terms of a block are added up first and meet it once.
 //! The sums are exact integers, in f32 too (at most 2^21). Each product that is added is added by
 //! one fused multiply-add, group after group in the columns' order, so an output's bits depend on
 //! its own row of weights and activations and on nothing else.
@@ -23,31 +24,42 @@ use super::float::FloatArgs;
 use super::quantize::{Activations, BLOCK, RECORD, SCALE, SCALED, SUMS};
 use super::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
 use super::simd::{Isa, Simd};
-use crate::model::format::{Min, Quant, Scale};
+use crate::model::format::{Codes, Min, Quant, Scale};
 
 /// The kernels' shapes: bits of the low and the high plane, whether a scale is shared by 16
-/// instead of 32, and whether there are minimums.
-const SHAPE: [(u32, u32, bool, bool); SHAPES] = [
-    (1, 0, false, false),
-    (2, 0, false, false),
-    (2, 0, true, true),
-    (2, 1, true, false),
-    (4, 0, false, false),
-    (4, 0, false, true),
-    (4, 1, false, false),
-    (4, 1, false, true),
-    (4, 2, true, false),
-    (8, 0, false, false),
+/// instead of 32, whether there are minimums, whether several groups share a scale, and the bits of
+/// what codes stand for where that is in a table. Codes of one bit alone count double.
+const SHAPE: [(u32, u32, bool, bool, bool, u32); SHAPES] = [
+    (1, 0, false, false, true, 0),
+    (2, 0, false, false, true, 0),
+    (2, 0, true, true, false, 0),
+    (2, 1, true, false, false, 0),
+    (4, 0, false, false, false, 0),
+    (4, 0, false, false, false, 5),
+    (4, 0, false, false, false, 8),
+    (4, 0, false, true, false, 0),
+    (4, 1, false, false, false, 0),
+    (4, 1, false, true, false, 0),
+    (4, 2, true, false, false, 0),
+    (8, 0, false, false, false, 0),
 ];
 
 /// How many shapes there are.
-pub(super) const SHAPES: usize = 10;
+pub(super) const SHAPES: usize = 12;
 
 /// The index of a format's kernels, if it has any.
 pub(super) fn shape_index(quant: &Quant) -> Option<usize> {
     let min = !matches!(quant.min, Min::Zero(_));
-    let shape = (quant.lo, quant.hi, quant.group != GROUP, min);
-    SHAPE.iter().position(|s| *s == shape)
+    let shared = quant.scale == Scale::One && quant.block > GROUP;
+    let table = match quant.codes {
+        Codes::Table(table) if table.iter().all(|value| *value < 1 << 5) => 5,
+        Codes::Table(_) => 8,
+        _ => 0,
+    };
+    let double = (quant.lo, quant.hi) == (1, 0);
+    let shape = (quant.lo, quant.hi, quant.group != GROUP, min, shared, table);
+    let fits = double == (quant.codes == Codes::Double);
+    SHAPE.iter().position(|s| fits && *s == shape)
 }
 
 /// How far ahead of the codes the next ones are asked for when there is one row of activations, so
@@ -83,6 +95,8 @@ pub(super) unsafe fn planes<
     const HI: u32,
     const HALVES: bool,
     const MIN: bool,
+    const SHARED: bool,
+    const TABLE: u32,
     const ROWS: usize,
 >(
     args: &PlanesArgs,
@@ -91,51 +105,77 @@ pub(super) unsafe fn planes<
     let mut mins = MaybeUninit::<Scales>::uninit();
     let scales = scales.as_mut_ptr().cast::<f32>();
     let mins = mins.as_mut_ptr().cast::<f32>();
+    // Scales of a group, and groups of a scale: powers of two.
     let per_group = if HALVES { 2 } else { 1 };
-    let bias = if LO + HI == 8 { S::BIAS } else { 0 };
+    let shared = if SHARED { args.quant.block / GROUP } else { 1 };
+    let bias = if TABLE.max(LO + HI) == 8 { S::BIAS } else { 0 };
     let zero = if let Min::Zero(z) = args.quant.min { bias - z } else { bias };
+    let table = match args.quant.codes {
+        // SAFETY: the table has 16 bytes.
+        Codes::Table(table) if TABLE > 0 => unsafe { S::table(table.as_ptr()) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { S::zero() },
+    };
+    let whole = Span::of(args.quant, SPAN);
     let (mut tile, mut x, mut left) = (args.tile, args.x, args.groups);
     while left > 0 {
         let groups = left.min(SPAN);
-        let span = Span::of(args.quant, groups);
+        let span = if groups == SPAN { whole } else { Span::of(args.quant, groups) };
         // SAFETY: a span of a tile, records of its groups, and 16 outputs of each row, all of
         // which the caller promised; as many scales as a span has groups are written before
         // they are read.
         unsafe {
-            header::<S, MIN>(args.quant, tile, &span, groups * per_group, scales, mins);
+            let count = (groups * per_group) >> shared.trailing_zeros();
+            header::<S, MIN>(args.quant, tile, &span, count, scales, mins);
             for lane in (0..TILE).step_by(S::LANES) {
                 let to = args.y.add(lane);
+                // The outputs so far or, of blocks with one scale, what is yet to meet it.
                 let mut y = [S::splat(0.0); ROWS];
-                if left < args.groups {
+                if left < args.groups && !SHARED {
                     for (r, y) in y.iter_mut().enumerate() {
                         *y = S::load_f32(to.add(r * args.stride));
                     }
                 }
                 let mut w = tile.add(span.codes + 4 * lane);
                 let (mut x, mut at) = (x, lane);
-                for _ in 0..groups {
+                for group in 1..=groups {
                     if ROWS == 1 {
                         for line in (0..LINE * (LO + HI) as usize).step_by(LINE) {
                             S::prefetch(w.wrapping_add(AHEAD + line));
                         }
                     }
                     let mut acc = [[S::zero(); 2]; ROWS];
-                    half::<S, LO, HI, 0, ROWS>(w, x, &mut acc);
+                    half::<S, LO, HI, TABLE, 0, ROWS>(w, x, table, &mut acc);
                     if HALVES {
                         let (s, m) = (scales.add(at), mins.add(at));
-                        fold::<S, MIN, 0, ROWS>(x, zero, s, m, &acc, &mut y);
+                        fold::<S, MIN, SHARED, 0, ROWS>(x, zero, s, m, &acc, &mut y);
                         acc = [[S::zero(); 2]; ROWS];
-                        half::<S, LO, HI, 1, ROWS>(w, x, &mut acc);
+                        half::<S, LO, HI, TABLE, 1, ROWS>(w, x, table, &mut acc);
                         let (s, m) = (s.add(TILE), m.add(TILE));
-                        fold::<S, MIN, 1, ROWS>(x, zero, s, m, &acc, &mut y);
+                        fold::<S, MIN, SHARED, 1, ROWS>(x, zero, s, m, &acc, &mut y);
                     } else {
-                        half::<S, LO, HI, 1, ROWS>(w, x, &mut acc);
+                        half::<S, LO, HI, TABLE, 1, ROWS>(w, x, table, &mut acc);
                         let (s, m) = (scales.add(at), mins.add(at));
-                        fold::<S, MIN, 2, ROWS>(x, zero, s, m, &acc, &mut y);
+                        fold::<S, MIN, SHARED, 2, ROWS>(x, zero, s, m, &acc, &mut y);
                     }
                     w = w.add(LINE * (LO + HI) as usize);
                     x = x.add(args.step);
-                    at += per_group * TILE;
+                    if !SHARED {
+                        at += per_group * TILE;
+                    } else if group & (shared - 1) == 0 {
+                        let scale = S::load_f32(scales.add(at));
+                        let first = left == args.groups && group == shared;
+                        for (r, y) in y.iter_mut().enumerate() {
+                            let to = to.add(r * args.stride);
+                            let before = if first { S::splat(0.0) } else { S::load_f32(to) };
+                            S::store(to, S::fma(*y, scale, before));
+                            *y = S::splat(0.0);
+                        }
+                        at += TILE;
+                    }
+                }
+                if SHARED {
+                    continue;
                 }
                 for (r, y) in y.iter().enumerate() {
                     S::store(to.add(r * args.stride), *y);
@@ -179,6 +219,12 @@ unsafe fn header<S: Simd, const MIN: bool>(
                         }
                     }
                 }
+                Scale::Exponent => {
+                    let e = tile.add(span.scales + lane);
+                    for at in (0..groups * TILE).step_by(TILE) {
+                        S::store(scales.add(at + lane), S::load_e8m0(e.add(at)));
+                    }
+                }
                 Scale::TwoLevel => {
                     let (d, m) = (S::load_f16(d), S::load_f16(m));
                     let m = S::mul(m, S::splat(-1.0));
@@ -200,24 +246,32 @@ unsafe fn header<S: Simd, const MIN: bool>(
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
-unsafe fn half<S: Simd, const LO: u32, const HI: u32, const HALF: u32, const ROWS: usize>(
+unsafe fn half<
+    S: Simd,
+    const LO: u32,
+    const HI: u32,
+    const TABLE: u32,
+    const HALF: u32,
+    const ROWS: usize,
+>(
     w: *const u8,
     x: *const u8,
+    table: S::I,
     acc: &mut [[S::I; 2]; ROWS],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let codes = [
-            quad::<S, LO, HI>(w, 4 * HALF),
-            quad::<S, LO, HI>(w, 4 * HALF + 1),
-            quad::<S, LO, HI>(w, 4 * HALF + 2),
-            quad::<S, LO, HI>(w, 4 * HALF + 3),
+            quad::<S, LO, HI, TABLE>(w, 4 * HALF, table),
+            quad::<S, LO, HI, TABLE>(w, 4 * HALF + 1, table),
+            quad::<S, LO, HI, TABLE>(w, 4 * HALF + 2, table),
+            quad::<S, LO, HI, TABLE>(w, 4 * HALF + 3, table),
         ];
         let x = x.add(4 * 4 * HALF as usize);
         for (r, acc) in acc.iter_mut().enumerate() {
             for (digit, acc) in acc.iter_mut().enumerate() {
                 let x = x.add(r * RECORD + digit * GROUP);
-                *acc = match LO + HI {
+                *acc = match TABLE.max(LO + HI) {
                     1..=5 => S::dot::<5>(*acc, codes, x),
                     6 => S::dot::<6>(*acc, codes, x),
                     _ => S::dot::<8>(*acc, codes, x),
@@ -227,12 +281,16 @@ unsafe fn half<S: Simd, const LO: u32, const HI: u32, const HALF: u32, const ROW
     }
 }
 
-/// The codes of quad `i` of a group.
+/// What the codes of quad `i` of a group stand for.
 ///
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
-unsafe fn quad<S: Simd, const LO: u32, const HI: u32>(w: *const u8, i: u32) -> S::I {
+unsafe fn quad<S: Simd, const LO: u32, const HI: u32, const TABLE: u32>(
+    w: *const u8,
+    i: u32,
+    table: S::I,
+) -> S::I {
     // Where a quad of a plane is: its load, and the bit it starts at.
     let place = |bits: u32| (i * bits / 8, (i * bits % 8).cast_signed());
     // SAFETY: the caller's promise.
@@ -242,7 +300,13 @@ unsafe fn quad<S: Simd, const LO: u32, const HI: u32>(w: *const u8, i: u32) -> S
         if LO == 8 {
             return lo;
         }
+        if LO == 1 && HI == 0 {
+            return S::mask(S::shift(lo, bit - 1), 2);
+        }
         let lo = S::mask(S::shift(lo, bit), (1u8 << LO) - 1);
+        if TABLE > 0 {
+            return S::lookup(table, lo);
+        }
         if HI == 0 {
             return lo;
         }
@@ -253,13 +317,19 @@ unsafe fn quad<S: Simd, const LO: u32, const HI: u32>(w: *const u8, i: u32) -> S
     }
 }
 
-/// Adds what a group's sums of products come to, to the outputs. `SUM` picks the activations'
-/// sum: of the first 16, the second 16, or all 32.
+/// Adds what a group's sums of products come to, to the outputs or, before their scale is `SHARED`,
+/// to the block's sums. `SUM` picks the activations' sum: of the first 16, the second 16, or all 32.
 ///
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
-unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
+unsafe fn fold<
+    S: Simd,
+    const MIN: bool,
+    const SHARED: bool,
+    const SUM: usize,
+    const ROWS: usize,
+>(
     x: *const u8,
     zero: i32,
     scales: *const f32,
@@ -269,7 +339,7 @@ unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let scale = S::load_f32(scales);
+        let scale = if SHARED { S::splat(1.0) } else { S::load_f32(scales) };
         for r in 0..ROWS {
             let number =
                 |at: usize| S::splat(x.add(r * RECORD + at).cast::<f32>().read_unaligned());
@@ -277,6 +347,10 @@ unsafe fn fold<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
             let sum = x.add(r * RECORD + SUMS + 4 * SUM).cast::<i32>().read_unaligned();
             let offset = if MIN { 0 } else { zero * sum };
             let dot = S::float(S::join(acc[r][0], acc[r][1], offset));
+            if SHARED {
+                y[r] = S::fma(dot, number(SCALE), y[r]);
+                continue;
+            }
             y[r] = S::fma(S::mul(dot, number(SCALE)), scale, y[r]);
             if MIN {
                 y[r] = S::fma(number(SCALED + 4 * SUM), S::load_f32(mins), y[r]);

@@ -9,9 +9,9 @@
 //! span    header, padded to 64 bytes              8 groups of 32 columns
 //!         |d     |m     |scales      |mins      | |group 0 |group 1 | … |group 7 |
 //!
-//! header  one level: d, m: f16 [8 groups][16 rows]
-//!         two levels: d, m: f16 [16 rows]; scales, mins: 8 bits [8 or 16 groups][16 rows]
-//!         (a format without m or mins lacks them here)
+//! header  d, m: f16 [blocks of the span][16 rows]
+//!         scales, mins: 8 bits [8 or 16 groups][16 rows], for two levels and for exponents
+//!         (what a format lacks is not here either)
 //!
 //! group   the low plane, then the high one. A plane of b bits is b loads of 64 bytes; a load
 //!         holds 8 / b quads, and byte 4 r + j of it element j of each of them for row r:
@@ -89,11 +89,11 @@ impl Span {
     /// The span of `groups` groups.
     #[inline(always)]
     pub(super) fn of(quant: &Quant, groups: usize) -> Span {
-        let halves = GROUP / quant.group;
-        let two = quant.scale == Scale::TwoLevel;
-        let d = 2 * TILE * if two { 1 } else { groups };
+        let per_group = TILE * groups * (GROUP / quant.group);
+        let per_block = 2 * TILE * (groups * GROUP / quant.block);
+        let d = if quant.scale == Scale::Exponent { 0 } else { per_block };
         let m = if matches!(quant.min, Min::Zero(_)) { 0 } else { d };
-        let scales = if two { TILE * groups * halves } else { 0 };
+        let scales = if quant.scale == Scale::One { 0 } else { per_group };
         let mins = if quant.min == Min::TwoLevel { scales } else { 0 };
         let codes = (d + m + scales + mins).next_multiple_of(LINE);
         let group = LINE * (quant.lo + quant.hi) as usize;
@@ -121,10 +121,6 @@ impl Layout {
             (_, quant) => planes(quant?)?,
         };
         format.row_bytes(cols)?.checked_mul(rows)?;
-        Layout::with(format, store, rows, cols)
-    }
-
-    fn with(format: Format, store: Store, rows: usize, cols: usize) -> Option<Layout> {
         if rows == 0 || cols == 0 {
             return None;
         }
@@ -143,12 +139,6 @@ impl Layout {
         };
         let bytes = tile_bytes.checked_mul(rows.div_ceil(TILE))?;
         Some(Layout { format, rows, cols, tile_bytes, bytes, store })
-    }
-
-    /// The layout of a format that is in no table.
-    #[cfg(test)]
-    pub(super) fn made_up(quant: &'static Quant, rows: usize, cols: usize) -> Layout {
-        Layout::with(Format::F32, planes(quant).unwrap(), rows, cols).unwrap()
     }
 
     /// The format of the weights.
@@ -199,13 +189,17 @@ impl Layout {
 
 /// How a block format is stored, if the kernels can.
 fn planes(quant: &'static Quant) -> Option<Store> {
-    let one = (quant.scale, quant.block, quant.group) == (Scale::One, GROUP, GROUP);
-    let two = (quant.scale, quant.block) == (Scale::TwoLevel, GROUP * SPAN)
-        && (quant.group == GROUP || 2 * quant.group == GROUP);
-    let fits = match quant.min {
-        Min::Zero(_) => one || two,
-        Min::One => one,
-        Min::TwoLevel => two,
+    // Blocks do not cross spans.
+    let shared = quant.group == GROUP
+        && quant.block.is_power_of_two()
+        && (GROUP..=GROUP * SPAN).contains(&quant.block);
+    let one = (quant.block, quant.group) == (GROUP, GROUP);
+    let two = quant.block == GROUP * SPAN && (quant.group == GROUP || 2 * quant.group == GROUP);
+    let fits = match (quant.scale, quant.min) {
+        (Scale::One, Min::Zero(_)) => shared,
+        (Scale::One, Min::One) | (Scale::Exponent, Min::Zero(_)) => one,
+        (Scale::TwoLevel, Min::Zero(_) | Min::TwoLevel) => two,
+        _ => false,
     };
     if fits { Some(Store::Planes(quant, shape_index(quant)?)) } else { None }
 }
@@ -282,12 +276,15 @@ fn scatter(layout: &Layout, quant: &Quant, tile: &mut [u8], lane: usize, row: &[
         for (i, bytes) in blocks.by_ref().take(groups / per_block).enumerate() {
             (quant.unpack)(bytes, &mut block);
             let at = f16s(i);
-            tile[at..at + 2].copy_from_slice(&block.d.to_le_bytes());
+            if quant.scale != Scale::Exponent {
+                tile[at..at + 2].copy_from_slice(&block.d.to_le_bytes());
+            }
             if !matches!(quant.min, Min::Zero(_)) {
                 tile[span.m + at..span.m + at + 2].copy_from_slice(&block.m.to_le_bytes());
             }
-            if quant.scale == Scale::TwoLevel {
-                for (g, scale) in block.scales[..quant.block / quant.group].iter().enumerate() {
+            if quant.scale != Scale::One {
+                let scales = &block.scales[..quant.block / quant.group];
+                for (g, scale) in (i * scales.len()..).zip(scales) {
                     tile[span.scales + TILE * g + lane] = scale.cast_unsigned();
                 }
             }
@@ -379,12 +376,15 @@ fn gather(layout: &Layout, quant: &Quant, tile: &[u8], lane: usize, out: &mut [f
         let f16_at = |at: usize| f16::from_le_bytes([tile[at], tile[at + 1]]);
         for (i, out) in out.by_ref().take(groups / per_block).enumerate() {
             block.codes.fill(0);
-            block.d = f16_at(2 * (TILE * i + lane));
+            if quant.scale != Scale::Exponent {
+                block.d = f16_at(2 * (TILE * i + lane));
+            }
             if !matches!(quant.min, Min::Zero(_)) {
                 block.m = f16_at(span.m + 2 * (TILE * i + lane));
             }
-            if quant.scale == Scale::TwoLevel {
-                for (g, scale) in block.scales[..quant.block / quant.group].iter_mut().enumerate() {
+            if quant.scale != Scale::One {
+                let scales = &mut block.scales[..quant.block / quant.group];
+                for (g, scale) in (i * scales.len()..).zip(scales) {
                     *scale = tile[span.scales + TILE * g + lane].cast_signed();
                 }
             }

@@ -18,7 +18,7 @@ mod meta;
 mod value;
 mod write;
 
-pub use format::{Block, Format, Min, Quant, Scale};
+pub use format::{Block, Codes, Format, Min, Quant, Scale};
 pub use meta::Metadata;
 pub use value::{Array, Strings, Value};
 pub use write::GgufWriter;

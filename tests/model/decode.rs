@@ -14,7 +14,10 @@ macro_rules! fixtures {
 
 /// Format, blocks, and what they decode to.
 fn fixtures() -> Vec<(Format, &'static [u8], Vec<u32>)> {
-    let all = fixtures! { F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K };
+    let all = fixtures! {
+        F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K
+        IQ4_NL MXFP4 TQ1_0 TQ2_0 Q1_0
+    };
     let bits = |b: &[u8]| b.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
     all.into_iter().map(|(format, blocks, values)| (format, blocks, bits(values))).collect()
 }
@@ -39,7 +42,9 @@ fn every_format_decodes_as_published() {
     }
 }
 
-/// The negative control of the test above: no bit of any block is without effect.
+/// The negative control of the test above: no bit of any block is without effect. A byte of TQ1_0
+/// has more values than five codes: only
+/// its highest bit is sure to change one.
 #[test]
 fn every_bit_of_a_block_counts() {
     for (format, blocks, _) in fixtures() {
@@ -48,6 +53,9 @@ fn every_bit_of_a_block_counts() {
         let block = &blocks[blocks.len() - format.block_bytes()..];
         let before = decoded(format, block, len);
         for bit in 0..block.len() * 8 {
+            if format == Format::TQ1_0 && bit < 8 * 52 && bit % 8 != 7 {
+                continue;
+            }
             let mut changed = block.to_vec();
             changed[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(before, decoded(format, &changed, len), "{} bit {bit}", format.name());

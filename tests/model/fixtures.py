@@ -4,7 +4,7 @@
     pip install gguf==0.19.0 && python3 fixtures.py
 
 fixtures/NAME.blocks holds the blocks, fixtures/NAME.f32 their elements as little-endian f32.
-Scales are finite, and the first blocks have the awkward ones: largest, subnormal, zero, of either
+The package knows no values of Q1_0: those follow the definition in ggml. Scales are finite, and the first blocks have the awkward ones: largest, subnormal, zero, of either
 sign. The same numbers come out each time.
 """
 
@@ -35,6 +35,16 @@ SCALES = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "IQ4_NL": [0],
+    "MXFP4": [],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
+    "Q1_0": [0],
+}
+
+# Sizes and meaning of what the package has a number for, but no code.
+EXTRA = {
+    "Q1_0": (128, 18),
 }
 
 FLOATS = {
@@ -53,8 +63,10 @@ def finite(rng):
 
 
 def blocks(name, rng):
-    elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[name]]
-    count = 16 if elements == 256 else 36
+    elements, size = EXTRA.get(name) or GGML_QUANT_SIZES[GGMLQuantizationType[name]]
+    # Every exponent, with the most ordinary last.
+    exponents = [*range(128, 256), *range(128)] if name == "MXFP4" else None
+    count = len(exponents) if exponents else 16 if elements == 256 else 36
     out = bytearray()
     for i in range(count):
         block = bytearray(rng.randbytes(size))
@@ -68,8 +80,24 @@ def blocks(name, rng):
             block[:] = bytes([0xFF if i == 1 else 0]) * size
             for at, two in keep:
                 block[at : at + 2] = two
+        if exponents:
+            block[0] = exponents[i]
+        if name == "MXFP4" and i == count - 1:
+            # No code without effect: a zero with a sign is the same zero.
+            block[1:] = bytes(rng.choice([1, 2, 3, 4, 5, 6, 7]) * 17 ^ rng.choice([0, 8, 128]) for _ in block[1:])
         out += block
     return bytes(out)
+
+
+def extra(name, data):
+    """What the blocks of a format in `EXTRA` hold, from its definition alone."""
+    size = EXTRA[name][1]
+    data = np.frombuffer(data, np.uint8).reshape(-1, size)
+    d = data[:, :2].copy().view("<f2").astype(np.float32)
+    if name == "Q1_0":
+        bits = np.unpackbits(data[:, 2:], axis=1, bitorder="little")
+        return np.where(bits == 1, d, -d).ravel()
+    raise KeyError(name)
 
 
 def floats(name, rng):
@@ -89,12 +117,13 @@ def main():
     for name in [*FLOATS, *SCALES]:
         rng = random.Random(name)
         data = floats(name, rng) if name in FLOATS else blocks(name, rng)
-        kind = GGMLQuantizationType[name]
-        if name in ("F32", "F16"):
+        if name in EXTRA:
+            values = extra(name, data)
+        elif name in ("F32", "F16"):
             # The package passes these through as numpy types.
             values = np.frombuffer(data, "<f4" if name == "F32" else "<f2").astype("<f4")
         else:
-            values = dequantize(np.frombuffer(data, np.uint8), kind).astype("<f4", copy=False)
+            values = dequantize(np.frombuffer(data, np.uint8), GGMLQuantizationType[name]).astype("<f4", copy=False)
         assert not np.isnan(values).any(), name
         (folder / f"{name}.blocks").write_bytes(data)
         (folder / f"{name}.f32").write_bytes(values.tobytes())

@@ -30,37 +30,6 @@ impl Random {
     }
 }
 
-/// One bit about nothing, to have a format of 1 bit.
-static BIT: Quant = Quant {
-    lo: 1,
-    hi: 0,
-    group: 32,
-    block: 32,
-    bytes: 6,
-    scale: Scale::One,
-    min: Min::Zero(1),
-    unpack: |bytes, out| unpack_bits(bytes, out, 1),
-};
-
-/// Two bits about 2.
-static TWO_BITS: Quant = Quant {
-    lo: 2,
-    hi: 0,
-    group: 32,
-    block: 32,
-    bytes: 10,
-    scale: Scale::One,
-    min: Min::Zero(2),
-    unpack: |bytes, out| unpack_bits(bytes, out, 2),
-};
-
-fn unpack_bits(bytes: &[u8], out: &mut Block, bits: usize) {
-    out.d = f16::from_le_bytes([bytes[0], bytes[1]]);
-    for (i, code) in out.codes[..32].iter_mut().enumerate() {
-        *code = bytes[2 + i * bits / 8] >> (i * bits % 8) & ((1 << bits) - 1);
-    }
-}
-
 /// A weight matrix, its layout and its packed form.
 struct Weights {
     name: String,
@@ -103,6 +72,9 @@ impl Weights {
         let mut block = Block::default();
         for values in values.chunks_exact_mut(quant.block).take(blocks) {
             let mut bytes: Vec<u8> = (0..quant.bytes).map(|_| byte(random)).collect();
+            if quant.scale == Scale::Exponent {
+                bytes[0] = 120 + bytes[0] % 8;
+            }
             for pair in at.chunks_exact(2) {
                 let scale = f16::from_f32(random.normal() * 0.1).to_le_bytes();
                 bytes[pair[0]] = scale[0];
@@ -144,19 +116,11 @@ impl Weights {
         Weights::pack(format.name(), layout, &src, values)
     }
 
-    /// Every format, and formats made up for the widths that none of them has alone.
+    /// Every format that has rows of this length.
     fn all(rows: usize, cols: usize, random: &mut Random) -> Vec<Weights> {
         let fits = |format: &&Format| Layout::of(**format, rows, cols).is_some();
         let formats = Format::all().iter().filter(fits);
-        let mut all: Vec<_> = formats.map(|f| Weights::random(*f, rows, cols, random)).collect();
-        for (name, quant) in [("1 bit", &BIT), ("2 bits", &TWO_BITS)] {
-            if cols.is_multiple_of(quant.block) {
-                let layout = Layout::made_up(quant, rows, cols);
-                let byte = |random: &mut Random| (random.next() >> 32) as u8;
-                all.push(Weights::blocks(name, quant, layout, random, byte));
-            }
-        }
-        all
+        formats.map(|f| Weights::random(*f, rows, cols, random)).collect()
     }
 }
 
@@ -207,8 +171,8 @@ fn nmse(weights: &Weights, x: &[f32], y: &[f32]) -> f64 {
     error / square.max(1e-30)
 }
 
-const ROWS: [usize; 5] = [1, 15, 16, 17, 33];
-const COLS: [usize; 7] = [32, 64, 160, 256, 288, 576, 1024];
+const ROWS: [usize; 8] = [1, 7, 15, 16, 17, 63, 64, 65];
+const COLS: [usize; 9] = [32, 64, 128, 160, 256, 288, 384, 576, 1024];
 
 #[test]
 fn all_instruction_sets_and_row_counts_give_the_same_bits() {
@@ -238,7 +202,6 @@ fn extremes_do_not_saturate() {
     for (name, quant, layout) in Format::all()
         .iter()
         .filter_map(|f| Some((f.name(), f.quant()?, Layout::of(*f, rows, cols)?)))
-        .chain([("1 bit", &BIT, Layout::made_up(&BIT, rows, cols))])
     {
         for byte in [0x00, 0xff, 0x7f, 0x80] {
             let weights = Weights::blocks(name, quant, layout, &mut random, |_| byte);
@@ -329,6 +292,42 @@ fn tiles_can_be_shared_out_and_padding_is_not_written() {
 }
 
 #[test]
+fn many_outputs() {
+    let mut random = Random(9);
+    let (rows, cols) = (4097, 256);
+    let x = random.normals(cols);
+    for weights in Weights::all(rows, cols, &mut random) {
+        let want = bits(&product(Isa::Scalar, &weights, &x, 1));
+        for isa in Isa::available() {
+            assert!(bits(&product(isa, &weights, &x, 1)) == want, "{} {isa:?}", weights.name);
+        }
+    }
+}
+
+#[test]
+fn every_exponent() {
+    // An output an exponent, of one weight that is not 0.
+    let (rows, cols) = (256, 32);
+    let quant = Format::MXFP4.quant().unwrap();
+    let layout = Layout::of(Format::MXFP4, rows, cols).unwrap();
+    let block = |e| (0..17u8).map(move |i| [e, 1, 0][usize::from(i.min(2))]);
+    let src: Vec<u8> = (0..=255).flat_map(block).collect();
+    let mut values = vec![0.0; rows * cols];
+    Format::MXFP4.decode(&src, &mut values).unwrap();
+    let weights = Weights::pack("exponents", layout, &src, values);
+    assert_eq!(quant.scale, Scale::Exponent);
+    let x: Vec<f32> = (0..cols).map(|i| if i == 0 { 1.0 } else { 0.0 }).collect();
+    let want = product(Isa::Scalar, &weights, &x, 1);
+    for (e, y) in (0..).zip(&want) {
+        let power = 2f64.powi(e - 128);
+        assert!((f64::from(*y) - power).abs() <= power * 1e-6 + 2f64.powi(-149), "{e}: {y:e}");
+    }
+    for isa in Isa::available() {
+        assert!(bits(&product(isa, &weights, &x, 1)) == bits(&want), "{isa:?}");
+    }
+}
+
+#[test]
 fn odd_columns_of_floats() {
     let mut random = Random(7);
     for cols in [1, 2, 31, 33, 255, 257, 300] {
@@ -369,6 +368,7 @@ fn odd_activations() {
 fn sizes_that_cannot_be_are_refused() {
     assert!(Layout::of(Format::Q4_0, 16, 48).is_none());
     assert!(Layout::of(Format::Q4_K, 16, 32).is_none());
+    assert!(Layout::of(Format::Q1_0, 16, 64).is_none());
     assert!(Layout::of(Format::Q4_0, 0, 32).is_none());
     assert!(Layout::of(Format::F32, 16, 0).is_none());
     assert!(Layout::of(Format::Q8_0, usize::MAX, 32).is_none());

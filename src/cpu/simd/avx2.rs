@@ -106,6 +106,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             _mm256_and_si256(x, _mm256_set1_epi8(byte.cast_signed()))
         }
         fn or(x: __m256i, y: __m256i) -> __m256i { _mm256_or_si256(x, y) }
+        fn table(at: *const u8) -> __m256i { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) }
+        fn lookup(table: __m256i, x: __m256i) -> __m256i { _mm256_shuffle_epi8(table, x) }
         fn join(high: __m256i, low: __m256i, offset: i32) -> __m256i {
             let high = _mm256_sub_epi32(_mm256_slli_epi32::<8>(high), high);
             _mm256_add_epi32(_mm256_add_epi32(high, low), _mm256_set1_epi32(offset))
@@ -123,6 +125,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
         fn load_u8(at: *const u8) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())))
+        }
+        fn load_e8m0(at: *const u8) -> __m256 {
+            let e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
+            let one = _mm256_set1_epi32(1);
+            let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, one));
+            // Where that is no normal number, only the fraction's highest bit or the next is set.
+            let small = _mm256_slli_epi32::<21>(_mm256_add_epi32(_mm256_min_epi32(e, one), one));
+            _mm256_castsi256_ps(_mm256_max_epi32(normal, small))
         }
         fn store(at: *mut f32, x: __m256) { _mm256_storeu_ps(at, x) }
         fn add(x: __m256, y: __m256) -> __m256 { _mm256_add_ps(x, y) }

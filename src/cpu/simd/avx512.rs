@@ -54,6 +54,8 @@ impl Simd for Avx512 {
             _mm512_and_si512(x, _mm512_set1_epi8(byte.cast_signed()))
         }
         fn or(x: __m512i, y: __m512i) -> __m512i { _mm512_or_si512(x, y) }
+        fn table(at: *const u8) -> __m512i { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) }
+        fn lookup(table: __m512i, x: __m512i) -> __m512i { _mm512_shuffle_epi8(table, x) }
         fn join(high: __m512i, low: __m512i, offset: i32) -> __m512i {
             let high = _mm512_sub_epi32(_mm512_slli_epi32::<8>(high), high);
             _mm512_add_epi32(_mm512_add_epi32(high, low), _mm512_set1_epi32(offset))
@@ -71,6 +73,14 @@ impl Simd for Avx512 {
         }
         fn load_u8(at: *const u8) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())))
+        }
+        fn load_e8m0(at: *const u8) -> __m512 {
+            let e = _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()));
+            let one = _mm512_set1_epi32(1);
+            let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, one));
+            // Where that is no normal number, only the fraction's highest bit or the next is set.
+            let small = _mm512_slli_epi32::<21>(_mm512_add_epi32(_mm512_min_epi32(e, one), one));
+            _mm512_castsi512_ps(_mm512_max_epi32(normal, small))
         }
         fn store(at: *mut f32, x: __m512) { _mm512_storeu_ps(at, x) }
         fn add(x: __m512, y: __m512) -> __m512 { _mm512_add_ps(x, y) }

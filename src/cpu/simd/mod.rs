@@ -116,12 +116,14 @@ macro_rules! kernels {
                 const HI: u32,
                 const HALVES: bool,
                 const MIN: bool,
+                const SHARED: bool,
+                const TABLE: u32,
                 const ROWS: usize,
             >(
                 args: &matmul::PlanesArgs,
             ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { matmul::planes::<$simd, LO, HI, HALVES, MIN, ROWS>(args) }
+                unsafe { matmul::planes::<$simd, LO, HI, HALVES, MIN, SHARED, TABLE, ROWS>(args) }
             }
 
             $(#[$attr])*
@@ -141,16 +143,18 @@ macro_rules! kernels {
                     $rows,
                     simd::ByRows {
                         planes: [
-                            planes::<1, 0, false, false, $rows>,
-                            planes::<2, 0, false, false, $rows>,
-                            planes::<2, 0, true, true, $rows>,
-                            planes::<2, 1, true, false, $rows>,
-                            planes::<4, 0, false, false, $rows>,
-                            planes::<4, 0, false, true, $rows>,
-                            planes::<4, 1, false, false, $rows>,
-                            planes::<4, 1, false, true, $rows>,
-                            planes::<4, 2, true, false, $rows>,
-                            planes::<8, 0, false, false, $rows>,
+                            planes::<1, 0, false, false, true, 0, $rows>,
+                            planes::<2, 0, false, false, true, 0, $rows>,
+                            planes::<2, 0, true, true, false, 0, $rows>,
+                            planes::<2, 1, true, false, false, 0, $rows>,
+                            planes::<4, 0, false, false, false, 0, $rows>,
+                            planes::<4, 0, false, false, false, 5, $rows>,
+                            planes::<4, 0, false, false, false, 8, $rows>,
+                            planes::<4, 0, false, true, false, 0, $rows>,
+                            planes::<4, 1, false, false, false, 0, $rows>,
+                            planes::<4, 1, false, true, false, 0, $rows>,
+                            planes::<4, 2, true, false, false, 0, $rows>,
+                            planes::<8, 0, false, false, false, 0, $rows>,
                         ],
                         floats: [floats::<0, $rows>, floats::<1, $rows>, floats::<2, $rows>],
                     },
@@ -198,6 +202,10 @@ pub(super) trait Simd: Copy {
     /// Each byte and this one.
     unsafe fn mask(x: Self::I, byte: u8) -> Self::I;
     unsafe fn or(x: Self::I, y: Self::I) -> Self::I;
+    /// The 16 bytes at `at`, for [`lookup`](Simd::lookup).
+    unsafe fn table(at: *const u8) -> Self::I;
+    /// For each byte of `x`, all of them below 16, that byte of the table.
+    unsafe fn lookup(table: Self::I, x: Self::I) -> Self::I;
     /// Adds to each lane the products of 16 codes, four in each of `codes`, and the 16 signed
     /// bytes at `x`, none of them -128. A code is below `2^BITS`; with `BITS` = 8 it counts as
     /// `code - BIAS`. Exact.
@@ -217,6 +225,8 @@ pub(super) trait Simd: Copy {
     unsafe fn load_i8(at: *const u8) -> Self::F;
     /// `LANES` u8 as f32.
     unsafe fn load_u8(at: *const u8) -> Self::F;
+    /// 2 to the power of `e - 128` for `LANES` bytes `e`.
+    unsafe fn load_e8m0(at: *const u8) -> Self::F;
     unsafe fn store(at: *mut f32, x: Self::F);
     unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
     unsafe fn mul(x: Self::F, y: Self::F) -> Self::F;

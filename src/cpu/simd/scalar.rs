@@ -3,6 +3,7 @@
 use half::f16;
 
 use super::{Simd, kernels};
+use crate::model::format::exponent;
 
 #[derive(Clone, Copy)]
 struct Scalar;
@@ -54,6 +55,18 @@ impl Simd for Scalar {
         std::array::from_fn(|i| x[i] | y[i])
     }
 
+    unsafe fn table(at: *const u8) -> Self::I {
+        // SAFETY: the caller's promise.
+        let table: [i32; 4] = unsafe { read(at) };
+        std::array::from_fn(|i| table[i % 4])
+    }
+
+    #[inline(never)]
+    unsafe fn lookup(table: Self::I, x: Self::I) -> Self::I {
+        let entry = |x: u8| table[usize::from(x / 4)].to_le_bytes()[usize::from(x % 4)];
+        x.map(|x| i32::from_le_bytes(x.to_le_bytes().map(entry)))
+    }
+
     #[inline(never)]
     unsafe fn dot<const BITS: u32>(mut acc: Self::I, codes: [Self::I; 4], x: *const u8) -> Self::I {
         // SAFETY: the caller's promise.
@@ -103,6 +116,12 @@ impl Simd for Scalar {
     unsafe fn load_u8(at: *const u8) -> Self::F {
         // SAFETY: the caller's promise.
         unsafe { read::<u8, LANES>(at) }.map(f32::from)
+    }
+
+    #[inline(never)]
+    unsafe fn load_e8m0(at: *const u8) -> Self::F {
+        // SAFETY: the caller's promise.
+        unsafe { read::<u8, LANES>(at) }.map(exponent)
     }
 
     unsafe fn store(at: *mut f32, x: Self::F) {

@@ -5,8 +5,9 @@
 //!
 //! * an unsigned **code** an element, `lo + hi` bits wide. `lo` is 1, 2, 4 or 8 and is the width
 //!   a kernel is made for; `hi` is 0, or the width of a second plane above the first. So 3 bits
-//!   are 2 + 1, 5 are 4 + 1 and 6 are 4 + 2, and no width needs a kernel of its own;
-//! * a **scale** a group: the block's `d`, or `d` times a small integer;
+//!   are 2 + 1, 5 are 4 + 1 and 6 are 4 + 2, and no width needs a kernel of its own. A code counts
+//!   as itself, or stands for another integer ([`Codes`]);
+//! * a **scale** a group: the block's `d`, or `d` times a small integer, or a power of two;
 //! * where the codes' **zero** lies: at a constant, or at a minimum that the group brings along.
 //!
 //! [`Quant`] states the three, and its `unpack` turns a block's bytes into a [`Block`] that holds
@@ -16,6 +17,9 @@
 //! Adding a format is its file, with the block drawn bit by bit, and its line in `formats!`.
 
 mod float;
+mod iq4_nl;
+mod mxfp4;
+mod q1_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -26,6 +30,8 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod tq1_0;
+mod tq2_0;
 
 use half::f16;
 
@@ -83,6 +89,16 @@ formats! {
     Q5_K = q5_k::ROW;
     /// 6 bits about 32, 8-bit scales every 16, two levels.
     Q6_K = q6_k::ROW;
+    /// 4 bits through a table, a scale every 32.
+    IQ4_NL = iq4_nl::ROW;
+    /// 4-bit floats, a power of two every 32.
+    MXFP4 = mxfp4::ROW;
+    /// -1, 0 and 1, five a byte, a scale every 256.
+    TQ1_0 = tq1_0::ROW;
+    /// 2 bits about 1, a scale every 256.
+    TQ2_0 = tq2_0::ROW;
+    /// A sign, a scale every 128.
+    Q1_0 = q1_0::ROW;
 }
 
 /// What the table says of one format.
@@ -103,18 +119,21 @@ enum Kind {
 
 /// How a block format maps onto planes: the kernels read nothing else of a format.
 ///
-/// With `c` an element's code, `g` its group within the block and all arithmetic in f32, one
-/// operation at a time, an element's value is `s * (c - z)`, `s * c + m` or `s * c - m`, where
-/// [`Scale`] says what `s` is, and [`Min`] which of the three it is and what `z` or `m` is.
+/// With `c` what an element's code stands for ([`Codes`]), `g` its group within the block and all
+/// arithmetic in f32, one operation at a time, an element's value is `s * (c - z)`, `s * c + m` or
+/// `s * c - m`, where [`Scale`] says what `s` is, and [`Min`] which of the three it is and what `z`
+/// or `m` is.
 #[derive(Debug)]
 pub struct Quant {
     /// Bits of the low plane of a code: 1, 2, 4 or 8.
     pub lo: u32,
     /// Bits of the plane above it: 0 when there is none, else 1 or 2.
     pub hi: u32,
-    /// Elements that share a scale: 16 or 32.
+    /// What a code stands for.
+    pub codes: Codes,
+    /// Elements of a group: 16 or 32.
     pub group: usize,
-    /// Elements of a block: 32 or 256.
+    /// Elements of a block: a power of two from 32 to 256.
     pub block: usize,
     /// Bytes of a block.
     pub bytes: usize,
@@ -130,13 +149,37 @@ pub struct Quant {
     pub unpack: fn(&[u8], &mut Block),
 }
 
+/// What a code stands for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Codes {
+    /// Itself.
+    Plain,
+    /// Its double, so that the zero of codes of one bit can lie between them, at 1.
+    Double,
+    /// Its entry here: codes have four bits.
+    Table(&'static [u8; 16]),
+}
+
+impl Codes {
+    /// What `code` stands for.
+    fn value(self, code: u8) -> u8 {
+        match self {
+            Codes::Plain => code,
+            Codes::Double => code << 1,
+            Codes::Table(table) => table[usize::from(code & 0x0f)],
+        }
+    }
+}
+
 /// Where a group's scale `s` comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scale {
-    /// `s = d`: one group a block.
+    /// `s = d`, for all groups of the block.
     One,
     /// `s = d * scales[g]`, rounded to f32.
     TwoLevel,
+    /// `s = 2^(e - 128)`, where `e` is `scales[g]` without a sign.
+    Exponent,
 }
 
 /// Where the zero of a group's codes lies.
@@ -155,7 +198,7 @@ pub enum Min {
 pub struct Block {
     /// Unsigned codes in the order of the elements, each below `2^(lo + hi)`.
     pub codes: [u8; 256],
-    /// The integer scale of each group, for [`Scale::TwoLevel`].
+    /// The integer scale of each group, for [`Scale::TwoLevel`] and [`Scale::Exponent`].
     pub scales: [i8; 16],
     /// The integer minimum of each group, for [`Min::TwoLevel`].
     pub mins: [u8; 16],
@@ -181,18 +224,25 @@ impl Quant {
             let s = match self.scale {
                 Scale::One => d,
                 Scale::TwoLevel => d * f32::from(scale),
+                Scale::Exponent => exponent(scale.cast_unsigned()),
             };
-            let elements = out.iter_mut().zip(codes);
+            let elements = out.iter_mut().zip(codes.iter().map(|&c| self.codes.value(c)));
             match self.min {
-                Min::Zero(z) => elements.for_each(|(o, &c)| *o = s * (i32::from(c) - z) as f32),
-                Min::One => elements.for_each(|(o, &c)| *o = s * f32::from(c) + m),
+                Min::Zero(z) => elements.for_each(|(o, c)| *o = s * (i32::from(c) - z) as f32),
+                Min::One => elements.for_each(|(o, c)| *o = s * f32::from(c) + m),
                 Min::TwoLevel => {
                     let m = m * f32::from(min);
-                    elements.for_each(|(o, &c)| *o = s * f32::from(c) - m);
+                    elements.for_each(|(o, c)| *o = s * f32::from(c) - m);
                 }
             }
         }
     }
+}
+
+/// `2^(e - 128)`, which is below the normal numbers for 0 and 1.
+pub(crate) fn exponent(e: u8) -> f32 {
+    let e = u32::from(e);
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 })
 }
 
 impl Format {
@@ -282,7 +332,6 @@ pub(super) fn foreign_name(id: u32) -> Option<&'static str> {
         (17, "IQ2_XS"),
         (18, "IQ3_XXS"),
         (19, "IQ1_S"),
-        (20, "IQ4_NL"),
         (21, "IQ3_S"),
         (22, "IQ2_S"),
         (23, "IQ4_XS"),
@@ -292,11 +341,7 @@ pub(super) fn foreign_name(id: u32) -> Option<&'static str> {
         (27, "I64"),
         (28, "F64"),
         (29, "IQ1_M"),
-        (34, "TQ1_0"),
-        (35, "TQ2_0"),
-        (39, "MXFP4"),
         (40, "NVFP4"),
-        (41, "Q1_0"),
     ];
     NAMES.iter().find(|(n, _)| *n == id).map(|(_, name)| *name)
 }

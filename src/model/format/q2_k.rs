@@ -9,13 +9,14 @@
 //! value   (d * scale) * code - dmin * minimum
 //! ```
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 10,
     kind: Kind::Blocks(Quant {
         lo: 2,
         hi: 0,
+        codes: Codes::Plain,
         group: 16,
         block: 256,
         bytes: 84,

@@ -13,13 +13,14 @@
 //! value   (d * (scale - 32)) * (code - 4)
 //! ```
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 11,
     kind: Kind::Blocks(Quant {
         lo: 2,
         hi: 1,
+        codes: Codes::Plain,
         group: 16,
         block: 256,
         bytes: 110,

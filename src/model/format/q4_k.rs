@@ -11,13 +11,14 @@
 //! value   (d * scale) * code - dmin * minimum
 //! ```
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 12,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 0,
+        codes: Codes::Plain,
         group: 32,
         block: 256,
         bytes: 144,

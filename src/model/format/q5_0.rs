@@ -8,13 +8,14 @@
 //! value   d * (code - 16)
 //! ```
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 6,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 1,
+        codes: Codes::Plain,
         group: 32,
         block: 32,
         bytes: 22,

@@ -8,13 +8,14 @@
 //! value   d * code + m
 //! ```
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 7,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 1,
+        codes: Codes::Plain,
         group: 32,
         block: 32,
         bytes: 24,

@@ -10,13 +10,14 @@
 //! ```
 
 use super::q4_k::scales_and_mins;
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 13,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 1,
+        codes: Codes::Plain,
         group: 32,
         block: 256,
         bytes: 176,

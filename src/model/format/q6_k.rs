@@ -10,13 +10,14 @@
 //! value   (d * s) * (code - 32)
 //! ```
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
 
 pub(super) static ROW: Row = Row {
     ggml: 14,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 2,
+        codes: Codes::Plain,
         group: 16,
         block: 256,
         bytes: 210,

@@ -8,13 +8,14 @@
 //!
 //! Codes are unsigned like everyone's: `q + 128`, with the zero at 128.
 
-use super::{Block, Kind, Min, Quant, Row, Scale, f16_at};
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at};
 
 pub(super) static ROW: Row = Row {
     ggml: 8,
     kind: Kind::Blocks(Quant {
         lo: 8,
         hi: 0,
+        codes: Codes::Plain,
         group: 32,
         block: 32,
         bytes: 34,

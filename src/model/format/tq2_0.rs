@@ -1,0 +1,33 @@
+//! TQ2_0: 256 elements in 66 bytes.
+//!
+//! ```text
+//! bytes   0             64 66
+//!         |q0 …      q63|d |      d: f16
+//! q[i]    for i in 0..32, bits 0-1 element i, 2-3 element i + 32, 4-5 element i + 64,
+//!         6-7 element i + 96; q[32 + i] the same for elements 128 and up
+//! value   d * (code - 1)
+//! ```
+//!
+//! Made for codes 0, 1 and 2; a 3 stands for `2 d`.
+
+use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+
+pub(super) static ROW: Row = Row {
+    ggml: 35,
+    kind: Kind::Blocks(Quant {
+        lo: 2,
+        hi: 0,
+        codes: Codes::Plain,
+        group: 32,
+        block: 256,
+        bytes: 66,
+        scale: Scale::One,
+        min: Min::Zero(1),
+        unpack,
+    }),
+};
+
+fn unpack(bytes: &[u8], out: &mut Block) {
+    plane::<2, 32, 0>(&bytes[..64], &mut out.codes);
+    out.d = f16_at(bytes, 64);
+}
