@@ -16,7 +16,7 @@ macro_rules! fixtures {
 fn fixtures() -> Vec<(Format, &'static [u8], Vec<u32>)> {
     let all = fixtures! {
         F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K
-        IQ4_NL MXFP4 TQ1_0 TQ2_0 Q1_0
+        IQ4_NL MXFP4 TQ1_0 TQ2_0 Q1_0 Q2_0
     };
     let bits = |b: &[u8]| b.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
     all.into_iter().map(|(format, blocks, values)| (format, blocks, bits(values))).collect()

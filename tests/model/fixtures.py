@@ -4,7 +4,7 @@
     pip install gguf==0.19.0 && python3 fixtures.py
 
 fixtures/NAME.blocks holds the blocks, fixtures/NAME.f32 their elements as little-endian f32.
-The package knows no values of Q1_0: those follow the definition in ggml. Scales are finite, and the first blocks have the awkward ones: largest, subnormal, zero, of either
+The package knows no values of Q1_0 and Q2_0: those follow the definition in ggml. Scales are finite, and the first blocks have the awkward ones: largest, subnormal, zero, of either
 sign. The same numbers come out each time.
 """
 
@@ -40,11 +40,13 @@ SCALES = {
     "TQ1_0": [52],
     "TQ2_0": [64],
     "Q1_0": [0],
+    "Q2_0": [0],
 }
 
 # Sizes and meaning of what the package has a number for, but no code.
 EXTRA = {
     "Q1_0": (128, 18),
+    "Q2_0": (64, 18),
 }
 
 FLOATS = {
@@ -97,6 +99,9 @@ def extra(name, data):
     if name == "Q1_0":
         bits = np.unpackbits(data[:, 2:], axis=1, bitorder="little")
         return np.where(bits == 1, d, -d).ravel()
+    if name == "Q2_0":
+        codes = data[:, 2:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+        return (d * (codes.reshape(len(data), -1).astype(np.float32) - 1)).ravel()
     raise KeyError(name)
 
 

@@ -20,6 +20,7 @@ mod float;
 mod iq4_nl;
 mod mxfp4;
 mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -99,6 +100,8 @@ formats! {
     TQ2_0 = tq2_0::ROW;
     /// A sign, a scale every 128.
     Q1_0 = q1_0::ROW;
+    /// 2 bits about 1, a scale every 64.
+    Q2_0 = q2_0::ROW;
 }
 
 /// What the table says of one format.
