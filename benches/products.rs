@@ -1,6 +1,10 @@
 //! Products with block weights: bytes a second for one row, multiplications a second for many.
 //!
-//! `cargo bench --bench products`
+//! `cargo bench --bench products`, or with a part of a name: `-- gemv/Q4_0`
+//!
+//! `gemv` reads more weights than caches hold, with one thread, on every instruction set of this
+//! machine; `memory/read` is a plain sum over as many bytes in the same run: the roof. `gemm` takes
+//! 64 rows of activations.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -11,56 +15,105 @@ use gllm_kernels::cpu::repack::{Layout, repack_tiles};
 use gllm_kernels::cpu::simd::Isa;
 use gllm_kernels::model::Format;
 use std::hint::black_box;
+use std::time::Duration;
 
-const OUTPUTS: usize = 4096;
 const INPUTS: usize = 2048;
 
-fn products(c: &mut Criterion) {
-    let isa = Isa::detect();
-    for format in [
-        Format::F16,
-        Format::Q8_0,
-        Format::Q4_0,
-        Format::Q4_1,
-        Format::Q5_0,
-        Format::Q4_K,
-        Format::Q6_K,
-        Format::IQ4_NL,
-        Format::MXFP4,
-        Format::Q2_K,
-        Format::TQ2_0,
-        Format::Q1_0,
-    ] {
-        let layout = Layout::of(format, OUTPUTS, INPUTS).unwrap();
-        let source = vec![0x11u8; format.row_bytes(INPUTS).unwrap() * OUTPUTS];
-        let mut packed = vec![0u8; layout.bytes()];
-        repack_tiles(&layout, &source, &mut packed, 0..layout.tiles()).unwrap();
-        for rows in [1, 64] {
-            let bytes = activation_bytes(layout.precision(), INPUTS, rows).unwrap();
-            let mut memory = vec![0u64; bytes.div_ceil(8)];
-            // SAFETY: the memory is as long as the activations and outlives them.
-            let acts = unsafe {
-                Activations::new(memory.as_mut_ptr().cast(), layout.precision(), INPUTS, rows)
-            };
-            let x: Vec<f32> = (0..INPUTS).map(|i| (i % 13) as f32 - 6.0).collect();
-            for row in 0..rows {
-                // SAFETY: the set was detected; nobody else writes.
-                unsafe { acts.quantize(isa, row, &x, 0..acts.groups()) };
+/// Bytes of repacked weights that `gemv` reads, about.
+const WEIGHTS: usize = 96 << 20;
+
+/// Outputs of `gemm`, whose weights may stay in a cache.
+const OUTPUTS: usize = 4096;
+
+/// Weights of a format in the kernel's layout; all codes and scales are the same small numbers.
+fn weights(format: Format, outputs: usize) -> (Layout, Vec<u8>) {
+    let layout = Layout::of(format, outputs, INPUTS).unwrap();
+    let row = vec![0x11u8; format.row_bytes(INPUTS).unwrap()];
+    let mut packed = Vec::with_capacity(layout.bytes());
+    let tile = Layout::of(format, 16, INPUTS).unwrap();
+    let mut one = vec![0u8; tile.bytes()];
+    repack_tiles(&tile, &row.repeat(16), &mut one, 0..tile.tiles()).unwrap();
+    while packed.len() < layout.bytes() {
+        packed.extend_from_slice(&one);
+    }
+    assert_eq!(packed.len(), layout.bytes());
+    (layout, packed)
+}
+
+/// Rows of activations, and the memory that they lie in.
+fn activations(isa: Isa, layout: &Layout, rows: usize) -> (Activations, Vec<u64>) {
+    let bytes = activation_bytes(layout.precision(), INPUTS, rows).unwrap();
+    let mut memory = vec![0u64; bytes.div_ceil(8)];
+    // SAFETY: the memory is as long as the activations, and is returned beside them.
+    let acts =
+        unsafe { Activations::new(memory.as_mut_ptr().cast(), layout.precision(), INPUTS, rows) };
+    let x: Vec<f32> = (0..INPUTS).map(|i| (i % 13) as f32 - 6.0).collect();
+    for row in 0..rows {
+        // SAFETY: the set is there; nobody else writes.
+        unsafe { acts.quantize(isa, row, &x, 0..acts.groups()) };
+    }
+    (acts, memory)
+}
+
+fn formats() -> impl Iterator<Item = Format> {
+    Format::all().iter().copied().filter(|&f| Layout::of(f, 16, INPUTS).is_some())
+}
+
+fn memory(c: &mut Criterion) {
+    let words = vec![1u64; WEIGHTS / 8];
+    let mut group = c.benchmark_group("memory");
+    group.throughput(Throughput::Bytes(WEIGHTS as u64));
+    group.bench_function("read", |b| {
+        b.iter(|| {
+            let mut sums = [0u64; 16];
+            for line in black_box(&words).as_chunks::<16>().0 {
+                sums.iter_mut().zip(line).for_each(|(sum, w)| *sum = sum.wrapping_add(*w));
             }
-            let mut out = vec![0.0f32; rows * OUTPUTS];
-            let mut group = c.benchmark_group(format.name());
-            group.throughput(if rows == 1 {
-                Throughput::Bytes(layout.bytes() as u64)
-            } else {
-                Throughput::Elements((rows * OUTPUTS * INPUTS) as u64)
-            });
-            group.bench_function(BenchmarkId::new("rows", rows), |b| {
+            sums
+        });
+    });
+    group.finish();
+}
+
+fn gemv(c: &mut Criterion) {
+    for format in formats() {
+        let tile = Layout::of(format, 16, INPUTS).unwrap().bytes();
+        let (layout, packed) = weights(format, WEIGHTS / tile * 16);
+        let mut out = vec![0.0f32; layout.rows()];
+        let mut group = c.benchmark_group(format!("gemv/{}", format.name()));
+        group.throughput(Throughput::Bytes(layout.bytes() as u64));
+        for isa in Isa::available() {
+            let (acts, _memory) = activations(isa, &layout, 1);
+            group.bench_function(isa.name(), |b| {
                 b.iter(|| matmul_all(isa, &layout, black_box(&packed), &acts, &mut out));
             });
-            group.finish();
         }
+        group.finish();
     }
 }
 
-criterion_group!(benches, products);
+fn gemm(c: &mut Criterion) {
+    let isa = Isa::detect();
+    let rows = 64;
+    for format in formats() {
+        let (layout, packed) = weights(format, OUTPUTS);
+        let (acts, _memory) = activations(isa, &layout, rows);
+        let mut out = vec![0.0f32; rows * OUTPUTS];
+        let mut group = c.benchmark_group("gemm");
+        group.throughput(Throughput::Elements((rows * OUTPUTS * INPUTS) as u64));
+        group.bench_function(BenchmarkId::new(format.name(), isa.name()), |b| {
+            b.iter(|| matmul_all(isa, &layout, black_box(&packed), &acts, &mut out));
+        });
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600));
+    targets = memory, gemv, gemm
+}
 criterion_main!(benches);

@@ -1,107 +1,180 @@
 #!/usr/bin/env python3
-"""gllm beside llama.cpp: the same file, threads and machine, turn by turn.
+"""gllm beside llama.cpp: the same files, threads and machine, turn by turn.
 
-    python3 benches/peers/beside_llama_cpp.py target/release/gllm MODEL.gguf [--threads 2] [--rounds 5]
+    beside_llama_cpp.py --gllm target/release/gllm --llama-bench llama-bench --models A.gguf B.gguf
+                        [--threads 2 1] [--rounds 3] [--repeat 2] [-p 512] [-n 128] [--depth 0 4096]
+                        [--json FILE] [--markdown FILE] [--append]
+    beside_llama_cpp.py --table FILE.json...
 
-Needs llama-cpp-python (LLAMA_CPP_LIB_PATH may name a build of libllama that is tuned for this
-machine). Each round measures both, one after the other: prefill of 512 tokens and decode of 128
-tokens after one, as llama-bench does. Printed are medians and the median of the rounds' ratios.
+A round runs `gllm bench` and llama.cpp's own `llama-bench` on one file, one after the other, in
+processes of their own; every other round the other goes first. Both measure a prompt of -p tokens
+in one go and -n steps of one token from an empty context (or from --depth tokens), after warming
+up, --repeat times a round. Printed are the medians over rounds, and the median of the rounds'
+ratios: noise that lasts longer than a round hits both and leaves the ratio alone.
+
+Only the standard library is needed. --json keeps everything that was measured; --append adds to it
+and replaces older rows of the same model, threads and test; --table prints such files again.
 """
 
 import argparse
+import datetime
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
 
-PROMPT, DECODE = 512, 128
+MEDIAN = statistics.median
 
 
-def peer(path, threads):
-    """One process a round, so that neither program keeps memory or threads while the other runs."""
-    import ctypes
+def ours(options, model, threads, depth):
+    """{test: tokens a second} and what else `gllm bench` says; None where it refuses the file."""
+    command = [options.gllm, "bench", model, "--json", "--threads", str(threads)]
+    command += ["-p", str(options.prompt), "-n", str(options.n), "-r", str(options.repeat)]
+    command += ["--depth", str(depth)] + (["--isa", options.isa] if options.isa else [])
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return None, (done.stderr.strip().splitlines() or ["?"])[-1]
+    report = json.loads(done.stdout)
+    return {run["name"]: run["tokens_per_second"] for run in report["runs"]}, report
 
-    import llama_cpp as api
 
-    quiet = api.llama_log_callback(lambda level, text, data: None)
-    api.llama_log_set(quiet, ctypes.c_void_p(0))
-    api.llama_backend_init()
-    params = api.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = api.llama_model_load_from_file(path.encode(), params)
-    params = api.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = PROMPT
-    params.n_threads = params.n_threads_batch = threads
-    context = api.llama_init_from_model(model, params)
-    vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-    memory = api.llama_get_memory(context)
+def theirs(options, model, threads, depth):
+    """{test: tokens a second} of llama-bench; None where it refuses the file."""
+    command = [options.llama_bench, "-m", model, "-t", str(threads), "-o", "json"]
+    command += ["-p", str(options.prompt), "-n", str(options.n), "-r", str(options.repeat)]
+    command += ["-d", str(depth)] + options.llama_options.split()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return None, (done.stderr.strip().splitlines() or ["?"])[-1]
+    tests = {}
+    for run in json.loads(done.stdout):
+        kind, tokens = ("pp", run["n_prompt"]) if run["n_prompt"] else ("tg", run["n_gen"])
+        name = f"{kind}{tokens}" + (f" @ d{run['n_depth']}" if run["n_depth"] else "")
+        tests[name] = MEDIAN(run["samples_ts"])
+    return tests, None
 
-    def run(tokens, start):
-        batch = api.llama_batch_init(len(tokens), 0, 1)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i] = token, start + i
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            batch.logits[i] = i + 1 == len(tokens)
-        batch.n_tokens = len(tokens)
-        before = time.perf_counter()
-        status = api.llama_decode(context, batch)
-        api.llama_synchronize(context)
-        took = time.perf_counter() - before
-        api.llama_batch_free(batch)
-        assert status == 0, status
-        return took
 
-    tokens = [i * 7919 % vocabulary for i in range(PROMPT)]
-    prefill, decode = [], []
-    for _ in range(4):
-        api.llama_memory_clear(memory, True)
-        prefill.append(PROMPT / run(tokens, 0))
-        api.llama_memory_clear(memory, True)
-        run(tokens[:1], 0)
-        decode.append(DECODE / sum(run([tokens[i]], i) for i in range(1, DECODE + 1)))
-    # The first warms up.
-    return {"prefill": statistics.median(prefill[1:]), "decode": statistics.median(decode[1:])}
+def measure(options, model, threads, depth):
+    """The rows of one file with so many threads."""
+    rounds, reports, why = [], [], {}
+    for number in range(options.rounds):
+        pair = {}
+        programs = [("gllm", ours), ("llama.cpp", theirs)]
+        for name, program in programs if number % 2 == 0 else reversed(programs):
+            if name == "llama.cpp" and not options.llama_bench:
+                continue
+            if name in why:
+                continue
+            rates, more = program(options, model, threads, depth)
+            if rates is None:
+                why[name] = more
+                print(f"{os.path.basename(model)}: {name}: {more}", file=sys.stderr)
+                continue
+            pair[name] = rates
+            reports += [more] if more else []
+        rounds.append(pair)
+    rows = []
+    for test in dict.fromkeys(t for pair in rounds for rates in pair.values() for t in rates):
+        row = {
+            "model": os.path.splitext(os.path.basename(model))[0],
+            "file_bytes": os.path.getsize(model),
+            "threads": threads,
+            "test": test,
+            "rounds": len(rounds),
+            "date": datetime.datetime.now().isoformat(timespec="minutes"),
+        }
+        rates = {
+            name: [pair[name][test] for pair in rounds if test in pair.get(name, {})]
+            for name in ("gllm", "llama.cpp")
+        }
+        row.update({name: values for name, values in rates.items() if values})
+        if all(rates.values()):
+            row["ratio"] = MEDIAN(a / b for a, b in zip(rates["gllm"], rates["llama.cpp"]))
+        if reports:
+            row["isa"] = reports[0]["isa"]
+            row["load_seconds"] = MEDIAN(report["load_seconds"] for report in reports)
+        runs = [run for report in reports for run in report["runs"] if run["name"] == test]
+        reads = [run["reads"] for run in runs if "reads" in run]
+        if reads:
+            row["bytes_per_token"] = reads[0]["bytes_per_token"]
+            row["gb_per_second"] = MEDIAN(r["bytes_per_second"] for r in reads) / 1e9
+            row["read_gb_per_second"] = MEDIAN(r["read_bytes_per_second"] for r in reads) / 1e9
+            row["share"] = MEDIAN(r["share_of_bandwidth"] for r in reads)
+        rows.append(row)
+    return rows
+
+
+def table(rows):
+    """The rows in markdown."""
+    lines = [
+        "| model | threads | test | gllm | llama.cpp | ratio | gllm reads | of what the machine reads |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["model"], row["threads"], row["test"]]
+        for name in ("gllm", "llama.cpp"):
+            values = row.get(name)
+            if not values:
+                cells.append("-")
+                continue
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{MEDIAN(values):.1f}{spread}")
+        cells.append(f"**{row['ratio']:.2f}**" if "ratio" in row else "")
+        if "gb_per_second" in row:
+            share = row.get("share", row["gb_per_second"] / row["read_gb_per_second"])
+            cells.append(f"{row['gb_per_second']:.1f} GB/s")
+            cells.append(f"{share:.0%} of {row['read_gb_per_second']:.1f}")
+        else:
+            cells += ["", ""]
+        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("gllm")
-    parser.add_argument("model")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer-once", action="store_true", help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gllm", default="target/release/gllm")
+    parser.add_argument("--llama-bench", default="")
+    parser.add_argument("--models", nargs="+", default=[])
+    parser.add_argument("--threads", nargs="+", type=int, default=[2])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("-p", "--prompt", type=int, default=512)
+    parser.add_argument("-n", type=int, default=128)
+    parser.add_argument("--depth", nargs="+", type=int, default=[0])
+    parser.add_argument("--isa", help="what gllm is to use, instead of the best")
+    parser.add_argument("--llama-options", default="", help="more options of llama-bench")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
+    parser.add_argument("--append", action="store_true")
+    parser.add_argument("--table", nargs="+", metavar="FILE.json")
     options = parser.parse_args()
-    if options.peer_once:
-        print(json.dumps(peer(options.model, options.threads)))
+    if options.table:
+        print(table([row for path in options.table for row in json.load(open(path))]), end="")
         return
-    rounds = []
-    for _ in range(options.rounds):
-        ours = json.loads(
-            subprocess.check_output(
-                [options.gllm, "bench", options.model, "--threads", str(options.threads), "-r", "3"]
-            )
-        )
-        theirs = json.loads(
-            subprocess.check_output(
-                [sys.executable, __file__, options.gllm, options.model, "--peer-once"]
-                + ["--threads", str(options.threads)],
-                stderr=subprocess.DEVNULL,
-            )
-        )
-        rounds.append((ours, theirs))
-    print(f"{os.path.basename(options.model)}, {options.threads} threads, {options.rounds} rounds")
-    for what in ("prefill", "decode"):
-        a = [r[0][what]["tokens_per_second"] for r in rounds]
-        b = [r[1][what] for r in rounds]
-        ratio = statistics.median(x / y for x, y in zip(a, b))
-        print(
-            f"{what:8} gllm {statistics.median(a):7.1f} ({min(a):.1f} to {max(a):.1f}), "
-            f"llama.cpp {statistics.median(b):7.1f} ({min(b):.1f} to {max(b):.1f}), ratio {ratio:.2f}"
-        )
-    share = statistics.median(r[0]["share_of_bandwidth"] for r in rounds)
-    print(f"gllm decode reads {share:.0%} of the measured read bandwidth")
+    if not options.models:
+        parser.error("--models is missing")
+    rows = []
+    for model in options.models:
+        for threads in options.threads:
+            for depth in options.depth:
+                new = measure(options, model, threads, depth)
+                rows += new
+                print(table(new).split("\n", 2)[2], end="", flush=True)
+    if options.json:
+        kept = []
+        if options.append and os.path.exists(options.json):
+            key = lambda row: (row["model"], row["threads"], row["test"])
+            replaced = {key(row) for row in rows}
+            kept = [row for row in json.load(open(options.json)) if key(row) not in replaced]
+        rows = kept + rows
+        with open(options.json, "w") as file:
+            json.dump(rows, file, indent=1)
+    if options.markdown:
+        with open(options.markdown, "w") as file:
+            file.write(table(rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ use std::time::Instant;
 /// # Errors
 /// When there is no memory or no thread for it.
 pub fn read_bandwidth(threads: usize) -> Result<f64> {
-    const BYTES: usize = 256 << 20;
+    const BYTES: usize = 512 << 20;
     const PASSES: usize = 4;
     let mut memory = Memory::new(BYTES)?;
     let mut pool = Pool::new(threads)?;

@@ -272,6 +272,21 @@ impl Plan {
         }
         read
     }
+
+    /// Bytes of caches that a step over one row at `position` reads: keys and values of what it
+    /// sees, which a window bounds.
+    pub fn cache_bytes_per_token(&self, position: usize) -> u64 {
+        let positions = (self.limits.slots as u64).saturating_mul(self.limits.context as u64);
+        let mut read = 0u64;
+        for node in self.graph.nodes() {
+            let Op::Attend(attend) = &node.op else { continue };
+            let seen = position.saturating_add(1).min(attend.window.unwrap_or(usize::MAX)) as u64;
+            for cache in node.args.iter().skip(1).take(2).filter_map(|&cache| self.place(cache)) {
+                read = read.saturating_add((cache.bytes / positions.max(1)).saturating_mul(seen));
+            }
+        }
+        read
+    }
 }
 
 /// A multiple of this many bytes is where every buffer begins: a cache line, a widest vector.

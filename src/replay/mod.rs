@@ -8,6 +8,10 @@
 //! **Invariant:** a sequence never outgrows the context it was planned for. What does not fit is an
 //! error; nothing is cut or shifted in silence.
 
+mod perplexity;
+
+pub use perplexity::{Perplexity, perplexity};
+
 use crate::graph::op::Sampler;
 use crate::graph::{Graph, Weights};
 use crate::plan::{Backend, Limits, Plan, Session, StepInput};
@@ -43,11 +47,8 @@ impl Plans {
 
     /// Bytes that a decode step reads at `position`: weights once, and the cache up to there.
     pub fn bytes_per_token(&self, position: usize) -> u64 {
-        let limits = self.one.limits();
-        let positions = (limits.slots as u64).saturating_mul(limits.context as u64).max(1);
-        let cache = self.one.bytes().kv / positions;
-        let seen = cache.saturating_mul(position as u64 + 1);
-        self.one.weight_bytes_per_token().saturating_add(seen)
+        let cache = self.one.cache_bytes_per_token(position);
+        self.one.weight_bytes_per_token().saturating_add(cache)
     }
 }
 
@@ -56,14 +57,23 @@ pub struct Generator<S> {
     session: S,
     /// Rows in the cache.
     position: usize,
-    /// The prefill sampled a token that was not handed out yet.
-    ready: bool,
+    next: Next,
+}
+
+/// Where the next token comes from.
+enum Next {
+    /// Nowhere yet: a prompt must come first.
+    Prompt,
+    /// The prefill sampled it.
+    Sampled,
+    /// A step.
+    Step,
 }
 
 impl<S: Session> Generator<S> {
     /// An empty sequence.
     pub fn new(session: S) -> Self {
-        Generator { session, position: 0, ready: false }
+        Generator { session, position: 0, next: Next::Prompt }
     }
 
     /// The session.
@@ -79,7 +89,22 @@ impl<S: Session> Generator<S> {
     /// Starts over: the cache is empty again.
     pub fn reset(&mut self) {
         self.position = 0;
-        self.ready = false;
+        self.next = Next::Prompt;
+    }
+
+    /// Forgets all but the first `position` tokens; the sequence goes on with a
+    /// [`prefill`](Self::prefill).
+    ///
+    /// # Errors
+    /// When there are not that many.
+    pub fn rewind(&mut self, position: usize) -> Result<()> {
+        if position > self.position {
+            let what = format!("{} tokens cannot be rewound to {position}", self.position);
+            return Err(Error::Invalid(what));
+        }
+        self.position = position;
+        self.next = Next::Prompt;
+        Ok(())
     }
 
     /// How to sample from now on.
@@ -105,6 +130,7 @@ impl<S: Session> Generator<S> {
             let what = format!("the prompt has {} tokens", tokens.len());
             return Err(Error::Context { context: limits.context, what, wants: end });
         }
+        self.next = Next::Prompt;
         let (mut positions, slots) = (Vec::new(), vec![0; limits.rows]);
         for chunk in tokens.chunks(limits.rows) {
             if !go_on() {
@@ -121,7 +147,7 @@ impl<S: Session> Generator<S> {
             self.session.run(&input)?;
             self.position += n;
         }
-        self.ready = true;
+        self.next = Next::Sampled;
         Ok(true)
     }
 
@@ -130,9 +156,14 @@ impl<S: Session> Generator<S> {
     /// # Errors
     /// [`Error::Context`] when the context is full, [`Error::NonFinite`] when the model fails.
     pub fn next_token(&mut self) -> Result<u32> {
-        if std::mem::take(&mut self.ready) {
-            let none = || Error::Invalid("the graph does not sample".to_string());
-            return self.session.sampled().last().copied().ok_or_else(none);
+        match self.next {
+            Next::Prompt => return Err(Error::Invalid("a prompt comes first".to_string())),
+            Next::Sampled => {
+                self.next = Next::Step;
+                let none = || Error::Invalid("the graph does not sample".to_string());
+                return self.session.sampled().last().copied().ok_or_else(none);
+            }
+            Next::Step => {}
         }
         let token = self.session.step()?;
         self.position += 1;

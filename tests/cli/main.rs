@@ -68,6 +68,58 @@ fn json_holds_what_was_promised() {
 }
 
 #[test]
+fn bench_measures_what_it_was_asked_for() {
+    let args = ["bench", "-p", "32", "-n", "4", "-r", "2", "--depth", "0,32", "--threads", "1"];
+    let report = run(&[&args[..], &["--json"]].concat()).stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let names = ["pp32", "tg4", "pp32 @ d32", "tg4 @ d32"];
+    let runs = report["runs"].as_array().unwrap();
+    assert_eq!(runs.iter().map(|r| r["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    for run in runs {
+        let number = |key: &str| run[key].as_f64().unwrap();
+        assert!(0.0 < number("min") && number("min") <= number("tokens_per_second"), "{run}");
+        assert!(number("tokens_per_second") <= number("max"), "{run}");
+        assert_eq!(run["samples"].as_array().unwrap().len(), 2);
+    }
+    let reads = |i: usize, key: &str| runs[i]["reads"][key].as_f64().unwrap();
+    for key in ["bytes_per_second", "read_bytes_per_second", "share_of_bandwidth"] {
+        assert!(reads(1, key) > 0.0 && reads(3, key) > 0.0, "{key}");
+    }
+    // 8 layers, keys and values, 2 heads of 64, f16; counted halfway through the steps. (A context
+    // of 64 is kept without padding.)
+    let bytes = |i: usize| runs[i]["reads"]["bytes_per_token"].as_u64().unwrap();
+    let weights = report["weight_bytes_per_token"].as_u64().unwrap();
+    assert_eq!(bytes(1), weights + 3 * 4096);
+    assert_eq!(bytes(3), weights + 35 * 4096);
+    let table = text(&run(&args).stdout);
+    assert!(names.iter().all(|name| table.contains(name)) && table.contains("GB/s"), "{table}");
+    let nothing = run(&["bench", "-p", "0", "-n", "0"]);
+    assert_eq!(nothing.status.code(), Some(2));
+}
+
+#[test]
+fn perplexity_prefers_english() {
+    let folder = folder("perplexity");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let model = path("tiny.gguf");
+    fs::write(&model, TINY).unwrap();
+    let english = "The old man looked out over the sea, and he was silent for a long time. ";
+    let words: Vec<&str> = english.split(' ').collect();
+    let shuffled: Vec<&str> = (0..words.len()).map(|i| words[i * 7 % words.len()]).collect();
+    let measure = |name: &str, text: &str| {
+        let file = path(name);
+        fs::write(&file, text).unwrap();
+        let args = ["perplexity", &model, &file, "--window", "16", "--json"];
+        let report: serde_json::Value = serde_json::from_slice(&run(&args).stdout).unwrap();
+        report["perplexity"].as_f64().unwrap()
+    };
+    let (sense, none) = (measure("a.txt", english), measure("b.txt", &shuffled.join(" ")));
+    assert!(1.0 < sense && 2.0 * sense < none, "{sense} {none}");
+    refused(&["perplexity", &model, &path("none.txt")], "No such file");
+    refused(&["perplexity", &model, &path("a.txt")], "window");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_text() {
     let draw = |seed| run(&["run", "-p", "Once", "-n", "30", "--temp", "1", "--seed", seed]).stdout;
     assert_eq!(draw("5"), draw("5"));

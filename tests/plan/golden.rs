@@ -96,3 +96,30 @@ fn what_follows_sampling_is_refused() {
     let Err(error) = backend.lower(&plan) else { panic!("it was lowered") };
     assert!(error.to_string().contains("sampling must come last"), "{error}");
 }
+
+#[test]
+fn a_step_reads_the_cache_that_its_windows_show() {
+    // 8 layers, keys and values, 2 heads of 64, f16.
+    let row = 8 * 2 * 2 * 64 * 2;
+    let all = tiny(LIMITS).unwrap();
+    assert_eq!([0, 9, 40].map(|p| all.cache_bytes_per_token(p)), [row, 10 * row, 41 * row]);
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    let text = arch::build(&model).unwrap().to_string();
+    // Every other layer sees 16 positions.
+    let mut layer = 0;
+    let lines = text.lines().map(|line| {
+        let attends = line.contains("= attend(");
+        layer += usize::from(attends);
+        if attends && layer % 2 == 0 {
+            line.replace("scale=", "window=16, scale=")
+        } else {
+            line.to_string()
+        }
+    });
+    let graph = lines.collect::<Vec<_>>().join("\n").parse().unwrap();
+    let half = Plan::new(&graph, &CpuBackend::detect(), LIMITS).unwrap();
+    assert_eq!(
+        [0, 9, 40].map(|p| half.cache_bytes_per_token(p)),
+        [row, 10 * row, 41 * row / 2 + 16 * row / 2]
+    );
+}

@@ -79,3 +79,18 @@ fn the_same_seed_gives_the_same_text() {
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));
 }
+
+#[test]
+fn a_rewound_sequence_goes_on_as_if_the_rest_had_never_been() {
+    let mut generator = generator(1, 4);
+    let want: Vec<u32> = (0..6).map(|_| generator.next_token().unwrap()).collect();
+    generator.rewind(5).unwrap();
+    assert_eq!(generator.position(), 5);
+    assert!(generator.next_token().is_err(), "a prompt comes first");
+    assert!(generator.rewind(6).is_err(), "there are no six tokens");
+    generator.prefill(&[1, 2, 3], || true).unwrap();
+    generator.rewind(5).unwrap();
+    generator.prefill(&PROMPT[5..], || true).unwrap();
+    let again: Vec<u32> = (0..6).map(|_| generator.next_token().unwrap()).collect();
+    assert_eq!(again, want);
+}

@@ -24,14 +24,17 @@ Examples:
   gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
   gllm run model.gguf --json < prompt.txt
   gllm bench model.gguf
+  gllm perplexity model.gguf text.txt
   gllm plan model.gguf --ctx 8192";
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Continue a prompt.
     Run(Run),
-    /// Measure prefill and decode; prints JSON.
+    /// Measure prefill and decode.
     Bench(Bench),
+    /// How well a model predicts a text.
+    Perplexity(Perplexity),
     /// Show launches and memory, to the byte, before any weight is read.
     Plan(Plan),
     /// Show what a model file holds.
@@ -142,18 +145,58 @@ impl Sampling {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Each measurement is repeated, after a round that warms up; what is printed is the median.
+pp512 is a prompt of 512 tokens, tg128 128 steps of one token; \"@ d4096\" means that 4096 tokens
+were in the context before. Bytes are weights and cache that a step reads, beside what this machine
+reads with as many threads, measured in turn.
+
+Examples:
+  gllm bench model.gguf --threads 2
+  gllm bench model.gguf --depth 0,4096 -p 0 -n 64 -r 3
+  gllm bench model.gguf --json")]
 pub struct Bench {
     /// A GGUF file [default: the built-in model]
     pub model: Option<PathBuf>,
-    /// Tokens of the prompt
-    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    /// Tokens of the prompt; 0 leaves prefill out
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
     pub prompt: usize,
-    /// Tokens to generate
-    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = positive)]
+    /// Tokens to generate; 0 leaves decode out
+    #[arg(short, long, value_name = "N", default_value_t = 128)]
     pub n: usize,
+    /// Tokens that are in the context before; several, with commas between, are measured in turn
+    #[arg(short, long, value_name = "N", default_value = "0", value_delimiter = ',')]
+    pub depth: Vec<usize>,
     /// How often to measure
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive)]
     pub repeat: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+The text is cut into windows of --window tokens, what is left over is dropped. In each window the
+second half is predicted, token by token; where the model wants BOS, it takes the place of a
+window's first token. llama-perplexity does the same.
+
+Examples:
+  gllm perplexity model.gguf text.txt
+  gllm perplexity model.gguf text.txt --window 256 --json")]
+pub struct Perplexity {
+    /// A GGUF file
+    pub model: PathBuf,
+    /// A text file
+    pub text: PathBuf,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    pub window: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub machine: Machine,
 }

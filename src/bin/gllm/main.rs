@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod inspect;
 mod load;
+mod perplexity;
 mod run;
 mod signal;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         None => run::run(args::Run::demo()),
         Some(Command::Run(run)) => run::run(run),
         Some(Command::Bench(bench)) => bench::bench(&bench),
+        Some(Command::Perplexity(args)) => perplexity::perplexity(&args),
         Some(Command::Plan(plan)) => inspect::plan(&plan),
         Some(Command::Info(info)) => inspect::info(&info),
         Some(Command::Graph(graph)) => inspect::graph(&graph),

@@ -10,6 +10,7 @@ use gllm_kernels::text::{ChatTemplate, Encode, Message, Stops, Tokenizer};
 use serde::Serialize;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The longest prompt that is read.
@@ -137,28 +138,34 @@ pub fn run(args: Run) -> Result<End, Failure> {
     }
 }
 
+/// All of a text file.
+pub fn read_file(path: &Path) -> Result<String, Failure> {
+    let name = path.display().to_string().escape_debug().to_string();
+    let mut file = fs::File::open(path).map_err(|e| Failure::Message(format!("{name}: {e}")))?;
+    read(&name, &mut file)
+}
+
+/// All of a text, which has an end, we hope: beyond a length it is refused.
+fn read(name: &str, from: &mut dyn Read) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let fail = |what: String| Failure::Message(format!("{name}: {what}"));
+    from.take(LONGEST_PROMPT + 1).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+    if bytes.len() as u64 > LONGEST_PROMPT {
+        return Err(fail(format!("longer than {LONGEST_PROMPT} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| fail("not UTF-8".to_string()))
+}
+
 /// The prompt from where the command line says, or from standard input.
 fn prompt(args: &Run) -> Result<String, Failure> {
-    let read = |name: String, from: &mut dyn Read| {
-        let mut bytes = Vec::new();
-        let fail = |what: String| Failure::Message(format!("{name}: {what}"));
-        from.take(LONGEST_PROMPT + 1).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
-        if bytes.len() as u64 > LONGEST_PROMPT {
-            return Err(fail(format!("longer than {LONGEST_PROMPT} bytes")));
-        }
-        String::from_utf8(bytes).map_err(|_| fail("not UTF-8".to_string()))
-    };
     if let Some(prompt) = &args.prompt {
         return Ok(prompt.clone());
     }
     if let Some(path) = &args.file {
-        let name = path.display().to_string().escape_debug().to_string();
-        let mut file =
-            fs::File::open(path).map_err(|e| Failure::Message(format!("{name}: {e}")))?;
-        return read(name, &mut file);
+        return read_file(path);
     }
     if !io::stdin().is_terminal() {
-        return read("standard input".to_string(), &mut io::stdin());
+        return read("standard input", &mut io::stdin());
     }
     match args.model {
         None => Ok(DEMO_PROMPT.to_string()),
