@@ -13,7 +13,8 @@ up, --repeat times a round. Printed are the medians over rounds, and the median 
 ratios: noise that lasts longer than a round hits both and leaves the ratio alone.
 
 Only the standard library is needed. --json keeps everything that was measured; --append adds to it
-and replaces older rows of the same model, threads and test; --table prints such files again.
+and replaces older rows of the same model, threads and test, or, with --missing, leaves out models
+that are there with so many threads; --table prints such files again.
 """
 
 import argparse
@@ -149,6 +150,7 @@ def main():
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--markdown", metavar="FILE")
     parser.add_argument("--append", action="store_true")
+    parser.add_argument("--missing", action="store_true", help="skip what --json has already")
     parser.add_argument("--table", nargs="+", metavar="FILE.json")
     options = parser.parse_args()
     if options.table:
@@ -156,20 +158,22 @@ def main():
         return
     if not options.models:
         parser.error("--models is missing")
-    rows = []
+    rows, kept = [], []
+    if options.json and options.append and os.path.exists(options.json):
+        kept = json.load(open(options.json))
+    have = {(row["model"], row["threads"]) for row in kept} if options.missing else set()
     for model in options.models:
         for threads in options.threads:
+            if (os.path.splitext(os.path.basename(model))[0], threads) in have:
+                continue
             for depth in options.depth:
                 new = measure(options, model, threads, depth)
                 rows += new
                 print(table(new).split("\n", 2)[2], end="", flush=True)
+    key = lambda row: (row["model"], row["threads"], row["test"])
+    replaced = {key(row) for row in rows}
+    rows = [row for row in kept if key(row) not in replaced] + rows
     if options.json:
-        kept = []
-        if options.append and os.path.exists(options.json):
-            key = lambda row: (row["model"], row["threads"], row["test"])
-            replaced = {key(row) for row in rows}
-            kept = [row for row in json.load(open(options.json)) if key(row) not in replaced]
-        rows = kept + rows
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)
     if options.markdown:
