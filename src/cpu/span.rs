@@ -29,7 +29,7 @@ macro_rules! kernels {
         /// The kernels of one instruction set. What must hold of pointers is said at the
         /// [module](self).
         pub struct SpanKernels {
-            /// Which one. (AVX-VNNI adds nothing to floats: its table is that of AVX2.)
+            /// Which one, or the one without integer dot products, which add nothing to floats.
             pub isa: Isa,
             $($(#[$doc])* pub $name: unsafe fn($($arg: $ty),*) $(-> $out)?,)*
         }
@@ -55,6 +55,16 @@ macro_rules! kernels {
                 unsafe { super::span::$name::<super::lanes::x86::Avx512>($($arg),*) }
             })*
             SpanKernels { isa: Isa::Avx512, $($name),* }
+        };
+
+        #[cfg(target_arch = "aarch64")]
+        static NEON: SpanKernels = {
+            $(#[target_feature(enable = "neon")]
+            unsafe fn $name($($arg: $ty),*) $(-> $out)? {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { super::span::$name::<super::lanes::neon::Neon>($($arg),*) }
+            })*
+            SpanKernels { isa: Isa::Neon, $($name),* }
         };
     };
 }
@@ -97,6 +107,8 @@ impl SpanKernels {
             Isa::Avx2 | Isa::AvxVnni => &AVX2,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &AVX512,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::Dotprod | Isa::I8mm => &NEON,
         }
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! Every routine that is not a matmul (spans, attention) is written once over [`Lanes`] and
 //! inlined into `#[target_feature]` functions. Sixteen lanes are one AVX-512 register, two AVX
-//! registers, or an array (simba's `AutoF32x16`, the portable one). Because the count is the same
+//! registers, four NEON registers, or an array (simba's `AutoF32x16`, the portable one). Because the count is the same
 //! everywhere, so are the partial sums of a reduction; because multiplication and addition fuse
 //! where [`Lanes::fma`] says so and nowhere else, all instruction sets give the same bits.
 //!
 //! [`exp`] and [`tanh`] are our own: reduce by powers of two, then a polynomial in fused steps.
 //! [`expm1_parts`] holds both. Only NaNs may differ between instruction sets, in their payload.
 
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
@@ -156,6 +158,12 @@ macro_rules! by_isa {
             // SAFETY: the caller's promise; this function has the target features.
             unsafe { $body::<$crate::cpu::lanes::x86::Avx512>($($arg),*) }
         }
+        #[cfg(target_arch = "aarch64")]
+        #[target_feature(enable = "neon")]
+        unsafe fn neon($($arg: $ty),*) {
+            // SAFETY: the caller's promise; this function has the target features.
+            unsafe { $body::<$crate::cpu::lanes::neon::Neon>($($arg),*) }
+        }
         match $isa {
             $crate::cpu::simd::Isa::Scalar => {
                 $body::<simba::simd::AutoF32x16>($($value),*)
@@ -164,6 +172,10 @@ macro_rules! by_isa {
             $crate::cpu::simd::Isa::Avx2 | $crate::cpu::simd::Isa::AvxVnni => avx2($($value),*),
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::simd::Isa::Avx512 => avx512($($value),*),
+            #[cfg(target_arch = "aarch64")]
+            $crate::cpu::simd::Isa::Neon
+            | $crate::cpu::simd::Isa::Dotprod
+            | $crate::cpu::simd::Isa::I8mm => neon($($value),*),
         }
     }};
 }

@@ -15,6 +15,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use super::float::FloatFn;
@@ -52,8 +54,19 @@ macro_rules! isas {
 }
 
 /// Whether the processor has every one of these features.
+#[cfg(target_arch = "x86_64")]
 macro_rules! has {
     ($($feature:tt)*) => { true $(&& std::arch::is_x86_feature_detected!($feature))* };
+}
+#[cfg(target_arch = "aarch64")]
+macro_rules! has {
+    ($($feature:tt)*) => { true $(&& std::arch::is_aarch64_feature_detected!($feature))* };
+}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+macro_rules! has {
+    () => {
+        true
+    };
 }
 
 isas! {
@@ -68,6 +81,15 @@ isas! {
     /// AVX-512 F, BW and VL, and its byte dot product.
     #[cfg(target_arch = "x86_64")]
     Avx512, "avx512", avx512::KERNELS, ["avx512f" "avx512bw" "avx512vl" "avx512vnni"];
+    /// NEON, which every 64-bit Arm processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon, "neon", neon::KERNELS, ["neon"];
+    /// NEON and its byte dot product.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod, "dotprod", neon::DOTPROD_KERNELS, ["neon" "dotprod"];
+    /// NEON, its byte dot product and its 8-bit matrix products.
+    #[cfg(target_arch = "aarch64")]
+    I8mm, "i8mm", neon::I8MM_KERNELS, ["neon" "dotprod" "i8mm"];
 }
 
 impl Isa {
@@ -104,14 +126,19 @@ pub(super) struct ByRows {
 }
 
 /// The table of an instruction set: the kernels' generic bodies, each inlined into a function
-/// with these target features.
+/// with these target features. Either one vector type does for all numbers of rows, or each number
+/// has its own.
 macro_rules! kernels {
     ($(#[$attr:meta])* $name:ident, $simd:ty, [$($rows:literal)*]) => {
+        kernels! { $(#[$attr])* $name, $simd, $(($rows, $simd))* }
+    };
+    ($(#[$attr:meta])* $name:ident, $quantize:ty, $(($rows:literal, $simd:ty))*) => {
         pub(in crate::cpu) static $name: $crate::cpu::simd::Kernels = {
             use $crate::cpu::{float, matmul, quantize, simd};
 
             $(#[$attr])*
             unsafe fn planes<
+                S: simd::Simd,
                 const LO: u32,
                 const HI: u32,
                 const HALVES: bool,
@@ -123,19 +150,21 @@ macro_rules! kernels {
                 args: &matmul::PlanesArgs,
             ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { matmul::planes::<$simd, LO, HI, HALVES, MIN, SHARED, TABLE, ROWS>(args) }
+                unsafe { matmul::planes::<S, LO, HI, HALVES, MIN, SHARED, TABLE, ROWS>(args) }
             }
 
             $(#[$attr])*
-            unsafe fn floats<const WIDTH: u8, const ROWS: usize>(args: &float::FloatArgs) {
+            unsafe fn floats<S: simd::Simd, const WIDTH: u8, const ROWS: usize>(
+                args: &float::FloatArgs,
+            ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { float::floats::<$simd, WIDTH, ROWS>(args) }
+                unsafe { float::floats::<S, WIDTH, ROWS>(args) }
             }
 
             $(#[$attr])*
             unsafe fn quantize(args: &quantize::QuantizeArgs) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { quantize::groups::<$simd>(args) }
+                unsafe { quantize::groups::<$quantize>(args) }
             }
 
             simd::Kernels {
@@ -143,20 +172,24 @@ macro_rules! kernels {
                     $rows,
                     simd::ByRows {
                         planes: [
-                            planes::<1, 0, false, false, true, 0, $rows>,
-                            planes::<2, 0, false, false, true, 0, $rows>,
-                            planes::<2, 0, true, true, false, 0, $rows>,
-                            planes::<2, 1, true, false, false, 0, $rows>,
-                            planes::<4, 0, false, false, false, 0, $rows>,
-                            planes::<4, 0, false, false, false, 5, $rows>,
-                            planes::<4, 0, false, false, false, 8, $rows>,
-                            planes::<4, 0, false, true, false, 0, $rows>,
-                            planes::<4, 1, false, false, false, 0, $rows>,
-                            planes::<4, 1, false, true, false, 0, $rows>,
-                            planes::<4, 2, true, false, false, 0, $rows>,
-                            planes::<8, 0, false, false, false, 0, $rows>,
+                            planes::<$simd, 1, 0, false, false, true, 0, $rows>,
+                            planes::<$simd, 2, 0, false, false, true, 0, $rows>,
+                            planes::<$simd, 2, 0, true, true, false, 0, $rows>,
+                            planes::<$simd, 2, 1, true, false, false, 0, $rows>,
+                            planes::<$simd, 4, 0, false, false, false, 0, $rows>,
+                            planes::<$simd, 4, 0, false, false, false, 5, $rows>,
+                            planes::<$simd, 4, 0, false, false, false, 8, $rows>,
+                            planes::<$simd, 4, 0, false, true, false, 0, $rows>,
+                            planes::<$simd, 4, 1, false, false, false, 0, $rows>,
+                            planes::<$simd, 4, 1, false, true, false, 0, $rows>,
+                            planes::<$simd, 4, 2, true, false, false, 0, $rows>,
+                            planes::<$simd, 8, 0, false, false, false, 0, $rows>,
                         ],
-                        floats: [floats::<0, $rows>, floats::<1, $rows>, floats::<2, $rows>],
+                        floats: [
+                            floats::<$simd, 0, $rows>,
+                            floats::<$simd, 1, $rows>,
+                            floats::<$simd, 2, $rows>,
+                        ],
                     },
                 )),*],
                 quantize,
@@ -197,7 +230,8 @@ pub(super) trait Simd: Copy {
 
     unsafe fn zero() -> Self::I;
     unsafe fn load(at: *const u8) -> Self::I;
-    /// Each lane shifted right, or for a negative count left.
+    /// Each lane, or each of its bytes, shifted right, or for a negative count left. What crosses
+    /// from byte to byte where lanes are shifted is for the caller to mask off.
     unsafe fn shift(x: Self::I, right: i32) -> Self::I;
     /// Each byte and this one.
     unsafe fn mask(x: Self::I, byte: u8) -> Self::I;
