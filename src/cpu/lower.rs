@@ -14,6 +14,7 @@ use crate::plan::{ALIGN, Group, GroupKind, Limits, Plan, Role, origin, weight_ra
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 
 /// How a weight of this type is kept.
 pub(super) fn tensor_kind(ty: &TensorType) -> Option<TensorKind> {
@@ -417,7 +418,7 @@ impl Lowering<'_> {
         let weights = self.graph.node(linear).args.iter().skip(1);
         let matrices = weights.map(|&w| self.matrix(w)).collect::<Result<Vec<_>>>()?;
         let domains = self.domains(linear, epilogue, &matrices)?;
-        let shares = share_columns(&domains, &matrices, threads);
+        let pieces = pieces(&domains, &matrices, threads);
         Ok(Linear {
             lead,
             prologue: (!prologue.is_empty()).then_some(list),
@@ -426,7 +427,8 @@ impl Lowering<'_> {
             precision: linear_precision(self.graph, linear).ok_or_else(|| unplaced(linear))?,
             matrices,
             domains,
-            shares,
+            pieces,
+            next: AtomicUsize::new(threads),
         })
     }
 
@@ -516,34 +518,43 @@ impl Lowering<'_> {
     }
 }
 
-/// Shares the columns out so that each worker reads about as many bytes of weights, in one
-/// contiguous stretch.
-fn share_columns(
+/// Pieces of a step's columns that there are for each worker, if they do not get too small.
+const PIECES: u128 = 4;
+
+/// Bytes of weights below which a piece is not cut: a stretch long enough to be worth streaming.
+const PIECE_BYTES: u128 = 32 << 10;
+
+/// Cuts the columns into pieces of about as many bytes of weights: at least one for each worker.
+fn pieces(
     domains: &[Domain],
     matrices: &[(Layout, usize)],
     threads: usize,
 ) -> Vec<Vec<(usize, Range<usize>)>> {
+    // Of a tile's columns together, as good a measure as of one.
     let cost = |d: &Domain| -> u128 {
         d.parts.iter().map(|&p| matrices[p].0.tile_bytes() as u128).sum::<u128>().max(1)
     };
     let total: u128 = domains.iter().map(|d| cost(d) * d.len as u128).sum();
-    let mut shares = vec![Vec::new(); threads];
-    for (t, share) in shares.iter_mut().enumerate() {
-        let (from, to) =
-            (total * t as u128 / threads as u128, total * (t as u128 + 1) / threads as u128);
+    let threads = threads as u128;
+    let most = if threads == 1 { 1 } else { PIECES * threads };
+    let count = (total / TILE as u128 / PIECE_BYTES).clamp(threads, most);
+    let cut = |n: u128| {
+        let (from, to) = (total * n / count, total * (n + 1) / count);
+        let mut piece = Vec::new();
         let mut before = 0u128;
         for (i, d) in domains.iter().enumerate() {
-            // The columns of this domain up to a share's end, rounded to its grain.
+            // The columns of this domain up to a piece's end, rounded to its grain.
             let upto = |mark: u128| {
                 let columns = (mark.saturating_sub(before) / cost(d)).min(d.len as u128) as usize;
                 if columns == d.len { columns } else { columns / d.grain * d.grain }
             };
             let range = upto(from)..upto(to);
             if !range.is_empty() {
-                share.push((i, range));
+                piece.push((i, range));
             }
             before += cost(d) * d.len as u128;
         }
-    }
-    shares
+        piece
+    };
+    (0..count).map(cut).collect()
 }

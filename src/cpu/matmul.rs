@@ -17,54 +17,73 @@
 //! is shared; the scales of a span become f32 once and are shared likewise. In between, a tile's
 //! outputs are kept in a few registers or a few cache lines.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::float::FloatArgs;
-use super::quantize::{Activations, BLOCK, RECORD, SCALE, SCALED, SUMS};
-use super::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
-use super::simd::{Isa, Simd};
+use super::quantize::{Activations, BLOCK, BOTH, HIGH, RECORD};
+use super::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE, Width};
+use super::simd::{Isa, Simd, ahead};
 use crate::model::format::{Codes, Min, Quant, Scale};
 
+/// Where a kernel finds its scales: one a group,
+const ONE: u8 = 0;
+/// one for several groups,
+const SHARED: u8 = 1;
+/// an integer a group, times the block's,
+const TWO: u8 = 2;
+/// the same with minimums in the upper halves of the bytes,
+const NIBBLES: u8 = 3;
+/// or a power of two a group.
+const EXPONENT: u8 = 4;
+
 /// The kernels' shapes: bits of the low and the high plane, whether a scale is shared by 16
-/// instead of 32, whether there are minimums, whether several groups share a scale, and the bits of
-/// what codes stand for where that is in a table. Codes of one bit alone count double.
-const SHAPE: [(u32, u32, bool, bool, bool, u32); SHAPES] = [
-    (1, 0, false, false, true, 0),
-    (2, 0, false, false, true, 0),
-    (2, 0, true, true, false, 0),
-    (2, 1, true, false, false, 0),
-    (4, 0, false, false, false, 0),
-    (4, 0, false, false, false, 5),
-    (4, 0, false, false, false, 8),
-    (4, 0, false, true, false, 0),
-    (4, 1, false, false, false, 0),
-    (4, 1, false, true, false, 0),
-    (4, 2, true, false, false, 0),
-    (8, 0, false, false, false, 0),
+/// instead of 32, whether there are minimums, where the scales are, and the bits of what codes
+/// stand for where that is in a table. Codes of one bit alone count double.
+const SHAPE: [(u32, u32, bool, bool, u8, u32); SHAPES] = [
+    (1, 0, false, false, SHARED, 0),
+    (2, 0, false, false, SHARED, 0),
+    (2, 0, true, true, NIBBLES, 0),
+    (2, 1, true, false, TWO, 0),
+    (4, 0, false, false, ONE, 0),
+    (4, 0, false, false, EXPONENT, 5),
+    (4, 0, false, false, ONE, 8),
+    (4, 0, false, true, ONE, 0),
+    (4, 0, false, true, TWO, 0),
+    (4, 1, false, false, ONE, 0),
+    (4, 1, false, true, ONE, 0),
+    (4, 1, false, true, TWO, 0),
+    (4, 2, true, false, TWO, 0),
+    (8, 0, false, false, ONE, 0),
 ];
 
 /// How many shapes there are.
-pub(super) const SHAPES: usize = 12;
+pub(super) const SHAPES: usize = 14;
 
 /// The index of a format's kernels, if it has any.
 pub(super) fn shape_index(quant: &Quant) -> Option<usize> {
     let min = !matches!(quant.min, Min::Zero(_));
-    let shared = quant.scale == Scale::One && quant.block > GROUP;
+    let scale = match quant.scale {
+        Scale::One if quant.block > GROUP => SHARED,
+        Scale::One => ONE,
+        Scale::TwoLevel => TWO,
+        Scale::Nibbles => NIBBLES,
+        Scale::Exponent => EXPONENT,
+    };
     let table = match quant.codes {
         Codes::Table(table) if table.iter().all(|value| *value < 1 << 5) => 5,
         Codes::Table(_) => 8,
         _ => 0,
     };
     let double = (quant.lo, quant.hi) == (1, 0);
-    let shape = (quant.lo, quant.hi, quant.group != GROUP, min, shared, table);
+    let shape = (quant.lo, quant.hi, quant.group != GROUP, min, scale, table);
     let fits = double == (quant.codes == Codes::Double);
     SHAPE.iter().position(|s| fits && *s == shape)
 }
 
-/// How far ahead of the codes the next ones are asked for when there is one row of activations, so
-/// that memory is what bounds a kernel.
-const AHEAD: usize = 2048;
+/// Codes of up to so many bits meet one digit of the activations, which others have two of: their
+/// own error is so much larger than that of a second digit left out, and they are so short that the
+/// multiplications, not the memory, would bound them.
+const ONE_DIGIT: u32 = 2;
 
 /// One tile of codes and the activation rows to multiply it with.
 pub(super) struct PlanesArgs {
@@ -80,6 +99,8 @@ pub(super) struct PlanesArgs {
     y: *mut f32,
     /// Outputs from one row's to the next's.
     stride: usize,
+    /// As [`ahead`].
+    ahead: usize,
 }
 
 pub(super) type PlanesFn = unsafe fn(&PlanesArgs);
@@ -95,86 +116,88 @@ pub(super) unsafe fn planes<
     const HI: u32,
     const HALVES: bool,
     const MIN: bool,
-    const SHARED: bool,
+    const SCALES: u8,
     const TABLE: u32,
     const ROWS: usize,
 >(
     args: &PlanesArgs,
 ) {
-    let mut scales = MaybeUninit::<Scales>::uninit();
-    let mut mins = MaybeUninit::<Scales>::uninit();
-    let scales = scales.as_mut_ptr().cast::<f32>();
-    let mins = mins.as_mut_ptr().cast::<f32>();
-    // Scales of a group, and groups of a scale: powers of two.
-    let per_group = if HALVES { 2 } else { 1 };
-    let shared = if SHARED { args.quant.block / GROUP } else { 1 };
+    // Whether the terms of a block are added up before they meet its scale, and its groups: a power
+    // of two.
+    let blocked = SCALES == SHARED || SCALES == NIBBLES;
+    let shared = if blocked { args.quant.block / GROUP } else { 1 };
     let bias = if TABLE.max(LO + HI) == 8 { S::BIAS } else { 0 };
     let zero = if let Min::Zero(z) = args.quant.min { bias - z } else { bias };
     let table = match args.quant.codes {
         // SAFETY: the table has 16 bytes.
         Codes::Table(table) if TABLE > 0 => unsafe { S::table(table.as_ptr()) },
         // SAFETY: the caller's promise.
-        _ => unsafe { S::zero() },
+        _ => unsafe { S::set(0) },
     };
     let whole = Span::of(args.quant, SPAN);
     let (mut tile, mut x, mut left) = (args.tile, args.x, args.groups);
     while left > 0 {
         let groups = left.min(SPAN);
         let span = if groups == SPAN { whole } else { Span::of(args.quant, groups) };
+        let lines = span.bytes.div_ceil(LINE * SPAN);
         // SAFETY: a span of a tile, records of its groups, and 16 outputs of each row, all of
-        // which the caller promised; as many scales as a span has groups are written before
-        // they are read.
+        // which the caller promised.
         unsafe {
-            let count = (groups * per_group) >> shared.trailing_zeros();
-            header::<S, MIN>(args.quant, tile, &span, count, scales, mins);
             for lane in (0..TILE).step_by(S::LANES) {
                 let to = args.y.add(lane);
-                // The outputs so far or, of blocks with one scale, what is yet to meet it.
+                // The outputs so far or what is yet to meet a block's scale, and its minimums'.
                 let mut y = [S::splat(0.0); ROWS];
-                if left < args.groups && !SHARED {
+                let mut m = y;
+                if left < args.groups && !blocked {
                     for (r, y) in y.iter_mut().enumerate() {
                         *y = S::load_f32(to.add(r * args.stride));
                     }
                 }
+                let scales = Scales::<S>::of::<SCALES, MIN>(tile, &span, lane);
                 let mut w = tile.add(span.codes + 4 * lane);
-                let (mut x, mut at) = (x, lane);
-                for group in 1..=groups {
-                    if ROWS == 1 {
-                        for line in (0..LINE * (LO + HI) as usize).step_by(LINE) {
-                            S::prefetch(w.wrapping_add(AHEAD + line));
+                let mut x = x;
+                for group in 0..groups {
+                    if ROWS == 1 && args.ahead > 0 && lane == 0 {
+                        let next = tile.wrapping_add(args.ahead + group * lines * LINE);
+                        for line in 0..lines {
+                            S::prefetch(next.wrapping_add(line * LINE));
                         }
                     }
-                    let mut acc = [[S::zero(); 2]; ROWS];
-                    half::<S, LO, HI, TABLE, 0, ROWS>(w, x, table, &mut acc);
                     if HALVES {
-                        let (s, m) = (scales.add(at), mins.add(at));
-                        fold::<S, MIN, SHARED, 0, ROWS>(x, zero, s, m, &acc, &mut y);
-                        acc = [[S::zero(); 2]; ROWS];
+                        let mut acc = start::<S, LO, HI, MIN, 0, ROWS>(x, zero);
+                        half::<S, LO, HI, TABLE, 0, ROWS>(w, x, table, &mut acc);
+                        let pair = scales.at::<SCALES, MIN>(2 * group);
+                        fold::<S, LO, HI, SCALES, MIN, 0, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        let mut acc = start::<S, LO, HI, MIN, 1, ROWS>(x, zero);
                         half::<S, LO, HI, TABLE, 1, ROWS>(w, x, table, &mut acc);
-                        let (s, m) = (s.add(TILE), m.add(TILE));
-                        fold::<S, MIN, SHARED, 1, ROWS>(x, zero, s, m, &acc, &mut y);
+                        let pair = scales.at::<SCALES, MIN>(2 * group + 1);
+                        fold::<S, LO, HI, SCALES, MIN, 1, ROWS>(x, pair, &acc, &mut y, &mut m);
                     } else {
+                        let mut acc = start::<S, LO, HI, MIN, 2, ROWS>(x, zero);
+                        half::<S, LO, HI, TABLE, 0, ROWS>(w, x, table, &mut acc);
                         half::<S, LO, HI, TABLE, 1, ROWS>(w, x, table, &mut acc);
-                        let (s, m) = (scales.add(at), mins.add(at));
-                        fold::<S, MIN, SHARED, 2, ROWS>(x, zero, s, m, &acc, &mut y);
+                        let pair = scales.at::<SCALES, MIN>(group);
+                        fold::<S, LO, HI, SCALES, MIN, 2, ROWS>(x, pair, &acc, &mut y, &mut m);
                     }
                     w = w.add(LINE * (LO + HI) as usize);
                     x = x.add(args.step);
-                    if !SHARED {
-                        at += per_group * TILE;
-                    } else if group & (shared - 1) == 0 {
-                        let scale = S::load_f32(scales.add(at));
-                        let first = left == args.groups && group == shared;
-                        for (r, y) in y.iter_mut().enumerate() {
+                    if blocked && (group + 1) & (shared - 1) == 0 {
+                        let (scale, min) =
+                            scales.of_block::<SCALES>(group >> shared.trailing_zeros());
+                        let first = left == args.groups && group + 1 == shared;
+                        for (r, (y, m)) in y.iter_mut().zip(&mut m).enumerate() {
                             let to = to.add(r * args.stride);
                             let before = if first { S::splat(0.0) } else { S::load_f32(to) };
-                            S::store(to, S::fma(*y, scale, before));
-                            *y = S::splat(0.0);
+                            let mut sum = S::fma(*y, scale, before);
+                            if MIN {
+                                sum = S::fma(*m, min, sum);
+                            }
+                            S::store(to, sum);
+                            (*y, *m) = (S::splat(0.0), S::splat(0.0));
                         }
-                        at += TILE;
                     }
                 }
-                if SHARED {
+                if blocked {
                     continue;
                 }
                 for (r, y) in y.iter().enumerate() {
@@ -188,56 +211,121 @@ pub(super) unsafe fn planes<
     }
 }
 
-/// Scales of a span's groups of 16 or 32 columns, for 16 rows.
-#[repr(align(64))]
-struct Scales(#[expect(dead_code, reason = "written and read by lanes")] [[f32; TILE]; 2 * SPAN]);
+/// Where the scales and minimums of some lanes of a span are, and those of its block.
+struct Scales<S: Simd> {
+    d: *const u8,
+    scales: *const u8,
+    mins: *const u8,
+    block: (S::F, S::F),
+}
 
-/// Writes the scales of a span's `groups` groups as f32, and what is added where there are
-/// minimums.
+impl<S: Simd> Scales<S> {
+    /// # Safety
+    /// As [`planes`].
+    #[inline(always)]
+    unsafe fn of<const SCALES: u8, const MIN: bool>(
+        tile: *const u8,
+        span: &Span,
+        lane: usize,
+    ) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (d, m) = (tile.add(2 * lane), tile.add(span.m + 2 * lane));
+            let none = S::splat(0.0);
+            let mut of = Scales { d, scales: d, mins: m, block: (none, none) };
+            if SCALES == TWO || SCALES == NIBBLES || SCALES == EXPONENT {
+                of.scales = tile.add(span.scales + lane);
+            }
+            if SCALES == TWO || SCALES == NIBBLES {
+                of.block.0 = S::load_f16(d);
+                of.mins = tile.add(span.mins + lane);
+            }
+            if MIN && (SCALES == TWO || SCALES == NIBBLES) {
+                of.block.1 = S::mul(S::load_f16(m), S::splat(-1.0));
+            }
+            of
+        }
+    }
+
+    /// The scale of group `i` of 16 or 32 columns, and what is added where there are minimums;
+    /// what they are before they meet the block's where that comes later.
+    ///
+    /// # Safety
+    /// As [`planes`].
+    #[inline(always)]
+    unsafe fn at<const SCALES: u8, const MIN: bool>(&self, i: usize) -> (S::F, S::F) {
+        let bytes = if SCALES == ONE { 2 * TILE * i } else { TILE * i };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (scale, min) = (self.scales.add(bytes), self.mins.wrapping_add(bytes));
+            let (d, m) = self.block;
+            match SCALES {
+                ONE if MIN => (S::load_f16(scale), S::load_f16(min)),
+                ONE => (S::load_f16(scale), d),
+                SHARED => (d, d),
+                EXPONENT => (S::load_e8m0(scale), d),
+                NIBBLES => S::load_nibbles(scale),
+                _ if MIN => (S::mul(d, S::load_i8(scale)), S::mul(m, S::load_u8(min))),
+                _ => (S::mul(d, S::load_i8(scale)), d),
+            }
+        }
+    }
+
+    /// What the terms of block `i` meet when they are added up.
+    ///
+    /// # Safety
+    /// As [`planes`].
+    #[inline(always)]
+    unsafe fn of_block<const SCALES: u8>(&self, i: usize) -> (S::F, S::F) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match SCALES {
+                SHARED => (S::load_f16(self.d.add(2 * TILE * i)), self.block.1),
+                _ => self.block,
+            }
+        }
+    }
+}
+
+/// The f32 at `at` of the record of row `r`, in all lanes.
 ///
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
-unsafe fn header<S: Simd, const MIN: bool>(
-    quant: &Quant,
-    tile: *const u8,
-    span: &Span,
-    groups: usize,
-    scales: *mut f32,
-    mins: *mut f32,
-) {
-    for lane in (0..TILE).step_by(S::LANES) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (d, m) = (tile.add(2 * lane), tile.add(span.m + 2 * lane));
-            match quant.scale {
-                Scale::One => {
-                    for at in (0..groups * TILE).step_by(TILE) {
-                        S::store(scales.add(at + lane), S::load_f16(d.add(2 * at)));
-                        if MIN {
-                            S::store(mins.add(at + lane), S::load_f16(m.add(2 * at)));
-                        }
-                    }
-                }
-                Scale::Exponent => {
-                    let e = tile.add(span.scales + lane);
-                    for at in (0..groups * TILE).step_by(TILE) {
-                        S::store(scales.add(at + lane), S::load_e8m0(e.add(at)));
-                    }
-                }
-                Scale::TwoLevel => {
-                    let (d, m) = (S::load_f16(d), S::load_f16(m));
-                    let m = S::mul(m, S::splat(-1.0));
-                    let (s8, m8) = (tile.add(span.scales + lane), tile.add(span.mins + lane));
-                    for at in (0..groups * TILE).step_by(TILE) {
-                        S::store(scales.add(at + lane), S::mul(d, S::load_i8(s8.add(at))));
-                        if MIN {
-                            S::store(mins.add(at + lane), S::mul(m, S::load_u8(m8.add(at))));
-                        }
-                    }
-                }
+unsafe fn number<S: Simd>(x: *const u8, r: usize, at: usize) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe { S::splat(x.add(r * RECORD + at).cast::<f32>().read_unaligned()) }
+}
+
+/// What sums of products begin with: what takes the codes off their zero. In integers, since as f32
+/// the sums of 8-bit codes would lose their last bits. `SUM` picks the activations' sum: of the first
+/// 16, the second 16, or all 32.
+///
+/// # Safety
+/// As [`planes`].
+#[inline(always)]
+unsafe fn start<
+    S: Simd,
+    const LO: u32,
+    const HI: u32,
+    const MIN: bool,
+    const SUM: usize,
+    const ROWS: usize,
+>(
+    x: *const u8,
+    zero: i32,
+) -> [[S::I; 2]; ROWS] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut acc = [[S::set(0); 2]; ROWS];
+        if !MIN {
+            let (sums, last) = if LO + HI <= ONE_DIGIT { (HIGH.sums, 0) } else { (BOTH.sums, 1) };
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let sum = x.add(r * RECORD + sums + 4 * SUM).cast::<i32>().read_unaligned();
+                acc[last] = S::set(zero * sum);
             }
         }
+        acc
     }
 }
 
@@ -269,7 +357,8 @@ unsafe fn half<
         ];
         let x = x.add(4 * 4 * HALF as usize);
         for (r, acc) in acc.iter_mut().enumerate() {
-            for (digit, acc) in acc.iter_mut().enumerate() {
+            let digits = if LO + HI <= ONE_DIGIT { 1 } else { 2 };
+            for (digit, acc) in acc.iter_mut().enumerate().take(digits) {
                 let x = x.add(r * RECORD + digit * GROUP);
                 *acc = match TABLE.max(LO + HI) {
                     1..=5 => S::dot::<5>(*acc, codes, x),
@@ -317,43 +406,42 @@ unsafe fn quad<S: Simd, const LO: u32, const HI: u32, const TABLE: u32>(
     }
 }
 
-/// Adds what a group's sums of products come to, to the outputs or, before their scale is `SHARED`,
-/// to the block's sums. `SUM` picks the activations' sum: of the first 16, the second 16, or all 32.
+/// Adds what a group's sums of products come to, to `y`, and what its minimums come to, to `m` where
+/// they have yet to meet the block's.
 ///
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
 unsafe fn fold<
     S: Simd,
+    const LO: u32,
+    const HI: u32,
+    const SCALES: u8,
     const MIN: bool,
-    const SHARED: bool,
     const SUM: usize,
     const ROWS: usize,
 >(
     x: *const u8,
-    zero: i32,
-    scales: *const f32,
-    mins: *const f32,
+    (scale, min): (S::F, S::F),
     acc: &[[S::I; 2]; ROWS],
     y: &mut [S::F; ROWS],
+    m: &mut [S::F; ROWS],
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let scale = if SHARED { S::splat(1.0) } else { S::load_f32(scales) };
-        for r in 0..ROWS {
-            let number =
-                |at: usize| S::splat(x.add(r * RECORD + at).cast::<f32>().read_unaligned());
-            // Off zero in integers: as f32 the sums of 8-bit codes would lose their last bits.
-            let sum = x.add(r * RECORD + SUMS + 4 * SUM).cast::<i32>().read_unaligned();
-            let offset = if MIN { 0 } else { zero * sum };
-            let dot = S::float(S::join(acc[r][0], acc[r][1], offset));
-            if SHARED {
-                y[r] = S::fma(dot, number(SCALE), y[r]);
-                continue;
-            }
-            y[r] = S::fma(S::mul(dot, number(SCALE)), scale, y[r]);
+    let one = LO + HI <= ONE_DIGIT;
+    let places = if one { HIGH } else { BOTH };
+    for r in 0..ROWS {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [high, low] = acc[r];
+            let dot = S::float(if one { high } else { S::join(high, low) });
+            let a = number::<S>(x, r, places.scale);
+            y[r] = match SCALES {
+                SHARED => S::fma(dot, a, y[r]),
+                _ => S::fma(S::mul(dot, a), scale, y[r]),
+            };
             if MIN {
-                y[r] = S::fma(number(SCALED + 4 * SUM), S::load_f32(mins), y[r]);
+                let to = if SCALES == NIBBLES { &mut m[r] } else { &mut y[r] };
+                *to = S::fma(number::<S>(x, r, places.scaled + 4 * SUM), min, *to);
             }
         }
     }
@@ -390,7 +478,7 @@ pub unsafe fn matmul(
         "{layout:?}, {acts:?}, {} bytes, {tiles:?}",
         packed.len()
     );
-    let kernels = isa.kernels();
+    let (kernels, ahead) = (isa.kernels(), ahead());
     // Where the last tile's outputs go when it is not whole.
     let mut rest = [[0.0; TILE]; BLOCK];
     let row_bytes = layout.cols() * if matches!(layout.store, Store::Floats(_)) { 4 } else { 2 };
@@ -405,7 +493,9 @@ pub unsafe fn matmul(
                 // The rows up to the end of the block of activations that this row is in.
                 let most = acts.block - row % acts.block;
                 let most = most.min(chunk.end - row);
-                let Some((rows, by_rows)) = kernels.by_rows.iter().find(|(n, _)| *n <= most) else {
+                let kernel = kernels.by_rows.iter().position(|(n, _)| *n <= most);
+                let found = kernel.and_then(|i| Some((i, kernels.by_rows.get(i)?)));
+                let Some((kernel, (rows, by_rows))) = found else {
                     return;
                 };
                 let x = acts.at(row).cast_const();
@@ -420,13 +510,18 @@ pub unsafe fn matmul(
                     match layout.store {
                         Store::Planes(quant, shape) => {
                             let (groups, step) = (layout.cols() / GROUP, acts.block * RECORD);
-                            let args = PlanesArgs { quant, tile, groups, x, step, y, stride };
+                            let args =
+                                PlanesArgs { quant, tile, groups, x, step, y, stride, ahead };
                             by_rows.planes[shape](&args);
                         }
                         Store::Floats(width) => {
                             let (cols, x, step) = (layout.cols(), x.cast(), acts.block);
-                            let args = FloatArgs { tile, cols, x, step, y, stride };
-                            by_rows.floats[width as usize](&args);
+                            let args = FloatArgs { tile, cols, x, step, y, stride, ahead };
+                            let pairs = kernels.pairs.filter(|_| width == Width::Bf16);
+                            match pairs.and_then(|pairs| pairs.get(kernel)) {
+                                Some(pairs) => pairs(&args),
+                                None => by_rows.floats[width as usize](&args),
+                            }
                         }
                     }
                 }

@@ -13,6 +13,7 @@ use super::rope::RopeTable;
 use crate::graph::{BinaryKind, Lead, UnaryKind};
 use crate::plan::{Bytes, Limits};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows that a product puts into strips before the epilogue takes them up.
 pub(super) const ROW_BLOCK: usize = 32;
@@ -42,6 +43,17 @@ pub struct Program {
     /// The logits that tokens are sampled from when all steps are done.
     pub(super) sample: Option<Rows>,
     pub(super) bytes: Bytes,
+}
+
+impl Program {
+    /// Puts all pieces back, before workers run the program.
+    pub(super) fn rewind(&self) {
+        for step in &self.steps {
+            if let Step::Linear(linear) = step {
+                linear.next.store(self.threads, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// A weight and where it goes.
@@ -97,8 +109,12 @@ pub(super) struct Linear {
     pub precision: Precision,
     pub matrices: Vec<(Layout, usize)>,
     pub domains: Vec<Domain>,
-    /// For each worker, its column ranges: `(domain, columns)`, in multiples of the grain.
-    pub shares: Vec<Vec<(usize, Range<usize>)>>,
+    /// The columns in pieces of about equal bytes, each a list of `(domain, columns)` in multiples
+    /// of the grain. Workers take one after another until none are left, so that none waits long
+    /// for one that was held up.
+    pub pieces: Vec<Vec<(usize, Range<usize>)>>,
+    /// The next piece to take, beyond each worker's first.
+    pub next: AtomicUsize,
 }
 
 /// Columns that are computed together: those of one matrix, or of several of one width.

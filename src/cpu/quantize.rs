@@ -1,18 +1,21 @@
 //! Activations as the kernels read them: integers of two int8 digits in groups of 32 with a scale
-//! each, or f32.
+//! each, f32, or BF16.
 //!
 //! A group is `q[i] = round(x[i] * 32512 / max|x|)`, ties to even, with the scale `max|x| / 32512`,
 //! and `q = 255 * high + low` with both digits in -127..=127. One digit would do for most purposes
 //! and is what others use; it costs 3e-3 nats of KL divergence on SmolLM2, a thousand times what is
 //! left with two. Decode waits for weights in the meantime, and their codes are taken apart once for
-//! both digits.
+//! both digits. Only codes of one and two bits meet the high digit alone: there multiplications would
+//! take longer than the memory, and the weights' own error is far greater.
 //!
 //! The sums of the integers ride along: weights whose codes have a zero `z` need `z * sum`, and
 //! weights with a minimum need `min * scale * sum`. Together they are two cache lines, a *record*:
 //!
 //! ```text
-//! bytes   0                 32                64      68        76      80             88          92     128
-//!         |h0 h1 …      h31 |l0 l1 …      l31 |scale  |sum16 x 2|sum32  |scale*sum16 x2|scale*sum32|      |
+//! bytes   0                 32                64      68        76      80             88          92
+//!         |h0 h1 …      h31 |l0 l1 …      l31 |scale  |sum16 x 2|sum32  |scale*sum16 x2|scale*sum32|
+//!                                             92                                                   120 128
+//!                                             |the same of the high digit alone                    |   |
 //! ```
 //!
 //! Several rows are stored together, in *blocks* of as many rows as there are, up to 8: the
@@ -30,12 +33,22 @@ use super::simd::{Isa, Simd};
 
 /// Bytes of a record.
 pub(super) const RECORD: usize = 128;
-/// Where the scale is in a record.
-pub(super) const SCALE: usize = 64;
-/// Where the sums are: of the first 16, of the second 16, of all.
-pub(super) const SUMS: usize = 68;
-/// Where the products of scale and sum are, in the same order.
-pub(super) const SCALED: usize = 80;
+
+/// Where in a record the numbers are that belong to some of the digits.
+#[derive(Clone, Copy)]
+pub(super) struct Places {
+    /// The scale.
+    pub(super) scale: usize,
+    /// The sums: of the first 16, of the second 16, of all.
+    pub(super) sums: usize,
+    /// The products of scale and sum, in the same order.
+    pub(super) scaled: usize,
+}
+
+/// Those of both digits.
+pub(super) const BOTH: Places = Places { scale: 64, sums: 68, scaled: 80 };
+/// Those of the high digit alone.
+pub(super) const HIGH: Places = Places { scale: 92, sums: 96, scaled: 108 };
 
 /// The most rows of a block.
 pub(super) const BLOCK: usize = 8;
@@ -45,8 +58,11 @@ pub(super) const BLOCK: usize = 8;
 pub enum Precision {
     /// Integers with a scale every 32: for weights in blocks.
     Int8,
-    /// f32: for float weights.
+    /// f32: for F32 and F16 weights.
     F32,
+    /// f32 rounded to BF16, in pairs of two bytes each where the processor multiplies those: for BF16
+    /// weights.
+    Bf16,
 }
 
 /// Bytes that [`Activations`] of `rows` rows need. `None` when they cannot be counted.
@@ -54,6 +70,7 @@ pub fn activation_bytes(precision: Precision, cols: usize, rows: usize) -> Optio
     let row = match precision {
         Precision::Int8 => cols.div_ceil(GROUP).checked_mul(RECORD)?,
         Precision::F32 => cols.checked_mul(4)?,
+        Precision::Bf16 => cols.checked_next_multiple_of(2)?.checked_mul(4)?,
     };
     rows.checked_next_multiple_of(block_rows(rows))?.checked_mul(row)
 }
@@ -125,6 +142,13 @@ impl Activations {
                     (isa.kernels().quantize)(&QuantizeArgs { x, to, step });
                 }
             }
+            Precision::Bf16 => {
+                let start = groups.start * GROUP;
+                let x = &x[start..self.cols.min(groups.end * GROUP)];
+                let pairs = isa.kernels().pairs.is_some();
+                // SAFETY: as above.
+                unsafe { self.write_bf16(pairs, at, start, x) };
+            }
             Precision::F32 => {
                 let start = groups.start * GROUP;
                 let x = &x[start..self.cols.min(groups.end * GROUP)];
@@ -136,15 +160,42 @@ impl Activations {
         }
     }
 
+    /// Writes the f32 of columns `start..` of a row, those of a pair together if it is to be so.
+    ///
+    /// # Safety
+    /// As [`quantize`](Self::quantize), with precision [`Precision::Bf16`].
+    unsafe fn write_bf16(&self, pairs: bool, at: *mut u8, start: usize, x: &[f32]) {
+        for (pair, x) in (start / 2..).zip(x.chunks(2)) {
+            let [even, odd] = [x.first(), x.get(1)].map(|x| bf16(x.copied().unwrap_or(0.0)));
+            // SAFETY: the caller's promise; a row has whole pairs.
+            unsafe {
+                if pairs {
+                    let word = u32::from(even) | u32::from(odd) << 16;
+                    at.cast::<u32>().add(pair * self.block).write_unaligned(word);
+                } else {
+                    let to = at.cast::<u32>().add(2 * pair * self.block);
+                    to.write_unaligned(u32::from(even) << 16);
+                    to.add(self.block).write_unaligned(u32::from(odd) << 16);
+                }
+            }
+        }
+    }
+
     /// The first record of a row, or its first f32.
     pub(super) fn at(&self, row: usize) -> *mut u8 {
         let (record, records) = match self.precision {
             Precision::Int8 => (RECORD, self.groups()),
             Precision::F32 => (4, self.cols),
+            Precision::Bf16 => (4, self.cols.next_multiple_of(2)),
         };
         let (block, row) = (row / self.block, row % self.block);
         self.data.wrapping_add((block * records * self.block + row) * record)
     }
+}
+
+/// The nearest BF16, ties to even; 0 for what is below the normal numbers.
+fn bf16(x: f32) -> u16 {
+    if x.is_subnormal() { 0 } else { half::bf16::from_f32(x).to_bits() }
 }
 
 /// Groups to quantize.
@@ -187,7 +238,7 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
         // SAFETY: `x` has 32 elements, and a record has room for what is written here.
         unsafe {
             let to = args.to.add(g * args.step);
-            let mut max = S::zero();
+            let mut max = S::set(0);
             for at in (0..GROUP).step_by(S::LANES) {
                 max = S::max_bits(max, S::load_f32(x.as_ptr().add(at)));
             }
@@ -198,7 +249,7 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                 (true, false) => (0.0, 0.0),
                 (false, _) => (f32::NAN, 0.0),
             };
-            let mut sums = [0, 0];
+            let (mut highs, mut sums) = ([0, 0], [0, 0]);
             for at in (0..GROUP).step_by(S::LANES) {
                 // A product with NaN would not convert alike everywhere.
                 let x = if max.is_finite() {
@@ -209,15 +260,18 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                 let x = whole::<S>(x);
                 let high = whole::<S>(S::mul(x, S::splat(1.0 / BASE)));
                 let low = S::fma(high, S::splat(-BASE), x);
-                let sum = &mut sums[2 * at / GROUP];
-                *sum += BASE as i32 * S::store_i8(to.add(at), high);
-                *sum += S::store_i8(to.add(GROUP + at), low);
+                let half = 2 * at / GROUP;
+                let high = S::store_i8(to.add(at), high);
+                highs[half] += high;
+                sums[half] += BASE as i32 * high + S::store_i8(to.add(GROUP + at), low);
             }
-            let sums = [sums[0], sums[1], sums[0] + sums[1]];
-            let scaled = sums.map(|sum| sum as f32 * scale);
-            to.add(SCALE).cast::<f32>().write_unaligned(scale);
-            to.add(SUMS).cast::<[i32; 3]>().write_unaligned(sums);
-            to.add(SCALED).cast::<[f32; 3]>().write_unaligned(scaled);
+            for (places, sums, scale) in [(BOTH, sums, scale), (HIGH, highs, scale * BASE)] {
+                let sums = [sums[0], sums[1], sums[0] + sums[1]];
+                let scaled = sums.map(|sum| sum as f32 * scale);
+                to.add(places.scale).cast::<f32>().write_unaligned(scale);
+                to.add(places.sums).cast::<[i32; 3]>().write_unaligned(sums);
+                to.add(places.scaled).cast::<[f32; 3]>().write_unaligned(scaled);
+            }
         }
     }
 }

@@ -10,7 +10,8 @@
 //!         |d     |m     |scales      |mins      | |group 0 |group 1 | … |group 7 |
 //!
 //! header  d, m: f16 [blocks of the span][16 rows]
-//!         scales, mins: 8 bits [8 or 16 groups][16 rows], for two levels and for exponents
+//!         scales, mins: 8 bits [8 or 16 groups][16 rows], for two levels and for exponents;
+//!         where both are below 16 they share a byte, scale | min << 4
 //!         (what a format lacks is not here either)
 //!
 //! group   the low plane, then the high one. A plane of b bits is b loads of 64 bytes; a load
@@ -20,7 +21,8 @@
 //!         byte    |q3 |q2 |q1 |q0 |         |q7 |q6 |q5 |q4 |        2 bits each
 //! ```
 //!
-//! A tile of floats is `[columns][16 rows]` in the format's own bytes. The last tile's missing
+//! A tile of floats is `[columns][16 rows]` in the format's own bytes, of BF16
+//! `[pairs of columns][16 rows][2]`. The last tile's missing
 //! rows are zeros. All sizes follow from format, rows and columns alone.
 
 use std::ops::Range;
@@ -94,7 +96,8 @@ impl Span {
         let d = if quant.scale == Scale::Exponent { 0 } else { per_block };
         let m = if matches!(quant.min, Min::Zero(_)) { 0 } else { d };
         let scales = if quant.scale == Scale::One { 0 } else { per_group };
-        let mins = if quant.min == Min::TwoLevel { scales } else { 0 };
+        let apart = quant.min == Min::TwoLevel && quant.scale != Scale::Nibbles;
+        let mins = if apart { scales } else { 0 };
         let codes = (d + m + scales + mins).next_multiple_of(LINE);
         let group = LINE * (quant.lo + quant.hi) as usize;
         let bytes = codes + groups * group;
@@ -134,6 +137,7 @@ impl Layout {
                 }
             }
             Store::Floats(width) => {
+                let cols = cols.checked_next_multiple_of(width.columns())?;
                 cols.checked_mul(TILE * width.bytes())?.checked_next_multiple_of(LINE)?
             }
         };
@@ -175,6 +179,7 @@ impl Layout {
     pub fn precision(&self) -> Precision {
         match self.store {
             Store::Planes(..) => Precision::Int8,
+            Store::Floats(Width::Bf16) => Precision::Bf16,
             Store::Floats(_) => Precision::F32,
         }
     }
@@ -199,12 +204,18 @@ fn planes(quant: &'static Quant) -> Option<Store> {
         (Scale::One, Min::Zero(_)) => shared,
         (Scale::One, Min::One) | (Scale::Exponent, Min::Zero(_)) => one,
         (Scale::TwoLevel, Min::Zero(_) | Min::TwoLevel) => two,
+        (Scale::Nibbles, Min::TwoLevel) => two,
         _ => false,
     };
     if fits { Some(Store::Planes(quant, shape_index(quant)?)) } else { None }
 }
 
 impl Width {
+    /// Columns that lie together.
+    fn columns(self) -> usize {
+        if self == Width::Bf16 { 2 } else { 1 }
+    }
+
     /// Bytes of a number.
     pub(super) fn bytes(self) -> usize {
         match self {
@@ -245,9 +256,11 @@ pub fn repack_tiles(
             match layout.store {
                 Store::Planes(quant, _) => scatter(layout, quant, tile, lane, row),
                 Store::Floats(width) => {
-                    let bytes = width.bytes();
+                    let bytes = width.bytes() * width.columns();
                     let to = tile.chunks_exact_mut(bytes).skip(lane).step_by(TILE);
-                    to.zip(row.chunks_exact(bytes)).for_each(|(to, from)| to.copy_from_slice(from));
+                    for (to, from) in to.zip(row.chunks(bytes)) {
+                        to[..from.len()].copy_from_slice(from);
+                    }
                 }
             }
         }
@@ -290,7 +303,10 @@ fn scatter(layout: &Layout, quant: &Quant, tile: &mut [u8], lane: usize, row: &[
             }
             if quant.min == Min::TwoLevel {
                 for (g, min) in block.mins[..quant.block / quant.group].iter().enumerate() {
-                    tile[span.mins + TILE * g + lane] = *min;
+                    match quant.scale {
+                        Scale::Nibbles => tile[span.scales + TILE * g + lane] |= min << 4,
+                        _ => tile[span.mins + TILE * g + lane] = *min,
+                    }
                 }
             }
             let planes = &mut tile[span.codes + i * per_block * span.group..];
@@ -356,11 +372,11 @@ pub fn row_f32(layout: &Layout, packed: &[u8], row: usize, out: &mut [f32]) -> R
             Ok(())
         }
         Store::Floats(width) => {
-            let bytes = width.bytes();
+            let bytes = width.bytes() * width.columns();
             let numbers = tile.chunks_exact(bytes).skip(lane).step_by(TILE);
-            out.iter_mut()
+            out.chunks_mut(width.columns())
                 .zip(numbers)
-                .try_for_each(|(o, n)| layout.format.decode(n, std::slice::from_mut(o)))
+                .try_for_each(|(o, n)| layout.format.decode(&n[..o.len() * width.bytes()], o))
         }
     }
 }
@@ -385,10 +401,14 @@ fn gather(layout: &Layout, quant: &Quant, tile: &[u8], lane: usize, out: &mut [f
             if quant.scale != Scale::One {
                 let scales = &mut block.scales[..quant.block / quant.group];
                 for (g, scale) in (i * scales.len()..).zip(scales) {
-                    *scale = tile[span.scales + TILE * g + lane].cast_signed();
+                    let byte = tile[span.scales + TILE * g + lane];
+                    *scale = byte.cast_signed();
+                    if quant.scale == Scale::Nibbles {
+                        (*scale, block.mins[g]) = ((byte & 15).cast_signed(), byte >> 4);
+                    }
                 }
             }
-            if quant.min == Min::TwoLevel {
+            if quant.min == Min::TwoLevel && quant.scale != Scale::Nibbles {
                 for (g, min) in block.mins[..quant.block / quant.group].iter_mut().enumerate() {
                     *min = tile[span.mins + TILE * g + lane];
                 }

@@ -12,6 +12,7 @@ use super::repack::{TILE, row_f32};
 use super::simd::Isa;
 use super::span::SpanKernels;
 use crate::graph::{BinaryKind, Lead};
+use std::sync::atomic::Ordering;
 
 /// The memory of a session and the rows of a step, as workers see them.
 #[derive(Clone, Copy)]
@@ -120,8 +121,10 @@ impl Exec<'_> {
         };
         let one = activation_bytes(precision, inputs, 1).unwrap_or(0).next_multiple_of(64);
         let strips = own.wrapping_add(one).cast::<f32>();
-        let Some(share) = linear.shares.get(worker.index) else { return };
-        for (domain, range) in share {
+        let taken = std::iter::once(worker.index)
+            .chain(std::iter::repeat_with(|| linear.next.fetch_add(1, Ordering::Relaxed)));
+        let pieces = taken.map_while(|piece| linear.pieces.get(piece));
+        for (domain, range) in pieces.flatten() {
             let domain = &linear.domains[*domain];
             let width = domain.span(rows);
             let strip = width * ROW_BLOCK.min(rows);

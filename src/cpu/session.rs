@@ -237,6 +237,7 @@ impl CpuSession {
             return Err(Error::Invalid("no program holds this step".to_string()));
         };
         self.state.program = index;
+        program.rewind();
         let exec = Exec {
             isa: self.isa,
             spans: self.spans,

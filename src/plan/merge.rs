@@ -4,10 +4,11 @@
 //! the activation is normed, quantized and read once, and there is one launch and one barrier
 //! where there were three. Each old linear becomes a slice of the new one.
 //!
-//! Float and block weights do not merge: one reads the activation as f32, the other as int8.
+//! Weights that read the activation differently do not merge: as int8, BF16 or f32.
 
 use crate::graph::op::{Linear, Slice};
 use crate::graph::{Args, DType, Graph, Node, NodeId, Op};
+use crate::model::Format;
 use crate::{Error, Result};
 
 /// The graph without dead nodes and with linears merged; all else as it was.
@@ -77,14 +78,17 @@ fn family(graph: &Graph, id: NodeId, node: &Node, needed: &[bool]) -> Vec<NodeId
     later
         .filter(|(i, _)| needed[*i])
         .filter(|(_, n)| matches!(n.op, Op::Linear(_)) && n.args.first() == node.args.first())
-        .filter(|(_, n)| is_block(graph, n) == is_block(graph, node))
+        .filter(|(_, n)| reads(graph, n) == reads(graph, node))
         .map(|(i, _)| NodeId(i as u32))
         .collect()
 }
 
-fn is_block(graph: &Graph, linear: &Node) -> bool {
-    let weight = linear.args.get(1).map(|&w| graph.ty(w).dtype);
-    matches!(weight, Some(DType::Weight(format)) if format.quant().is_some())
+/// As what its rows are read: as integers, and if not, as BF16.
+fn reads(graph: &Graph, linear: &Node) -> (bool, bool) {
+    match linear.args.get(1).map(|&w| graph.ty(w).dtype) {
+        Some(DType::Weight(format)) => (format.quant().is_some(), format == Format::BF16),
+        _ => (false, false),
+    }
 }
 
 fn copy(out: &mut Graph, node: &Node, moved: &[Option<NodeId>]) -> Result<NodeId> {

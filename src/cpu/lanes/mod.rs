@@ -171,7 +171,7 @@ macro_rules! by_isa {
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::simd::Isa::Avx2 | $crate::cpu::simd::Isa::AvxVnni => avx2($($value),*),
             #[cfg(target_arch = "x86_64")]
-            $crate::cpu::simd::Isa::Avx512 => avx512($($value),*),
+            $crate::cpu::simd::Isa::Avx512 | $crate::cpu::simd::Isa::Avx512Bf16 => avx512($($value),*),
             #[cfg(target_arch = "aarch64")]
             $crate::cpu::simd::Isa::Neon
             | $crate::cpu::simd::Isa::Dotprod

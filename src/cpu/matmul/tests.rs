@@ -162,7 +162,12 @@ fn nmse(weights: &Weights, x: &[f32], y: &[f32]) -> f64 {
     let (mut error, mut square) = (0.0, 0.0);
     for (x, y) in x.chunks_exact(layout.cols()).zip(y.chunks_exact(layout.rows())) {
         for (w, y) in values.chunks_exact(layout.cols()).zip(y) {
-            let dot: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            // BF16 weights meet activations that are rounded likewise, and are exact in them.
+            let pair = |x: &f32| match layout.precision() {
+                Precision::Bf16 => half::bf16::from_f32(*x).to_f64(),
+                _ => f64::from(*x),
+            };
+            let dot: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * pair(x)).sum();
             error += (f64::from(*y) - dot).powi(2);
             square += dot.powi(2);
         }
@@ -207,7 +212,7 @@ fn extremes_do_not_saturate() {
             let weights = Weights::blocks(name, quant, layout, &mut random, |_| byte);
             for x in &inputs {
                 let want = product(Isa::Scalar, &weights, x, 1);
-                assert!(nmse(&weights, x, &want) < 1e-9, "{name} {byte:#x}");
+                assert!(nmse(&weights, x, &want) < 1e-9 * coarse(quant), "{name} {byte:#x}");
                 for isa in Isa::available() {
                     let got = product(isa, &weights, x, 1);
                     assert!(bits(&got) == bits(&want), "{name} {byte:#x} {isa:?}");
@@ -231,6 +236,11 @@ fn rows_come_back_as_published() {
     }
 }
 
+/// How much greater the squared error is with one digit of the activations than with two.
+fn coarse(quant: &Quant) -> f64 {
+    if quant.lo + quant.hi <= ONE_DIGIT { 255.0 * 255.0 } else { 1.0 }
+}
+
 #[test]
 fn products_are_near_f64() {
     let mut random = Random(4);
@@ -239,9 +249,9 @@ fn products_are_near_f64() {
         for weights in Weights::all(rows, cols, &mut random) {
             let error = nmse(&weights, &x, &product(Isa::detect(), &weights, &x, 8));
             println!("{:>6} {rows} x {cols}: {error:.2e}", weights.name);
-            let bound = match weights.layout.precision() {
-                Precision::Int8 => 2e-9,
-                Precision::F32 => 1e-12,
+            let bound = match weights.layout.store {
+                Store::Planes(quant, _) => 2e-9 * coarse(quant),
+                Store::Floats(_) => 1e-12,
             };
             assert!(error < bound, "{} {rows} x {cols}: {error:e}", weights.name);
         }
@@ -335,7 +345,8 @@ fn odd_columns_of_floats() {
         for format in [Format::F32, Format::F16, Format::BF16] {
             let weights = Weights::random(format, 17, cols, &mut random);
             let want = product(Isa::Scalar, &weights, &x, 9);
-            assert!(nmse(&weights, &x, &want) < 1e-11);
+            let error = nmse(&weights, &x, &want);
+            assert!(error < 1e-11, "{cols} {}: {error:e}", weights.name);
             for isa in Isa::available() {
                 assert!(bits(&product(isa, &weights, &x, 9)) == bits(&want), "{cols} {isa:?}");
             }

@@ -84,7 +84,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     ops! {
-        fn zero() -> __m256i { _mm256_setzero_si256() }
+        fn set(x: i32) -> __m256i { _mm256_set1_epi32(x) }
         fn load(at: *const u8) -> __m256i { _mm256_loadu_si256(at.cast()) }
         fn shift(x: __m256i, right: i32) -> __m256i {
             match right {
@@ -108,23 +108,28 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         fn or(x: __m256i, y: __m256i) -> __m256i { _mm256_or_si256(x, y) }
         fn table(at: *const u8) -> __m256i { _mm256_broadcastsi128_si256(_mm_loadu_si128(at.cast())) }
         fn lookup(table: __m256i, x: __m256i) -> __m256i { _mm256_shuffle_epi8(table, x) }
-        fn join(high: __m256i, low: __m256i, offset: i32) -> __m256i {
+        fn join(high: __m256i, low: __m256i) -> __m256i {
             let high = _mm256_sub_epi32(_mm256_slli_epi32::<8>(high), high);
-            _mm256_add_epi32(_mm256_add_epi32(high, low), _mm256_set1_epi32(offset))
+            _mm256_add_epi32(high, low)
         }
         fn float(x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn load_f32(at: *const f32) -> __m256 { _mm256_loadu_ps(at) }
         fn load_f16(at: *const u8) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-        fn load_bf16(at: *const u8) -> __m256 {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        fn even(x: __m256i) -> __m256 { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)) }
+        fn odd(x: __m256i) -> __m256 {
+            _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(!0xffff)))
         }
         fn load_i8(at: *const u8) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())))
         }
         fn load_u8(at: *const u8) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())))
+        }
+        fn load_nibbles(at: *const u8) -> (__m256, __m256) {
+            let x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));
+            let low = _mm256_and_si256(x, _mm256_set1_epi32(15));
+            (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(x)))
         }
         fn load_e8m0(at: *const u8) -> __m256 {
             let e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()));

@@ -2,8 +2,10 @@
 //! codes of each by four activations that it broadcasts from memory itself.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
-use super::{Simd, kernels, ops};
+use super::{Kernels, Simd, kernels, ops};
+use crate::cpu::float::{FloatArgs, PAIRS, floats};
 
 #[derive(Clone, Copy)]
 struct Avx512;
@@ -12,6 +14,16 @@ kernels! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
     KERNELS, Avx512, [8 4 2 1]
 }
+
+/// With `vdpbf16ps` for BF16, and all else as without.
+pub(in crate::cpu) static BF16_KERNELS: Kernels = {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")]
+    unsafe fn pairs<const ROWS: usize>(args: &FloatArgs) {
+        // SAFETY: the caller's promise; this function has the target features.
+        unsafe { floats::<Avx512, PAIRS, ROWS>(args) }
+    }
+    Kernels { pairs: Some(&[pairs::<8>, pairs::<4>, pairs::<2>, pairs::<1>]), ..KERNELS }
+};
 
 impl Simd for Avx512 {
     const LANES: usize = 16;
@@ -32,7 +44,7 @@ impl Simd for Avx512 {
     }
 
     ops! {
-        fn zero() -> __m512i { _mm512_setzero_si512() }
+        fn set(x: i32) -> __m512i { _mm512_set1_epi32(x) }
         fn load(at: *const u8) -> __m512i { _mm512_loadu_si512(at.cast()) }
         fn shift(x: __m512i, right: i32) -> __m512i {
             match right {
@@ -56,23 +68,33 @@ impl Simd for Avx512 {
         fn or(x: __m512i, y: __m512i) -> __m512i { _mm512_or_si512(x, y) }
         fn table(at: *const u8) -> __m512i { _mm512_broadcast_i32x4(_mm_loadu_si128(at.cast())) }
         fn lookup(table: __m512i, x: __m512i) -> __m512i { _mm512_shuffle_epi8(table, x) }
-        fn join(high: __m512i, low: __m512i, offset: i32) -> __m512i {
+        fn join(high: __m512i, low: __m512i) -> __m512i {
             let high = _mm512_sub_epi32(_mm512_slli_epi32::<8>(high), high);
-            _mm512_add_epi32(_mm512_add_epi32(high, low), _mm512_set1_epi32(offset))
+            _mm512_add_epi32(high, low)
         }
         fn float(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn load_f32(at: *const f32) -> __m512 { _mm512_loadu_ps(at) }
         fn load_f16(at: *const u8) -> __m512 { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-        fn load_bf16(at: *const u8) -> __m512 {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        fn even(x: __m512i) -> __m512 { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)) }
+        fn odd(x: __m512i) -> __m512 {
+            _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(!0xffff)))
+        }
+        fn dot_pair(acc: __m512, w: __m512i, x: *const u8) -> __m512 {
+            let x = _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
+            // SAFETY: vectors of bits either way.
+            _mm512_dpbf16_ps(acc, transmute::<__m512i, __m512bh>(w), transmute::<__m512i, __m512bh>(x))
         }
         fn load_i8(at: *const u8) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())))
         }
         fn load_u8(at: *const u8) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())))
+        }
+        fn load_nibbles(at: *const u8) -> (__m512, __m512) {
+            let x = _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()));
+            let low = _mm512_and_si512(x, _mm512_set1_epi32(15));
+            (_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(x)))
         }
         fn load_e8m0(at: *const u8) -> __m512 {
             let e = _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()));

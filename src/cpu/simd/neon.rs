@@ -211,7 +211,7 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
             register!(3);
             sums
         }
-        fn zero() -> Self::I { [vdupq_n_u8(0); N] }
+        fn set(x: i32) -> Self::I { [vreinterpretq_u8_s32(vdupq_n_s32(x)); N] }
         fn load(at: *const u8) -> Self::I { from_fn(|i| vld1q_u8(at.add(16 * i))) }
         fn shift(x: Self::I, right: i32) -> Self::I {
             // By bytes: nothing crosses into a neighbour, so that where all that comes in is zeros
@@ -237,9 +237,9 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
         fn lookup(table: Self::I, x: Self::I) -> Self::I {
             from_fn(|i| vqtbl1q_u8(table[i], x[i]))
         }
-        fn join(high: Self::I, low: Self::I, offset: i32) -> Self::I {
+        fn join(high: Self::I, low: Self::I) -> Self::I {
             from_fn(|i| {
-                let low = vaddq_s32(vreinterpretq_s32_u8(low[i]), vdupq_n_s32(offset));
+                let low = vreinterpretq_s32_u8(low[i]);
                 let high = vreinterpretq_s32_u8(high[i]);
                 vreinterpretq_u8_s32(vmlaq_s32(low, high, vdupq_n_s32(255)))
             })
@@ -250,11 +250,12 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
         fn load_f16(at: *const u8) -> Self::F {
             from_fn(|i| vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at.add(8 * i)))))
         }
-        fn load_bf16(at: *const u8) -> Self::F {
-            from_fn(|i| {
-                let halves = vreinterpret_u16_u8(vld1_u8(at.add(8 * i)));
-                vreinterpretq_f32_u32(vshll_n_u16::<16>(halves))
-            })
+        fn even(x: Self::I) -> Self::F {
+            x.map(|x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_u8(x))))
+        }
+        fn odd(x: Self::I) -> Self::F {
+            let upper = vdupq_n_u32(!0xffff);
+            x.map(|x| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(x), upper)))
         }
         fn load_i8(at: *const u8) -> Self::F {
             from_fn(|i| {
@@ -267,6 +268,12 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
                 let words = vmovl_u8(four(at.add(4 * i)));
                 vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)))
             })
+        }
+        fn load_nibbles(at: *const u8) -> (Self::F, Self::F) {
+            let wide = |bytes| vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+            let bytes: [uint8x8_t; N] = from_fn(|i| four(at.add(4 * i)));
+            let low = bytes.map(|x| wide(vand_u8(x, vdup_n_u8(15))));
+            (low, bytes.map(|x| wide(vshr_n_u8::<4>(x))))
         }
         fn load_e8m0(at: *const u8) -> Self::F {
             from_fn(|i| {

@@ -28,8 +28,8 @@ impl Simd for Scalar {
     type I = [i32; LANES];
     type F = [f32; LANES];
 
-    unsafe fn zero() -> Self::I {
-        [0; LANES]
+    unsafe fn set(x: i32) -> Self::I {
+        [x; LANES]
     }
 
     unsafe fn load(at: *const u8) -> Self::I {
@@ -80,8 +80,8 @@ impl Simd for Scalar {
         acc
     }
 
-    unsafe fn join(high: Self::I, low: Self::I, offset: i32) -> Self::I {
-        std::array::from_fn(|i| 255 * high[i] + low[i] + offset)
+    unsafe fn join(high: Self::I, low: Self::I) -> Self::I {
+        std::array::from_fn(|i| 255 * high[i] + low[i])
     }
 
     unsafe fn float(x: Self::I) -> Self::F {
@@ -103,9 +103,12 @@ impl Simd for Scalar {
         unsafe { read::<u16, LANES>(at) }.map(|x| f16::from_bits(x).to_f32())
     }
 
-    unsafe fn load_bf16(at: *const u8) -> Self::F {
-        // SAFETY: the caller's promise.
-        unsafe { read::<u16, LANES>(at) }.map(|x| f32::from_bits(u32::from(x) << 16))
+    unsafe fn even(x: Self::I) -> Self::F {
+        x.map(|x| f32::from_bits(x.cast_unsigned() << 16))
+    }
+
+    unsafe fn odd(x: Self::I) -> Self::F {
+        x.map(|x| f32::from_bits(x.cast_unsigned() & !0xffff))
     }
 
     unsafe fn load_i8(at: *const u8) -> Self::F {
@@ -116,6 +119,12 @@ impl Simd for Scalar {
     unsafe fn load_u8(at: *const u8) -> Self::F {
         // SAFETY: the caller's promise.
         unsafe { read::<u8, LANES>(at) }.map(f32::from)
+    }
+
+    unsafe fn load_nibbles(at: *const u8) -> (Self::F, Self::F) {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { read::<u8, LANES>(at) };
+        (bytes.map(|x| f32::from(x & 15)), bytes.map(|x| f32::from(x >> 4)))
     }
 
     #[inline(never)]

@@ -181,6 +181,8 @@ pub enum Scale {
     One,
     /// `s = d * scales[g]`, rounded to f32.
     TwoLevel,
+    /// As [`TwoLevel`](Scale::TwoLevel), of scales and [minimums](Min::TwoLevel) below 16.
+    Nibbles,
     /// `s = 2^(e - 128)`, where `e` is `scales[g]` without a sign.
     Exponent,
 }
@@ -201,7 +203,7 @@ pub enum Min {
 pub struct Block {
     /// Unsigned codes in the order of the elements, each below `2^(lo + hi)`.
     pub codes: [u8; 256],
-    /// The integer scale of each group, for [`Scale::TwoLevel`] and [`Scale::Exponent`].
+    /// The integer scale of each group, for every [`Scale`] but [`Scale::One`].
     pub scales: [i8; 16],
     /// The integer minimum of each group, for [`Min::TwoLevel`].
     pub mins: [u8; 16],
@@ -226,7 +228,7 @@ impl Quant {
         for ((out, codes), (&scale, &min)) in groups.zip(block.scales.iter().zip(&block.mins)) {
             let s = match self.scale {
                 Scale::One => d,
-                Scale::TwoLevel => d * f32::from(scale),
+                Scale::TwoLevel | Scale::Nibbles => d * f32::from(scale),
                 Scale::Exponent => exponent(scale.cast_unsigned()),
             };
             let elements = out.iter_mut().zip(codes.iter().map(|&c| self.codes.value(c)));

@@ -20,7 +20,7 @@ pub(super) static ROW: Row = Row {
         group: 16,
         block: 256,
         bytes: 84,
-        scale: Scale::TwoLevel,
+        scale: Scale::Nibbles,
         min: Min::TwoLevel,
         unpack,
     }),
