@@ -17,7 +17,7 @@ use std::time::Duration;
 
 fn decode(c: &mut Criterion) {
     let (name, model) = match std::env::var_os("GLLM_BENCH_MODEL") {
-        Some(path) => (path.to_string_lossy().into_owned(), Model::open(path).unwrap()),
+        Some(path) => (path.to_string_lossy().into_owned(), Model::open(path.as_ref()).unwrap()),
         None => ("built-in".to_string(), embedded::tiny().unwrap()),
     };
     let name = name.rsplit('/').next().unwrap_or("model");
