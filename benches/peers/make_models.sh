@@ -9,9 +9,10 @@
 #
 # SmolLM2 and Gemma 3 files are llama.cpp's own mixes, as users have them, but for the k-quants of
 # SmolLM2, which are --pure: rows of 576 do not divide by 256, so most of such a file falls back to
-# formats of 32 anyway. The 1B shape is --pure: one format, head and embedding included.
+# formats of 32 anyway; and Q1_0, for which nothing falls back, is given to ffn_down alone. The 1B
+# shape is --pure: one format, head and embedding included.
 set -eu
-[ $# -eq 5 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 5 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2; }
 quantize=$1 smollm=$2 gemma=$3 one=$4 out=$5
 mkdir -p "$out"
 
@@ -30,12 +31,13 @@ make() {
 {
     make "$smollm" smollm2-f32.gguf F32
     make "$gemma" gemma3-f32.gguf F32
-    for type in Q4_0 Q4_1 Q5_0 Q8_0 Q2_K TQ2_0 TQ1_0 Q1_0 Q2_0 IQ4_NL F16 BF16; do
+    for type in Q4_0 Q4_1 Q5_0 Q8_0 Q2_K TQ2_0 TQ1_0 Q2_0 IQ4_NL F16 BF16; do
         make "$out/smollm2-f32.gguf" "smollm2-$(echo $type | tr A-Z a-z).gguf" $type
     done
     make "$out/smollm2-f32.gguf" smollm2-q4_k.gguf Q4_K_S --pure
     make "$out/smollm2-f32.gguf" smollm2-q6_k.gguf Q6_K --pure
-    for type in Q4_K_M Q2_K TQ2_0; do
+    make "$out/smollm2-f32.gguf" smollm2-q1_0.gguf Q4_0 --tensor-type ffn_down=q1_0
+    for type in Q4_K_M Q2_K TQ2_0 Q1_0; do
         make "$out/gemma3-f32.gguf" "gemma3-$(echo $type | tr A-Z a-z).gguf" $type
     done
     for type in F16 BF16 Q8_0 Q4_0 Q6_K Q5_0 Q2_K TQ2_0 TQ1_0 Q1_0 Q2_0 IQ4_NL; do
