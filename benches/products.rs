@@ -14,6 +14,7 @@ use gllm_kernels::cpu::quantize::{Activations, activation_bytes};
 use gllm_kernels::cpu::repack::{Layout, repack_tiles};
 use gllm_kernels::cpu::simd::Isa;
 use gllm_kernels::model::Format;
+use memmap2::MmapMut;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -25,18 +26,25 @@ const WEIGHTS: usize = 96 << 20;
 /// Outputs of `gemm`, whose weights may stay in a cache.
 const OUTPUTS: usize = 4096;
 
+/// Memory in large pages where there are any, as a session has it: with small ones a plain read is
+/// a third slower here.
+fn large_pages(bytes: usize) -> MmapMut {
+    let map = MmapMut::map_anon(bytes).unwrap();
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    map
+}
+
 /// Weights of a format in the kernel's layout; all codes and scales are the same small numbers.
-fn weights(format: Format, outputs: usize) -> (Layout, Vec<u8>) {
+fn weights(format: Format, outputs: usize) -> (Layout, MmapMut) {
     let layout = Layout::of(format, outputs, INPUTS).unwrap();
     let row = vec![0x11u8; format.row_bytes(INPUTS).unwrap()];
-    let mut packed = Vec::with_capacity(layout.bytes());
+    let mut packed = large_pages(layout.bytes());
     let tile = Layout::of(format, 16, INPUTS).unwrap();
     let mut one = vec![0u8; tile.bytes()];
     repack_tiles(&tile, &row.repeat(16), &mut one, 0..tile.tiles()).unwrap();
-    while packed.len() < layout.bytes() {
-        packed.extend_from_slice(&one);
-    }
-    assert_eq!(packed.len(), layout.bytes());
+    assert_eq!(packed.len() % one.len(), 0);
+    packed.chunks_exact_mut(one.len()).for_each(|tile| tile.copy_from_slice(&one));
     (layout, packed)
 }
 
@@ -60,14 +68,17 @@ fn formats() -> impl Iterator<Item = Format> {
 }
 
 fn memory(c: &mut Criterion) {
-    let words = vec![1u64; WEIGHTS / 8];
+    let mut bytes = large_pages(WEIGHTS);
+    bytes.fill(1);
     let mut group = c.benchmark_group("memory");
     group.throughput(Throughput::Bytes(WEIGHTS as u64));
     group.bench_function("read", |b| {
         b.iter(|| {
             let mut sums = [0u64; 16];
-            for line in black_box(&words).as_chunks::<16>().0 {
-                sums.iter_mut().zip(line).for_each(|(sum, w)| *sum = sum.wrapping_add(*w));
+            for line in black_box(&bytes).as_chunks::<128>().0 {
+                for (sum, word) in sums.iter_mut().zip(line.as_chunks().0) {
+                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+                }
             }
             sums
         });
@@ -85,7 +96,7 @@ fn gemv(c: &mut Criterion) {
         for isa in Isa::available() {
             let (acts, _memory) = activations(isa, &layout, 1);
             group.bench_function(isa.name(), |b| {
-                b.iter(|| matmul_all(isa, &layout, black_box(&packed), &acts, &mut out));
+                b.iter(|| matmul_all(isa, &layout, black_box(&packed[..]), &acts, &mut out));
             });
         }
         group.finish();
@@ -102,7 +113,7 @@ fn gemm(c: &mut Criterion) {
         let mut group = c.benchmark_group("gemm");
         group.throughput(Throughput::Elements((rows * OUTPUTS * INPUTS) as u64));
         group.bench_function(BenchmarkId::new(format.name(), isa.name()), |b| {
-            b.iter(|| matmul_all(isa, &layout, black_box(&packed), &acts, &mut out));
+            b.iter(|| matmul_all(isa, &layout, black_box(&packed[..]), &acts, &mut out));
         });
         group.finish();
     }
