@@ -152,19 +152,18 @@ pub(super) struct ByRows {
 }
 
 /// The table of an instruction set: the kernels' generic bodies, each inlined into a function
-/// with these target features. Either one vector type does for all numbers of rows, or each number
-/// has its own.
+/// with these target features. A number of rows may name another vector type for its products with
+/// floats.
 macro_rules! kernels {
     ($(#[$attr:meta])* $name:ident, $simd:ty, [$($rows:literal)*]) => {
-        kernels! { $(#[$attr])* $name, $simd, $(($rows, $simd))* }
+        kernels! { $(#[$attr])* $name, $simd, $($rows $simd),* }
     };
-    ($(#[$attr:meta])* $name:ident, $quantize:ty, $(($rows:literal, $simd:ty))*) => {
+    ($(#[$attr:meta])* $name:ident, $simd:ty, $($rows:literal $floats:ty),*) => {
         pub(in crate::cpu) static $name: $crate::cpu::simd::Kernels = {
             use $crate::cpu::{float, matmul, quantize, simd};
 
             $(#[$attr])*
             unsafe fn planes<
-                S: simd::Simd,
                 const LO: u32,
                 const HI: u32,
                 const HALVES: bool,
@@ -176,7 +175,7 @@ macro_rules! kernels {
                 args: &matmul::PlanesArgs,
             ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { matmul::planes::<S, LO, HI, HALVES, MIN, SCALES, TABLE, ROWS>(args) }
+                unsafe { matmul::planes::<$simd, LO, HI, HALVES, MIN, SCALES, TABLE, ROWS>(args) }
             }
 
             $(#[$attr])*
@@ -190,7 +189,7 @@ macro_rules! kernels {
             $(#[$attr])*
             unsafe fn quantize(args: &quantize::QuantizeArgs) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { quantize::groups::<$quantize>(args) }
+                unsafe { quantize::groups::<$simd>(args) }
             }
 
             simd::Kernels {
@@ -198,25 +197,25 @@ macro_rules! kernels {
                     $rows,
                     simd::ByRows {
                         planes: [
-                            planes::<$simd, 1, 0, false, false, 1, 0, $rows>,
-                            planes::<$simd, 2, 0, false, false, 1, 0, $rows>,
-                            planes::<$simd, 2, 0, true, true, 3, 0, $rows>,
-                            planes::<$simd, 2, 1, true, false, 2, 0, $rows>,
-                            planes::<$simd, 4, 0, false, false, 0, 0, $rows>,
-                            planes::<$simd, 4, 0, false, false, 4, 5, $rows>,
-                            planes::<$simd, 4, 0, false, false, 0, 8, $rows>,
-                            planes::<$simd, 4, 0, false, true, 0, 0, $rows>,
-                            planes::<$simd, 4, 0, false, true, 2, 0, $rows>,
-                            planes::<$simd, 4, 1, false, false, 0, 0, $rows>,
-                            planes::<$simd, 4, 1, false, true, 0, 0, $rows>,
-                            planes::<$simd, 4, 1, false, true, 2, 0, $rows>,
-                            planes::<$simd, 4, 2, true, false, 2, 0, $rows>,
-                            planes::<$simd, 8, 0, false, false, 0, 0, $rows>,
+                            planes::<1, 0, false, false, 1, 0, $rows>,
+                            planes::<2, 0, false, false, 1, 0, $rows>,
+                            planes::<2, 0, true, true, 3, 0, $rows>,
+                            planes::<2, 1, true, false, 2, 0, $rows>,
+                            planes::<4, 0, false, false, 0, 0, $rows>,
+                            planes::<4, 0, false, false, 4, 5, $rows>,
+                            planes::<4, 0, false, false, 0, 8, $rows>,
+                            planes::<4, 0, false, true, 0, 0, $rows>,
+                            planes::<4, 0, false, true, 2, 0, $rows>,
+                            planes::<4, 1, false, false, 0, 0, $rows>,
+                            planes::<4, 1, false, true, 0, 0, $rows>,
+                            planes::<4, 1, false, true, 2, 0, $rows>,
+                            planes::<4, 2, true, false, 2, 0, $rows>,
+                            planes::<8, 0, false, false, 0, 0, $rows>,
                         ],
                         floats: [
-                            floats::<$simd, 0, $rows>,
-                            floats::<$simd, 1, $rows>,
-                            floats::<$simd, 2, $rows>,
+                            floats::<$floats, 0, $rows>,
+                            floats::<$floats, 1, $rows>,
+                            floats::<$floats, 2, $rows>,
                         ],
                     },
                 )),*],

@@ -1,13 +1,21 @@
-//! NEON: a tile's rows are lanes of one, two or four registers of four.
+//! NEON: a tile's 16 rows are four registers of four lanes.
 //!
-//! One row of activations takes all four at once: a span's weights are then read once, in order,
-//! and eight chains of sums run beside one another, which hides the instructions' latency. Several
-//! rows have chains enough of their own and want the 32 registers for them, so they take fewer
-//! lanes and come back for the rest of a span, which the first-level cache still holds.
+//! So a span's weights are read once, in order, and eight chains of sums run beside one another
+//! (four registers, two digits), which hides the instructions' latency. With `sdot` a group of 32
+//! columns of 4 bits takes about 150 instructions for one row of activations, 64 of them `sdot`,
+//! and all its sums stay in registers; passes over one register's lanes after another would take
+//! about 270. Of several rows each fetches its sums, multiplies them and puts them back: 32 `sdot`
+//! of 47 instructions, while the 16 registers of codes stay. Products with floats have no codes to
+//! take apart and keep the sums of several rows in registers instead: 4 rows of two registers'
+//! lanes, or 8 rows of one's.
 //!
-//! How four codes a lane meet four activations is [`Products`]: widening multiplications where
-//! there is nothing else, the byte dot product (`sdot`), and that of unsigned by signed bytes
-//! (`usdot`). The last two are assembly: Rust has no stable names for them.
+//! How four codes a lane meet four activations is [`Products`]: by widening multiplications where
+//! there is nothing else, by the dot product of signed bytes (`sdot`), or of unsigned by signed
+//! ones (`usdot`). The last two are assembly, since Rust has no stable name for them.
+//!
+//! (`smmla`, which comes with `usdot`, does twice the multiplications of `sdot`, for several rows.
+//! Codes, digits and sums must be rearranged for it; what is left by count is a fifth fewer vector
+//! instructions where it is as fast as `sdot`, and more work where it takes twice as long.)
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -19,19 +27,19 @@ use super::{Simd, kernels, ops};
 kernels! {
     #[target_feature(enable = "neon")]
     KERNELS, Neon<4, Widened>,
-    (8, Neon<1, Widened>) (4, Neon<2, Widened>) (2, Neon<2, Widened>) (1, Neon<4, Widened>)
+    8 Neon<1, Widened>, 4 Neon<2, Widened>, 2 Neon<4, Widened>, 1 Neon<4, Widened>
 }
 
 kernels! {
     #[target_feature(enable = "neon,dotprod")]
     DOTPROD_KERNELS, Neon<4, Dotprod>,
-    (8, Neon<1, Dotprod>) (4, Neon<2, Dotprod>) (2, Neon<2, Dotprod>) (1, Neon<4, Dotprod>)
+    8 Neon<1, Dotprod>, 4 Neon<2, Dotprod>, 2 Neon<4, Dotprod>, 1 Neon<4, Dotprod>
 }
 
 kernels! {
     #[target_feature(enable = "neon,dotprod,i8mm")]
     I8MM_KERNELS, Neon<4, I8mm>,
-    (8, Neon<1, I8mm>) (4, Neon<2, I8mm>) (2, Neon<2, I8mm>) (1, Neon<4, I8mm>)
+    8 Neon<1, I8mm>, 4 Neon<2, I8mm>, 2 Neon<4, I8mm>, 1 Neon<4, I8mm>
 }
 
 /// `N` registers, multiplied by `P`.
@@ -176,11 +184,50 @@ impl Products for I8mm {
     }
 }
 
-/// Four bytes, to be widened.
+/// `4 N` bytes and zeros.
 #[inline(always)]
-unsafe fn four(at: *const u8) -> uint8x8_t {
+unsafe fn bytes<const N: usize>(at: *const u8) -> uint8x16_t {
     // SAFETY: the caller's promise.
-    unsafe { vcreate_u8(at.cast::<u32>().read_unaligned().into()) }
+    unsafe {
+        match N {
+            1 => {
+                let four = at.cast::<u32>().read_unaligned();
+                vreinterpretq_u8_u32(vsetq_lane_u32::<0>(four, vdupq_n_u32(0)))
+            }
+            2 => vcombine_u8(vld1_u8(at), vdup_n_u8(0)),
+            _ => vld1q_u8(at),
+        }
+    }
+}
+
+/// Each of 16 bytes in a lane of its own.
+#[inline(always)]
+unsafe fn spread(x: uint8x16_t) -> [uint32x4_t; 4] {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
+        [
+            vmovl_u16(vget_low_u16(low)),
+            vmovl_high_u16(low),
+            vmovl_u16(vget_low_u16(high)),
+            vmovl_high_u16(high),
+        ]
+    }
+}
+
+/// The same with signs.
+#[inline(always)]
+unsafe fn spread_signed(x: int8x16_t) -> [int32x4_t; 4] {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
+        [
+            vmovl_s16(vget_low_s16(low)),
+            vmovl_high_s16(low),
+            vmovl_s16(vget_low_s16(high)),
+            vmovl_high_s16(high),
+        ]
+    }
 }
 
 impl<const N: usize, P: Products> Simd for Neon<N, P> {
@@ -258,16 +305,12 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
             x.map(|x| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(x), upper)))
         }
         fn load_i8(at: *const u8) -> Self::F {
-            from_fn(|i| {
-                let words = vmovl_s8(vreinterpret_s8_u8(four(at.add(4 * i))));
-                vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)))
-            })
+            let x = spread_signed(vreinterpretq_s8_u8(bytes::<N>(at)));
+            from_fn(|i| vcvtq_f32_s32(x[i]))
         }
         fn load_u8(at: *const u8) -> Self::F {
-            from_fn(|i| {
-                let words = vmovl_u8(four(at.add(4 * i)));
-                vcvtq_f32_u32(vmovl_u16(vget_low_u16(words)))
-            })
+            let x = spread(bytes::<N>(at));
+            from_fn(|i| vcvtq_f32_u32(x[i]))
         }
         fn load_nibbles(at: *const u8) -> (Self::F, Self::F) {
             let wide = |bytes| vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
@@ -276,13 +319,12 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
             (low, bytes.map(|x| wide(vshr_n_u8::<4>(x))))
         }
         fn load_e8m0(at: *const u8) -> Self::F {
+            let (e, one) = (spread(bytes::<N>(at)), vdupq_n_u32(1));
             from_fn(|i| {
-                let e = vmovl_u16(vget_low_u16(vmovl_u8(four(at.add(4 * i)))));
-                let one = vdupq_n_u32(1);
-                let normal = vshlq_n_u32::<23>(vqsubq_u32(e, one));
+                let normal = vshlq_n_u32::<23>(vqsubq_u32(e[i], one));
                 // Where that is no normal number, only the fraction's highest bit or the next is
                 // set.
-                let small = vshlq_n_u32::<21>(vaddq_u32(vminq_u32(e, one), one));
+                let small = vshlq_n_u32::<21>(vaddq_u32(vminq_u32(e[i], one), one));
                 vreinterpretq_f32_u32(vmaxq_u32(normal, small))
             })
         }
