@@ -44,6 +44,14 @@ pub enum Error {
         /// What does not fit, with both shapes.
         what: String,
     },
+    /// A graph file that does not run.
+    #[error("{origin}: {what}")]
+    Script {
+        /// The file and its line.
+        origin: String,
+        /// What is wrong there.
+        what: String,
+    },
     /// A plan that cannot be made, or that its verifier refuses.
     #[error("plan: {0}")]
     Plan(String),

@@ -19,6 +19,7 @@ mod builder;
 mod dot;
 pub mod op;
 pub mod reference;
+pub mod star;
 mod text;
 mod types;
 mod weights;

@@ -15,11 +15,13 @@ pub mod format;
 mod gguf;
 mod map;
 mod meta;
+mod text;
 mod value;
 mod write;
 
 pub use format::{Block, Codes, Format, Min, Quant, Scale};
 pub use meta::Metadata;
+pub(crate) use text::read_regular;
 pub use value::{Array, Strings, Value};
 pub use write::GgufWriter;
 

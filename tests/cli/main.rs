@@ -273,3 +273,81 @@ fn plan_and_graph_and_completions_print() {
     assert!(text(&run(&["completions", "bash"]).stdout).contains("gllm"));
     assert!(text(&run(&["--help"]).stdout).contains("Examples:"));
 }
+
+#[test]
+fn a_graph_file_takes_the_place_of_the_built_in_one() {
+    let folder = folder("graphs");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    // The built-in file without its last norm: another model, and other text.
+    let source = include_str!("../../graphs/llama.star");
+    let changed =
+        source.replace("g.rms_norm(g.select(x), \"output_norm\", eps = c.eps)", "g.select(x)");
+    assert_ne!(source, changed);
+    fs::write(path("same.star"), source).unwrap();
+    fs::write(path("other.star"), changed).unwrap();
+    let args = ["run", "-p", "The king said", "-n", "16"];
+    let plain = run(&args).stdout;
+    let with = |flag: &str, value: &str| run(&[&args[..], &[flag, value]].concat()).stdout;
+    assert_eq!(with("--graph", &path("same.star")), plain);
+    assert_ne!(with("--graph", &path("other.star")), plain);
+    let shown = text(&run(&["graph", "--graph", &path("same.star")]).stdout);
+    assert!(shown.contains("@ \"same.star:"), "{shown}");
+    // In a folder a file serves by what it says, whatever its name.
+    fs::remove_file(path("same.star")).unwrap();
+    assert_ne!(with("--graphs", folder.to_str().unwrap()), plain);
+    refused(&["graph", "--graph", &path("none.star")], "No such file");
+    refused(&["graph", "--graph", "/dev/zero"], "not a regular file");
+}
+
+#[test]
+fn hostile_graph_files_end_soon_within_little_memory() {
+    let folder = folder("hostile-graphs");
+    for (name, body, wanted) in [
+        (
+            "loop",
+            "    for i in range(1000000000000):\n        pass",
+            "loop.star:3: the script takes more",
+        ),
+        (
+            "nodes",
+            "    x = g.embed(\"token_embd\")\n    for i in range(1000000000):\n        x = x + x",
+            "nodes.star:4: ",
+        ),
+        ("text", "    return \"x\" * 100000000", "text.star:2: the script's values"),
+        (
+            "list",
+            "    x = []\n    for i in range(1000000000):\n        x = [x, x]",
+            "list.star:4: ",
+        ),
+        ("self", "    return build(g, c)", "self.star:2: build calls itself"),
+        ("type", "    return g.linear(\"x\", 5)", "type.star:2: linear: x is \"x\", not a node"),
+        ("op", "    return g.exec(\"rm\")", "op.star:2: exec: there is no such op"),
+        (
+            "tensor",
+            "    return g.embed(\"nothing\")",
+            "tensor.star:2: embed: there is no tensor nothing.weight",
+        ),
+        (
+            "shape",
+            "    return g.linear(g.embed(\"token_embd\"), \"blk.0.ffn_down\")",
+            "shape.star:2: linear: blk.0.ffn_down.weight",
+        ),
+    ] {
+        let file = folder.join(format!("{name}.star"));
+        fs::write(&file, format!("def build(g, c):\n{body}\n")).unwrap();
+        let limited = "ulimit -v 1048576; exec \"$0\" graph --graph \"$1\"";
+        let start = std::time::Instant::now();
+        let output = Command::new("sh")
+            .args(["-c", limited, env!("CARGO_BIN_EXE_gllm"), file.to_str().unwrap()])
+            .output()
+            .unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{name}: {error}");
+        assert!(error.contains(wanted) && error.lines().count() == 1, "{name}: {error}");
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(2),
+            "{name}: {:?}",
+            start.elapsed()
+        );
+    }
+}

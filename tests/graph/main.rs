@@ -8,4 +8,5 @@ mod reference;
 mod refusals;
 mod sample;
 mod spec;
+mod star;
 mod text;

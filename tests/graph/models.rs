@@ -72,7 +72,12 @@ fn common(name: &str, layers: u32, head_dim: usize) -> Tiny {
 
 /// Two layers, with a head of its own, a bias and rope factors.
 pub fn llama() -> Tiny {
-    let mut tiny = common("llama", 2, 4);
+    llama_of(2)
+}
+
+/// As [`llama`], of so many layers.
+pub fn llama_of(layers: u32) -> Tiny {
+    let mut tiny = common("llama", layers, 4);
     tiny.tensor("output.weight", &[VOCABULARY, DIM]);
     tiny.tensor("blk.1.attn_q.bias", &[HEADS * 4]);
     tiny.tensor("rope_freqs.weight", &[2]);

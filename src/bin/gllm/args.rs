@@ -3,6 +3,7 @@
 use crate::{End, Failure};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use gllm_kernels::graph::arch::Library;
 use gllm_kernels::graph::op::Sampler;
 use std::path::PathBuf;
 
@@ -48,9 +49,36 @@ pub enum Command {
     },
 }
 
+/// Which graph files to use.
+#[derive(Args)]
+pub struct Files {
+    /// A graph file (Starlark) in place of the one that serves the model
+    #[arg(long, value_name = "FILE")]
+    pub graph: Option<PathBuf>,
+    /// A folder of graph files that come before the built-in ones [default: $GLLM_GRAPHS]
+    #[arg(long, value_name = "DIR")]
+    pub graphs: Option<PathBuf>,
+}
+
+impl Files {
+    pub fn library(&self) -> Library {
+        let mut library = Library::embedded();
+        let folder = || std::env::var_os("GLLM_GRAPHS").filter(|f| !f.is_empty());
+        if let Some(folder) = self.graphs.clone().or_else(|| folder().map(PathBuf::from)) {
+            library = library.with_folder(&folder);
+        }
+        match &self.graph {
+            Some(file) => library.with_file(file),
+            None => library,
+        }
+    }
+}
+
 /// Where to run and how much to keep.
 #[derive(Args)]
 pub struct Machine {
+    #[command(flatten)]
+    pub files: Files,
     /// Positions of the context [default: what prompt and answer need]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub ctx: Option<usize>,
@@ -225,6 +253,8 @@ pub struct Graph {
     /// Print DOT instead
     #[arg(long)]
     pub dot: bool,
+    #[command(flatten)]
+    pub files: Files,
 }
 
 impl Run {

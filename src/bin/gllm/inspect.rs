@@ -49,7 +49,7 @@ pub fn info(args: &Info) -> Result<End, Failure> {
 /// Prints the graph of one step.
 pub fn graph(args: &Graph) -> Result<End, Failure> {
     let model = load::open(args.model.as_deref())?;
-    let graph = arch::build(&model)?;
+    let graph = arch::build_with(model.meta(), &model, &args.files.library())?;
     let text = if args.dot { graph.to_dot() } else { graph.to_string() };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(End::Done)

@@ -47,7 +47,7 @@ pub fn plan(
     context: usize,
 ) -> Result<(CpuBackend, Graph, Plans), Failure> {
     let backend = backend(machine)?;
-    let graph = arch::build(model)?;
+    let graph = arch::build_with(model.meta(), model, &machine.files.library())?;
     let limits = Limits { rows: machine.chunk.min(context), outs: 1, slots: 1, context };
     let plans = Plans::new(&graph, &backend, limits)?;
     Ok((backend, graph, plans))

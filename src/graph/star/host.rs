@@ -1,0 +1,298 @@
+//! What a graph file has in its hands: `g`, the graph that is built, and `c`, the model's
+//! hyper-parameters.
+
+use super::eval::{Args, Frame, Script};
+use super::value::{Told, Value};
+use crate::error::{Error, Result};
+use crate::graph::{AttendOptions, Builder, NodeId, Origin, RopeLayout, RopeOptions, UnaryKind};
+use std::rc::Rc;
+
+/// Nodes that a graph file may make: a model of 1,000 layers has about 60,000.
+const MAX_NODES: usize = 1 << 17;
+
+impl<'w> Script<'_, 'w> {
+    /// Arguments that are read one by one, each with its name in messages.
+    fn node(&self, args: &mut Args, name: &str) -> Told<NodeId> {
+        match args.need(name)? {
+            Value::Node(id) => Ok(id),
+            other => Err(format!("{name} is {}, not a node", self.heap.brief(other))),
+        }
+    }
+
+    fn text_arg(&self, args: &mut Args, name: &str) -> Told<Rc<str>> {
+        let value = args.need(name)?;
+        self.to_text(value).map_err(|what| format!("{name}: {what}"))
+    }
+
+    fn number(&self, args: &mut Args, name: &str, default: Option<f32>) -> Told<f32> {
+        match args.take(name) {
+            None | Some(Value::None) => default.ok_or_else(|| format!("needs {name}")),
+            Some(value) => {
+                let x = self.to_float(value).map_err(|what| format!("{name}: {what}"))? as f32;
+                if x.is_finite() { Ok(x) } else { Err(format!("{name} does not fit an f32")) }
+            }
+        }
+    }
+
+    fn maybe_number(&self, args: &mut Args, name: &str) -> Told<Option<f32>> {
+        match args.take(name) {
+            None | Some(Value::None) => Ok(None),
+            Some(value) => {
+                args.named.push((name.into(), value));
+                self.number(args, name, None).map(Some)
+            }
+        }
+    }
+
+    fn count_of(&self, name: &str, value: Value) -> Told<usize> {
+        let i = self.to_int(value).map_err(|what| format!("{name}: {what}"))?;
+        usize::try_from(i).map_err(|_| format!("{name}: {i} is negative"))
+    }
+
+    fn count(&self, args: &mut Args, name: &str) -> Told<usize> {
+        let value = args.need(name)?;
+        self.count_of(name, value)
+    }
+
+    fn maybe_count(&self, args: &mut Args, name: &str) -> Told<Option<usize>> {
+        match args.take(name) {
+            None | Some(Value::None) => Ok(None),
+            Some(value) => self.count_of(name, value).map(Some),
+        }
+    }
+
+    fn built(
+        &mut self,
+        origin: &Origin,
+        make: impl FnOnce(&mut Builder<'w>) -> Result<NodeId>,
+    ) -> Result<Value> {
+        let Some(b) = &mut self.builder else {
+            let what = "the graph is only there while build runs".to_string();
+            return Err(Error::Script { origin: origin.to_string(), what });
+        };
+        if b.graph().nodes().len() >= MAX_NODES {
+            let what = format!("the graph has more than {MAX_NODES} nodes");
+            return Err(Error::Script { origin: origin.to_string(), what });
+        }
+        b.at(origin.clone(), make).map(Value::Node)
+    }
+
+    /// A method of `g`.
+    pub(super) fn graph_method(
+        &mut self,
+        frame: &Frame,
+        line: u32,
+        name: &str,
+        args: Args,
+    ) -> Result<Value> {
+        let origin = self.origin(frame, line);
+        match self.graph_call(&origin, name, args) {
+            Ok(made) => made,
+            Err(what) => {
+                Err(Error::Script { origin: origin.to_string(), what: format!("{name}: {what}") })
+            }
+        }
+    }
+
+    /// Arguments that do not fit are the outer error, what the builder refuses the inner one.
+    fn graph_call(&mut self, origin: &Origin, name: &str, mut args: Args) -> Told<Result<Value>> {
+        let a = &mut args;
+        let made = match name {
+            "has" => {
+                let tensor = self.text_arg(a, "name")?;
+                let there = self.builder.as_ref().is_some_and(|b| b.has(&tensor));
+                Ok(Value::Bool(there))
+            }
+            "dims" => {
+                let x = self.node(a, "x")?;
+                let dims = self.builder.as_ref().map(|b| b.dims(x).to_vec()).unwrap_or_default();
+                let dims =
+                    dims.into_iter().map(|d| Value::Int(i64::try_from(d).unwrap_or(i64::MAX)));
+                Ok(self.heap.list(dims.collect())?)
+            }
+            "weight" => {
+                let tensor = self.text_arg(a, "name")?;
+                a.finish()?;
+                self.built(origin, |b| b.weight(&tensor))
+            }
+            "embed" => {
+                let tensor = self.text_arg(a, "name")?;
+                a.finish()?;
+                self.built(origin, |b| b.embed(&tensor))
+            }
+            "linear" => {
+                let (x, tensor) = (self.node(a, "x")?, self.text_arg(a, "name")?);
+                a.finish()?;
+                self.built(origin, |b| b.linear(x, &tensor))
+            }
+            "heads" => {
+                let (x, n) = (self.node(a, "x")?, self.count(a, "n")?);
+                a.finish()?;
+                self.built(origin, |b| b.heads(x, n))
+            }
+            "merge" => {
+                let x = self.node(a, "x")?;
+                a.finish()?;
+                self.built(origin, |b| b.merge(x))
+            }
+            "reshape" => {
+                let x = self.node(a, "x")?;
+                let dims = a.need("dims")?;
+                let dims = self.heap.all(dims)?;
+                let dims: Told<Vec<usize>> =
+                    dims.into_iter().map(|d| self.count_of("dims", d)).collect();
+                let dims = dims?;
+                a.finish()?;
+                self.built(origin, |b| b.reshape(x, &dims))
+            }
+            "rms_norm" => {
+                let (x, tensor) = (self.node(a, "x")?, self.text_arg(a, "name")?);
+                let eps = self.number(a, "eps", None)?;
+                a.finish()?;
+                self.built(origin, |b| b.rms_norm(x, &tensor, eps))
+            }
+            "rope" => return self.rope(origin, args),
+            "attend" => return self.attend(origin, args),
+            "scale" => {
+                let (x, by) = (self.node(a, "x")?, self.number(a, "by", None)?);
+                a.finish()?;
+                self.built(origin, |b| b.scale(x, by))
+            }
+            "softcap" => {
+                let (x, cap) = (self.node(a, "x")?, self.number(a, "cap", None)?);
+                a.finish()?;
+                self.built(origin, |b| b.softcap(x, cap))
+            }
+            "slice" => {
+                let x = self.node(a, "x")?;
+                let (start, len) = (self.count(a, "start")?, self.count(a, "len")?);
+                a.finish()?;
+                self.built(origin, |b| b.slice(x, start, len))
+            }
+            "select" => {
+                let x = self.node(a, "x")?;
+                a.finish()?;
+                self.built(origin, |b| b.select(x))
+            }
+            _ => {
+                // Functions of each element go by their names.
+                let Some((kind, _)) = UnaryKind::PLAIN.iter().find(|(_, n)| *n == name) else {
+                    return Err("there is no such op".to_string());
+                };
+                let x = self.node(a, "x")?;
+                a.finish()?;
+                self.built(origin, |b| b.unary(x, *kind))
+            }
+        };
+        args.finish()?;
+        Ok(made)
+    }
+
+    fn rope(&mut self, origin: &Origin, mut args: Args) -> Told<Result<Value>> {
+        let a = &mut args;
+        let x = self.node(a, "x")?;
+        let base = self.number(a, "base", None)?;
+        let dim = self.maybe_count(a, "dim")?;
+        let scale = self.number(a, "scale", Some(1.0))?;
+        let layout = match a.take("layout") {
+            None => RopeLayout::Neighbour,
+            Some(layout) => match &*self.to_text(layout)? {
+                "neighbour" => RopeLayout::Neighbour,
+                "half" => RopeLayout::Half,
+                _ => return Err(format!("no layout {}", self.heap.brief(layout))),
+            },
+        };
+        let factors = match a.take("factors") {
+            None | Some(Value::None) => None,
+            Some(tensor) => Some(self.to_text(tensor)?),
+        };
+        args.finish()?;
+        Ok(self.built(origin, |b| {
+            let factors = factors.as_deref();
+            b.rope(x, RopeOptions { base, dim, scale, layout, factors })
+        }))
+    }
+
+    fn attend(&mut self, origin: &Origin, mut args: Args) -> Told<Result<Value>> {
+        let a = &mut args;
+        let (q, k, v) = (self.node(a, "q")?, self.node(a, "k")?, self.node(a, "v")?);
+        let (layer, scale) = (self.count(a, "layer")?, self.number(a, "scale", None)?);
+        let (window, softcap) = (self.maybe_count(a, "window")?, self.maybe_number(a, "softcap")?);
+        args.finish()?;
+        Ok(self
+            .built(origin, |b| b.attend(q, k, v, AttendOptions { layer, scale, window, softcap })))
+    }
+
+    /// An operator of which one side is a node.
+    pub(super) fn node_binary(
+        &mut self,
+        frame: &Frame,
+        line: u32,
+        op: &'static str,
+        left: Value,
+        right: Value,
+    ) -> Result<Value> {
+        let origin = self.origin(frame, line);
+        let number = |v: Value| self.to_float(v).ok().map(|x| x as f32).filter(|x| x.is_finite());
+        match (op, left, right) {
+            ("+", Value::Node(a), Value::Node(b)) => self.built(&origin, |g| g.add(a, b)),
+            ("*", Value::Node(a), Value::Node(b)) => self.built(&origin, |g| g.mul(a, b)),
+            ("*", Value::Node(x), c) | ("*", c, Value::Node(x)) if number(c).is_some() => {
+                let c = number(c).unwrap_or(1.0);
+                self.built(&origin, |g| g.scale(x, c))
+            }
+            ("==" | "!=", ..) => Ok(Value::Bool((left == right) == (op == "=="))),
+            _ => {
+                let (a, b) = (self.heap.kind(left), self.heap.kind(right));
+                Err(Error::Script {
+                    origin: origin.to_string(),
+                    what: format!("no {op} between {a} and {b}"),
+                })
+            }
+        }
+    }
+
+    /// A field of `c`.
+    pub(super) fn config_field(&mut self, frame: &Frame, line: u32, name: &str) -> Result<Value> {
+        let Some(c) = self.config else { return Ok(Value::None) };
+        let int = |n: usize| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
+        let float = |x: f32| Value::Float(f64::from(x));
+        Ok(match name {
+            "layers" => int(c.layers),
+            "dim" => int(c.dim),
+            "heads" => int(c.heads),
+            "kv_heads" => int(c.kv_heads),
+            "head_dim" => int(c.head_dim),
+            "rope_dim" => int(c.rope_dim),
+            "rope_base" => c.rope_base.map_or(Value::None, float),
+            "rope_scale" => float(c.rope_scale),
+            "eps" => float(c.eps),
+            _ => return Err(self.error(frame.module, line, format!("c has no field {name}"))),
+        })
+    }
+
+    /// A method of `c`.
+    pub(super) fn config_method(
+        &mut self,
+        frame: &Frame,
+        line: u32,
+        name: &str,
+        mut args: Args,
+    ) -> Result<Value> {
+        let fail =
+            |this: &Self, what: String| this.error(frame.module, line, format!("c.{name}: {what}"));
+        let key = self.text_arg(&mut args, "key").map_err(|what| fail(self, what))?;
+        let default = args.take("default");
+        args.finish().map_err(|what| fail(self, what))?;
+        let Some(c) = self.config else { return Ok(Value::None) };
+        let found = match name {
+            "count" => c.count(&key)?.map(|n| Value::Int(i64::try_from(n).unwrap_or(i64::MAX))),
+            "number" => c.positive(&key)?.map(|x| Value::Float(f64::from(x))),
+            _ => return Err(fail(self, "there is no such question".to_string())),
+        };
+        match found.or(default) {
+            Some(value) => Ok(value),
+            None => Err(c.error(&key, "missing")),
+        }
+    }
+}
