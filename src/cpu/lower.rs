@@ -2,15 +2,16 @@
 
 use super::CpuBackend;
 use super::attend::{Attention, KvLayout};
+use super::experts::{Experts, experts_work};
 use super::program::{
-    Attend, Domain, Linear, Micro, Place, Program, Rope, RowList, Rows, Step, Tensor, TensorKind,
-    What, Work, span, strip_len,
+    Attend, Domain, Ids, Linear, Micro, NormKind, Place, Program, Rope, RowList, Rows, Step,
+    Tensor, TensorKind, What, Work, span, strip_len,
 };
 use super::quantize::{Precision, activation_bytes};
 use super::repack::{Layout, TILE};
 use crate::graph::op::{CachePart, InputKind};
 use crate::graph::{DType, Graph, Lead, NodeId, Op, TensorType};
-use crate::plan::{ALIGN, Group, GroupKind, Limits, Plan, Role, origin, weight_ranges};
+use crate::plan::{ALIGN, Group, GroupKind, Limits, Plan, Role, inputs, origin, weight_ranges};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,8 +20,13 @@ use std::sync::atomic::AtomicUsize;
 /// How a weight of this type is kept.
 pub(super) fn tensor_kind(ty: &TensorType) -> Option<TensorKind> {
     let DType::Weight(format) = ty.dtype else { return None };
-    match ty.dims.as_slice() {
-        &[rows, cols] => Layout::of(format, rows, cols).map(TensorKind::Matrix),
+    match *ty.dims.as_slice() {
+        [rows, cols] => Layout::of(format, rows, cols).map(TensorKind::Matrix),
+        [count, rows, cols] => {
+            let layout = Layout::of(format, rows, cols)?;
+            layout.bytes().checked_mul(count)?;
+            Some(TensorKind::Experts(layout, count))
+        }
         _ => Some(TensorKind::Vector(ty.width())),
     }
 }
@@ -29,6 +35,7 @@ impl TensorKind {
     pub(super) fn bytes(&self) -> usize {
         match self {
             TensorKind::Matrix(layout) => layout.bytes(),
+            TensorKind::Experts(layout, count) => layout.bytes() * count,
             TensorKind::Vector(len) => len * 4,
         }
     }
@@ -66,8 +73,14 @@ pub(super) fn lower(backend: &CpuBackend, plan: &Plan) -> Result<Program> {
         f32_rows.then(|| lowering.rows(id).map(|rows| (ty.lead, rows))).transpose()
     });
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
-    let tables = graph.nodes().iter().filter(|n| matches!(n.op, Op::Embed(_)));
-    let vocabulary = tables.filter_map(|n| graph.ty(*n.args.first()?).dims.first().copied()).min();
+    let vocabulary = table_rows(graph, InputKind::Tokens);
+    if let Some(positions) = table_rows(graph, InputKind::Positions)
+        && positions < plan.limits().context
+    {
+        let context = plan.limits().context;
+        let what = format!("a context of {context}, but the model knows {positions} positions");
+        return Err(Error::Plan(what));
+    }
     let bytes = plan.bytes();
     Ok(Program {
         steps,
@@ -87,6 +100,16 @@ pub(super) fn lower(backend: &CpuBackend, plan: &Plan) -> Result<Program> {
     })
 }
 
+/// Rows of the smallest table that an input of this kind looks into.
+fn table_rows(graph: &Graph, kind: InputKind) -> Option<usize> {
+    let looks = |n: &&crate::graph::Node| {
+        let ids = n.args.get(1).map(|&ids| &graph.node(ids).op);
+        matches!(n.op, Op::Embed(_)) && matches!(ids, Some(Op::Input(i)) if i.kind == kind)
+    };
+    let tables = graph.nodes().iter().filter(looks);
+    tables.filter_map(|n| graph.ty(*n.args.first()?).dims.first().copied()).min()
+}
+
 /// Why a group cannot run here.
 pub(super) fn refuses(graph: &Graph, group: &Group) -> Option<String> {
     group.nodes().find_map(|id| {
@@ -95,23 +118,27 @@ pub(super) fn refuses(graph: &Graph, group: &Group) -> Option<String> {
         let input = |i: usize, kind| matches!(arg(i), Some(Op::Input(x)) if x.kind == kind);
         let weight = |i: usize| matches!(arg(i), Some(Op::Weight(_)));
         let why = match &node.op {
-            Op::Embed(_) if !(weight(0) && input(1, InputKind::Tokens)) => {
-                "its tokens are computed"
+            Op::Embed(_) if !weight(0) => "its table is computed",
+            Op::Embed(_) if input(1, InputKind::Slots) || input(1, InputKind::Outs) => {
+                "its rows are neither tokens nor positions"
             }
             Op::Select(_) if !input(1, InputKind::Outs) => "its rows are computed",
-            Op::RmsNorm(_) if !weight(1) => "its weight is computed",
+            Op::RmsNorm(_) | Op::LayerNorm(_) if (1..node.args.len()).any(|i| !weight(i)) => {
+                "its weight is computed"
+            }
             Op::Rope(_) if !input(1, InputKind::Positions) => "its positions are computed",
             Op::Rope(_) if node.args.len() > 2 && !weight(2) => "its factors are computed",
-            Op::Store(_) | Op::Attend(_)
-                if !(input(node.args.len() - 2, InputKind::Positions)
-                    && input(node.args.len() - 1, InputKind::Slots)) =>
-            {
+            Op::Store(_) if !(input(2, InputKind::Positions) && input(3, InputKind::Slots)) => {
                 "its positions are computed"
             }
+            Op::Attend(_) if !(input(3, InputKind::Positions) && input(4, InputKind::Slots)) => {
+                "its positions are computed"
+            }
+            Op::Attend(_) if node.args.len() > 5 && !weight(5) => "its sinks are computed",
             Op::Binary(_) if node.ty.dims.len() > 1 && (weight(0) || weight(1)) => {
                 "a weight for rows of heads is not kept as a vector"
             }
-            Op::Linear(_) if linear_precision(graph, id).is_none() => {
+            Op::Linear(_) | Op::Experts(_) if linear_precision(graph, id).is_none() => {
                 "its weights want rows of different precision, or no kernel reads them"
             }
             Op::Attend(_) if attention(graph, id, 1).is_none() => "its heads do not fit its cache",
@@ -121,13 +148,14 @@ pub(super) fn refuses(graph: &Graph, group: &Group) -> Option<String> {
     })
 }
 
-/// The precision in which all weights of a linear want its rows.
-fn linear_precision(graph: &Graph, linear: NodeId) -> Option<Precision> {
-    let mut weights =
-        graph.node(linear).args.iter().skip(1).map(|&w| match tensor_kind(graph.ty(w))? {
-            TensorKind::Matrix(layout) => Some(layout.precision()),
-            TensorKind::Vector(_) => None,
-        });
+/// The precision in which all weights of a product want its rows.
+pub(super) fn linear_precision(graph: &Graph, linear: NodeId) -> Option<Precision> {
+    let node = graph.node(linear);
+    let weights = node.args.iter().skip(inputs(&node.op));
+    let mut weights = weights.map(|&w| match tensor_kind(graph.ty(w))? {
+        TensorKind::Matrix(layout) | TensorKind::Experts(layout, _) => Some(layout.precision()),
+        TensorKind::Vector(_) => None,
+    });
     let first = weights.next()??;
     weights.all(|p| p == Some(first)).then_some(first)
 }
@@ -168,6 +196,13 @@ fn group_work(graph: &Graph, group: &Group, limits: &Limits, threads: usize) -> 
             let bytes = attention(graph, *id, limits.context)?.scratch_bytes(rows, threads)?;
             Some(Work { attention: aligned(bytes)?, ..Work::default() })
         }
+        GroupKind::Linear { prologue, linear, .. }
+            if matches!(graph.node(*linear).op, Op::Experts(_)) =>
+        {
+            let mut work = experts_work(graph, *linear, rows)?;
+            work.private = aligned(work.private.checked_add(list_bytes(graph, prologue)?)?)?;
+            Some(work)
+        }
         GroupKind::Linear { prologue, linear, epilogue } => {
             let precision = linear_precision(graph, *linear)?;
             let inputs = graph.ty(*graph.node(*linear).args.first()?).width();
@@ -206,7 +241,8 @@ fn list_bytes(graph: &Graph, nodes: &[NodeId]) -> Option<usize> {
 }
 
 fn list_width(graph: &Graph, nodes: &[NodeId]) -> usize {
-    let widths = nodes.iter().map(|&n| graph.ty(n)).filter(|ty| ty.is_activation());
+    let rows = |ty: &&TensorType| matches!(ty.lead, Lead::Rows | Lead::Outs);
+    let widths = nodes.iter().map(|&n| graph.ty(n)).filter(rows);
     widths.map(TensorType::width).max().unwrap_or(0).next_multiple_of(TILE)
 }
 
@@ -218,7 +254,7 @@ fn aligned(bytes: usize) -> Option<usize> {
 fn grain_of(graph: &Graph, id: NodeId) -> usize {
     let node = graph.node(id);
     match (&node.op, node.args.get(1)) {
-        (Op::RmsNorm(_) | Op::Rope(_), _) => node.ty.last(),
+        (Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Rope(_), _) => node.ty.last(),
         (Op::Store(_), Some(&x)) => graph.ty(x).last(),
         _ => 1,
     }
@@ -232,7 +268,7 @@ fn lcm(a: usize, b: usize) -> usize {
     a.checked_div(x).map_or(a.max(b), |times| times.saturating_mul(b))
 }
 
-fn unplaced(id: NodeId) -> Error {
+pub(super) fn unplaced(id: NodeId) -> Error {
     Error::Plan(format!("{id} has no place in this plan"))
 }
 
@@ -269,6 +305,11 @@ impl Lowering<'_> {
     fn step(&mut self, group: &Group, threads: usize) -> Result<Step> {
         Ok(match &group.kind {
             GroupKind::Rows(nodes) => Step::Rows(self.list(group.lead, nodes)?.0),
+            GroupKind::Linear { prologue, linear, .. }
+                if matches!(self.graph.node(*linear).op, Op::Experts(_)) =>
+            {
+                Step::Experts(self.experts(group.lead, prologue, *linear)?)
+            }
             GroupKind::Linear { prologue, linear, epilogue } => {
                 Step::Linear(self.linear(group.lead, prologue, *linear, epilogue, threads)?)
             }
@@ -342,16 +383,60 @@ impl Lowering<'_> {
             }
             Op::Embed(_) => {
                 let (table, offset) = self.matrix(self.arg(id, 0)?)?;
-                What::Embed { to: registers.make(id), table, offset }
+                let ids = match &self.graph.node(self.arg(id, 1)?).op {
+                    Op::Input(input) if input.kind == InputKind::Tokens => Ids::Tokens,
+                    Op::Input(input) if input.kind == InputKind::Positions => Ids::Positions,
+                    _ => Ids::Place(place(1)?),
+                };
+                What::Embed { to: registers.make(id), table, offset, ids }
             }
             Op::Select(_) => {
                 let from = self.rows(self.arg(id, 0)?)?;
                 What::Select { to: registers.make(id), from }
             }
-            Op::RmsNorm(op) => {
-                let (from, weight) = (place(0)?, self.byte(self.arg(id, 1)?)?);
-                let (dim, eps) = (node.ty.last(), op.eps);
-                What::Norm { to: registers.make(id), from, weight, dim, eps }
+            Op::RmsNorm(_) | Op::LayerNorm(_) => {
+                let from = place(0)?;
+                let param = |i: usize| node.args.get(i).map(|&w| self.byte(w)).transpose();
+                let (weight, bias, dim) = (param(1)?, param(2)?, node.ty.last());
+                let (kind, eps) = match &node.op {
+                    Op::LayerNorm(op) => (NormKind::Layer, op.eps),
+                    Op::RmsNorm(op) => (NormKind::Rms, op.eps),
+                    _ => return Err(unplaced(id)),
+                };
+                // One weight for all heads, or a part for each.
+                let each = node.args.get(1).is_some_and(|&w| self.graph.ty(w).width() > dim);
+                What::Norm { to: registers.make(id), from, kind, weight, bias, each, dim, eps }
+            }
+            Op::Softmax(_) | Op::Normalize(_) => {
+                let (from, dim) = (place(0)?, node.ty.last());
+                let exp = matches!(node.op, Op::Softmax(_));
+                What::Shares { to: registers.make(id), from, dim, exp }
+            }
+            Op::TopK(_) => {
+                let (from, dim) = (place(0)?, self.graph.ty(self.arg(id, 0)?).width());
+                What::TopK { to: registers.make(id), from, dim }
+            }
+            Op::Pick(_) => {
+                let (from, dim) = (place(0)?, self.graph.ty(self.arg(id, 0)?).width());
+                let ids = place(1)?;
+                What::Pick { to: registers.make(id), from, dim, ids }
+            }
+            Op::Mix(_) => {
+                let (from, weights) = (place(0)?, place(1)?);
+                let count = self.graph.ty(self.arg(id, 1)?).width();
+                What::Mix { to: registers.make(id), from, weights, count }
+            }
+            Op::Concat(_) => {
+                let parts = (0..node.args.len()).map(place).collect::<Result<Vec<_>>>()?;
+                let (to, dim, mut start) = (registers.make(id), node.ty.last(), 0);
+                let mut micros = Vec::new();
+                for (&arg, from) in node.args.iter().zip(parts) {
+                    let take = self.graph.ty(arg).last();
+                    let what = What::Join { to, from, start, take, dim };
+                    micros.push(Micro { what, len });
+                    start += take;
+                }
+                return self.and_put(registers, id, micros, len);
             }
             Op::Rope(op) => {
                 let from = place(0)?;
@@ -379,9 +464,21 @@ impl Lowering<'_> {
             Op::Input(_) | Op::Weight(_) | Op::Cache(_) | Op::Reshape(_) => {
                 return Err(unplaced(id));
             }
-            Op::Linear(_) | Op::Attend(_) | Op::Sample(_) => return Err(unplaced(id)),
+            Op::Linear(_) | Op::Experts(_) | Op::Attend(_) | Op::Sample(_) => {
+                return Err(unplaced(id));
+            }
         };
-        let mut micros = vec![Micro { what, len }];
+        self.and_put(registers, id, vec![Micro { what, len }], len)
+    }
+
+    /// Puts the value of `id` into its memory, if it has any.
+    fn and_put(
+        &self,
+        registers: &Registers,
+        id: NodeId,
+        mut micros: Vec<Micro>,
+        len: usize,
+    ) -> Result<Vec<Micro>> {
         if let (Some(to), Some(&from)) = (self.put(id)?, registers.of.get(&id)) {
             micros.push(Micro { what: What::Put { from, to }, len });
         }
@@ -429,6 +526,35 @@ impl Lowering<'_> {
             domains,
             pieces,
             next: AtomicUsize::new(threads),
+        })
+    }
+
+    fn experts(&mut self, lead: Lead, prologue: &[NodeId], id: NodeId) -> Result<Experts> {
+        let (list, registers) = self.list(lead, prologue)?;
+        let node = self.graph.node(id);
+        let (x, ids) = (self.arg(id, 0)?, self.arg(id, 1)?);
+        let mut matrices = Vec::new();
+        for &w in node.args.iter().skip(inputs(&node.op)) {
+            match tensor_kind(self.graph.ty(w)) {
+                Some(TensorKind::Experts(layout, count)) => {
+                    matrices.push((layout, self.byte(w)?, count));
+                }
+                _ => return Err(unplaced(w)),
+            }
+        }
+        let limits = self.plan.limits();
+        Ok(Experts {
+            lead,
+            prologue: (!prologue.is_empty()).then_some(list),
+            input: self.operand(&registers, x)?,
+            inputs: self.graph.ty(x).last(),
+            each: self.graph.ty(x).dims.len() == 2,
+            ids: self.operand(&registers, ids)?,
+            picks: self.graph.ty(ids).width(),
+            precision: linear_precision(self.graph, id).ok_or_else(|| unplaced(id))?,
+            matrices,
+            out: self.put(id)?.ok_or_else(|| unplaced(id))?,
+            rows: if lead == Lead::Outs { limits.outs } else { limits.rows },
         })
     }
 
@@ -514,6 +640,7 @@ impl Lowering<'_> {
             keys: cache(1)?,
             values: cache(2)?,
             attention: attention.ok_or_else(|| unplaced(id))?,
+            sinks: self.graph.node(id).args.get(5).map(|&s| self.byte(s)).transpose()?,
         })
     }
 }

@@ -7,6 +7,7 @@
 //! | [`lanes`], [`span`], [`rope`], [`attend`] | everything else that computes |
 //! | [`pool`] | workers and their barrier |
 //! | `lower`, `program`, `run` | a plan in these terms, and its replay |
+//! | `experts` | products with the experts that rows picked |
 //! | `session` | the memory, and the door to it |
 //!
 //! Products with block weights quantize their input to int8 and are exact in the integers; the
@@ -15,6 +16,7 @@
 
 pub mod attend;
 mod bandwidth;
+mod experts;
 pub mod float;
 pub mod lanes;
 mod lower;

@@ -7,6 +7,7 @@
 //! **registers**: short f32 buffers private to a worker.
 
 use super::attend::{Attention, KvLayout};
+use super::experts::Experts;
 use super::quantize::Precision;
 use super::repack::Layout;
 use super::rope::RopeTable;
@@ -69,6 +70,8 @@ pub(super) struct Tensor {
 pub(super) enum TensorKind {
     /// Repacked tiles, for products and embeddings.
     Matrix(Layout),
+    /// So many matrices, one after the other.
+    Experts(Layout, usize),
     /// So many f32, for norms and biases.
     Vector(usize),
 }
@@ -95,6 +98,7 @@ pub(super) struct Rope {
 /// One group.
 pub(super) enum Step {
     Linear(Linear),
+    Experts(Experts),
     Attend(Attend),
     Rows(RowList),
 }
@@ -163,6 +167,8 @@ pub(super) struct Attend {
     pub keys: usize,
     pub values: usize,
     pub attention: Attention,
+    /// Byte of the heads' sinks in the weight memory, if there are any.
+    pub sinks: Option<usize>,
 }
 
 /// f32 rows in memory that all workers see.
@@ -186,6 +192,21 @@ pub(super) enum Place {
     Vector(usize),
 }
 
+/// Which rows of a table are meant.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Ids {
+    Tokens,
+    Positions,
+    Place(Place),
+}
+
+/// Which norm.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum NormKind {
+    Rms,
+    Layer,
+}
+
 /// One operation on a span of columns of one row. `len` is how many columns at most; in an epilogue
 /// a span may have fewer.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -197,11 +218,12 @@ pub(super) struct Micro {
 /// What a [`Micro`] does. Results go to registers, and from there to memory with [`What::Put`].
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum What {
-    /// The row of a table that the row's token names.
+    /// The rows of a table that the row's token, position or picks name.
     Embed {
         to: usize,
         table: Layout,
         offset: usize,
+        ids: Ids,
     },
     /// The row that `outs` names.
     Select {
@@ -212,9 +234,48 @@ pub(super) enum What {
     Norm {
         to: usize,
         from: Place,
-        weight: usize,
+        kind: NormKind,
+        weight: Option<usize>,
+        bias: Option<usize>,
+        /// Whether each head has its own part of weight and bias.
+        each: bool,
         dim: usize,
         eps: f32,
+    },
+    /// Shares of spans of `dim` columns, of their exponentials with `exp`.
+    Shares {
+        to: usize,
+        from: Place,
+        dim: usize,
+        exp: bool,
+    },
+    /// Indices of the greatest of `dim` columns.
+    TopK {
+        to: usize,
+        from: Place,
+        dim: usize,
+    },
+    /// Those of `dim` columns that `ids` name.
+    Pick {
+        to: usize,
+        from: Place,
+        dim: usize,
+        ids: Place,
+    },
+    /// The weighted sum of `count` spans.
+    Mix {
+        to: usize,
+        from: Place,
+        weights: Place,
+        count: usize,
+    },
+    /// Columns `start .. start + take` of every `dim` of the result.
+    Join {
+        to: usize,
+        from: Place,
+        start: usize,
+        take: usize,
+        dim: usize,
     },
     /// Heads of `head` columns, turned.
     Rope {

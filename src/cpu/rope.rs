@@ -45,8 +45,8 @@ impl RopeTable {
         let frequencies: Vec<f64> = (0..half).map(frequency).collect();
         for position in 0..context {
             let scaled = position as f64 * f64::from(rope.scale);
-            turns.extend(frequencies.iter().map(|f| (scaled * f).cos() as f32));
-            turns.extend(frequencies.iter().map(|f| (scaled * f).sin() as f32));
+            turns.extend(frequencies.iter().map(|f| rope.turn(scaled * f).0));
+            turns.extend(frequencies.iter().map(|f| rope.turn(scaled * f).1));
         }
         Ok(RopeTable { dim: 2 * half, layout: rope.layout, turns })
     }
@@ -84,8 +84,7 @@ mod tests {
     fn meaning(rope: &Rope, f: Option<&[f32]>, position: u32, head: usize, x: &[f32]) -> Vec<f32> {
         let mut y = x.to_vec();
         for i in 0..rope.dim / 2 {
-            let (sin, cos) = rope.angle(position, i, f.map_or(1.0, |f| f[i])).sin_cos();
-            let (sin, cos) = (sin as f32, cos as f32);
+            let (cos, sin) = rope.turn(rope.angle(position, i, f.map_or(1.0, |f| f[i])));
             let (a, b) = rope.pair(i);
             for y in y.chunks_exact_mut(head) {
                 (y[a], y[b]) = (y[a] * cos - y[b] * sin, y[a] * sin + y[b] * cos);
@@ -98,7 +97,9 @@ mod tests {
     fn turns_are_those_of_the_op_to_the_bit() {
         for (heads, head, dim) in [(3, 64, 64), (2, 256, 256), (1, 7, 2), (4, 80, 34), (2, 6, 6)] {
             for layout in [RopeLayout::Neighbour, RopeLayout::Half] {
-                let rope = Rope { dim, base: 1e5, scale: 0.125, layout };
+                let own = if dim == 64 { vec![1.25; 32] } else { Vec::new() };
+                let gain = if dim == 256 { 1.2 } else { 1.0 };
+                let rope = Rope { dim, base: 1e5, scale: 0.125, layout, gain, factors: own };
                 let factors: Vec<f32> = (0..dim / 2).map(|i| 1.0 + i as f32 / 3.0).collect();
                 for factors in [None, Some(&factors[..])] {
                     let table = RopeTable::new(&rope, factors, 600).unwrap();
@@ -134,7 +135,8 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let rope = Rope { dim: 8, base: 1e4, scale: 1.0, layout: RopeLayout::Half };
+        let (layout, factors) = (RopeLayout::Half, Vec::new());
+        let rope = Rope { dim: 8, base: 1e4, scale: 1.0, layout, gain: 1.0, factors };
         assert!(RopeTable::new(&rope, Some(&[1.0; 3]), 4).is_err());
         assert!(RopeTable::new(&rope, None, usize::MAX).is_err());
         assert_eq!(RopeTable::bytes(8, usize::MAX), None);

@@ -6,11 +6,14 @@
 
 use super::attend::AttendCall;
 use super::pool::Worker;
-use super::program::{Attend, Linear, Micro, Place, Program, ROW_BLOCK, RowList, Rows, Step, What};
+use super::program::{
+    Attend, Ids, Linear, Micro, NormKind, Place, Program, ROW_BLOCK, RowList, Rows, Step, What,
+};
 use super::quantize::{Activations, activation_bytes};
 use super::repack::{TILE, row_f32};
 use super::simd::Isa;
 use super::span::SpanKernels;
+use crate::graph::op::top_k;
 use crate::graph::{BinaryKind, Lead};
 use std::sync::atomic::Ordering;
 
@@ -39,7 +42,7 @@ unsafe impl Sync for Exec<'_> {}
 
 /// Where a list of micro-operations is at work.
 #[derive(Clone, Copy)]
-struct At {
+pub(super) struct At {
     /// Strips of the product: register `i < parts` is at `strips + i * strip + strip_row`.
     strips: *mut f32,
     strip: usize,
@@ -70,6 +73,7 @@ impl Exec<'_> {
             unsafe {
                 match step {
                     Step::Linear(linear) => self.linear(program, linear, worker),
+                    Step::Experts(experts) => self.experts(program, experts, worker),
                     Step::Attend(attend) => self.attend(attend, worker),
                     Step::Rows(list) => {
                         for row in worker.share(self.count(list.lead)) {
@@ -81,11 +85,11 @@ impl Exec<'_> {
         }
     }
 
-    fn count(&self, lead: Lead) -> usize {
+    pub(super) fn count(&self, lead: Lead) -> usize {
         if lead == Lead::Outs { self.outs.len() } else { self.tokens.len() }
     }
 
-    fn private(&self, worker: usize) -> *mut u8 {
+    pub(super) fn private(&self, worker: usize) -> *mut u8 {
         self.private.wrapping_add(worker * self.private_bytes)
     }
 
@@ -194,7 +198,7 @@ impl Exec<'_> {
         }
     }
 
-    fn whole_row(&self, row: usize, width: usize, worker: usize) -> At {
+    pub(super) fn whole_row(&self, row: usize, width: usize, worker: usize) -> At {
         let registers = self.private(worker).cast::<f32>();
         At {
             strips: registers,
@@ -213,7 +217,7 @@ impl Exec<'_> {
     ///
     /// # Safety
     /// As [`Exec::program`]; with `effects`, the row must be this worker's.
-    unsafe fn list(
+    pub(super) unsafe fn list(
         &self,
         program: &Program,
         list: &RowList,
@@ -242,6 +246,7 @@ impl Exec<'_> {
             out_stride: out.width,
             positions: self.positions,
             slots: self.slots,
+            sinks: attend.sinks.map(|byte| self.vector(byte)),
         };
         // SAFETY: positions and slots are within the caches; q, caches and out are apart.
         unsafe {
@@ -249,13 +254,13 @@ impl Exec<'_> {
         }
     }
 
-    fn rows(&self, rows: &Rows, row: usize) -> *mut f32 {
+    pub(super) fn rows(&self, rows: &Rows, row: usize) -> *mut f32 {
         let arena = if rows.logits { self.logits } else { self.scratch };
         arena.wrapping_add(rows.offset + row * rows.width + rows.col)
     }
 
     /// The first element of an operand's span.
-    fn place(&self, place: &Place, at: &At) -> *mut f32 {
+    pub(super) fn place(&self, place: &Place, at: &At) -> *mut f32 {
         match place {
             Place::Register(i) => at.register(*i),
             Place::Rows(rows) => self.rows(rows, at.row).wrapping_add(at.col),
@@ -276,21 +281,71 @@ impl Exec<'_> {
         // put to memory is this worker's span.
         unsafe {
             match micro.what {
-                What::Embed { to, table, offset } => {
+                What::Embed { to, table, offset, ids } => {
                     let packed = &self.weights[offset..offset + table.bytes()];
-                    let token = self.tokens[at.row] as usize;
+                    let ids = match ids {
+                        Ids::Tokens => self.tokens.as_ptr().wrapping_add(at.row),
+                        Ids::Positions => self.positions.as_ptr().wrapping_add(at.row),
+                        Ids::Place(place) => self.place(&place, at).cast_const().cast(),
+                    };
                     let out = std::slice::from_raw_parts_mut(at.register(to), n);
-                    // The session has checked the token, and lengths are those of the table.
-                    let read = row_f32(&table, packed, token, out);
-                    debug_assert!(read.is_ok());
+                    for (i, out) in out.chunks_exact_mut(table.cols()).enumerate() {
+                        // The session has checked tokens and positions; a pick that is not there
+                        // gives nothing.
+                        if row_f32(&table, packed, *ids.add(i) as usize, out).is_err() {
+                            out.fill(0.0);
+                        }
+                    }
                 }
                 What::Select { to, from } => {
                     (k.copy)(self.rows(&from, self.outs[at.row] as usize), at.register(to), n);
                 }
-                What::Norm { to, from, weight, dim, eps } => {
+                What::Norm { to, from, kind, weight, bias, each, dim, eps } => {
                     let (from, to) = (self.place(&from, at), at.register(to));
                     for i in (0..n).step_by(dim) {
-                        (k.rms_norm)(from.add(i), self.vector(weight), eps, to.add(i), dim);
+                        let part = |byte: Option<usize>| match byte {
+                            None => std::ptr::null(),
+                            Some(byte) if each => self.vector(byte).add(at.col + i),
+                            Some(byte) => self.vector(byte),
+                        };
+                        let (x, y) = (from.add(i), to.add(i));
+                        match kind {
+                            NormKind::Rms => (k.rms_norm)(x, part(weight), eps, y, dim),
+                            NormKind::Layer => {
+                                (k.layer_norm)(x, part(weight), part(bias), eps, y, dim);
+                            }
+                        }
+                    }
+                }
+                What::Shares { to, from, dim, exp } => {
+                    let (from, to) = (self.place(&from, at), at.register(to));
+                    let share = if exp { k.softmax } else { k.normalize };
+                    for i in (0..n).step_by(dim) {
+                        share(from.add(i), to.add(i), dim);
+                    }
+                }
+                What::TopK { to, from, dim } => {
+                    let x = std::slice::from_raw_parts(self.place(&from, at), dim);
+                    let ids = std::slice::from_raw_parts_mut(at.register(to).cast::<u32>(), n);
+                    top_k(x, ids);
+                }
+                What::Pick { to, from, dim, ids } => {
+                    let x = std::slice::from_raw_parts(self.place(&from, at), dim);
+                    let ids = self.place(&ids, at).cast::<u32>();
+                    let to = at.register(to);
+                    for i in 0..n {
+                        let id = *ids.add(i) as usize;
+                        *to.add(i) = x.get(id).copied().unwrap_or(0.0);
+                    }
+                }
+                What::Mix { to, from, weights, count } => {
+                    let (from, weights) = (self.place(&from, at), self.place(&weights, at));
+                    (k.mix)(from, weights, count, at.register(to), n);
+                }
+                What::Join { to, from, start, take, dim } => {
+                    let (from, to) = (self.place(&from, at), at.register(to));
+                    for i in 0..n / dim {
+                        (k.copy)(from.add(i * take), to.add(i * dim + start), take);
                     }
                 }
                 What::Rope { to, from, rope, head } => {
@@ -311,6 +366,8 @@ impl Exec<'_> {
                     match kind {
                         BinaryKind::Add => (k.add)(a, b, to, n),
                         BinaryKind::Mul => (k.mul)(a, b, to, n),
+                        BinaryKind::Sub => (k.sub)(a, b, to, n),
+                        BinaryKind::Div => (k.div)(a, b, to, n),
                     }
                 }
                 What::Slice { to, from, start, take, dim } => {

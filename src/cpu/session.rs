@@ -4,7 +4,7 @@ use super::lower::tensor_kind;
 use super::memory::{Memory, available};
 use super::pool::{Panicked, Pool};
 use super::program::{Program, Rows, Tensor, TensorKind};
-use super::repack::repack_tiles;
+use super::repack::{Layout, repack_tiles};
 use super::rope::RopeTable;
 use super::run::Exec;
 use super::span::SpanKernels;
@@ -127,47 +127,61 @@ impl CpuSession {
             let name = &tensor.name;
             let missing = || Error::Invalid(format!("the tensor {} is gone", quoted(name)));
             let (format, dims) = weights.find(name).ok_or_else(missing)?;
-            let src = weights.bytes(name).ok_or_else(missing)?;
+            let src = &*weights.bytes(name).ok_or_else(missing)?;
             let ty =
                 TensorType { dtype: crate::graph::DType::Weight(format), lead: Lead::Fixed, dims };
-            if tensor_kind(&ty) != Some(tensor.kind) {
+            // A graph may see a tensor as one vector.
+            let flat = TensorKind::Vector(ty.width()) == tensor.kind;
+            if !flat && tensor_kind(&ty) != Some(tensor.kind) {
                 let what = format!("the tensor {} is {ty}, which was not planned", quoted(name));
                 return Err(Error::Invalid(what));
             }
-            let end = tensor.offset.checked_add(tensor.kind.bytes());
-            let dst = end.and_then(|end| self.weights.bytes_mut().get_mut(tensor.offset..end));
-            let dst = dst.ok_or_else(missing)?;
             match tensor.kind {
                 TensorKind::Vector(len) => {
+                    let end = tensor.offset.checked_add(tensor.kind.bytes());
+                    let dst =
+                        end.and_then(|end| self.weights.bytes_mut().get_mut(tensor.offset..end));
+                    let dst = dst.ok_or_else(missing)?;
                     let mut values = vec![0.0f32; len];
                     format.decode(src, &mut values)?;
                     for (dst, value) in dst.chunks_exact_mut(4).zip(&values) {
                         dst.copy_from_slice(&value.to_ne_bytes());
                     }
                 }
-                TensorKind::Matrix(layout) => {
-                    // A worker takes tiles until none are left.
-                    let tiles = dst.chunks_mut(layout.tile_bytes()).enumerate();
-                    let tiles = Mutex::new(tiles);
-                    let failed = Mutex::new(None);
-                    let next = || tiles.lock().ok().and_then(|mut t| t.next());
-                    let repacked = self.pool.run(&|_| {
-                        while let Some((tile, dst)) = next() {
-                            if let Err(e) = repack_tiles(&layout, src, dst, tile..tile + 1)
-                                && let Ok(mut failed) = failed.lock()
-                            {
-                                *failed = Some(e);
-                            }
-                        }
-                    });
-                    repacked.map_err(panicked)?;
-                    if let Some(e) = failed.into_inner().unwrap_or(None) {
-                        return Err(e);
+                TensorKind::Matrix(layout) => self.pack(&layout, src, tensor)?,
+                TensorKind::Experts(layout, count) => {
+                    let (each, part) = (layout.bytes(), src.len() / count.max(1));
+                    for i in 0..count {
+                        let offset = tensor.offset + i * each;
+                        let src = src.get(i * part..(i + 1) * part).ok_or_else(missing)?;
+                        let kind = TensorKind::Matrix(layout);
+                        let expert = Tensor { name: String::new(), offset, kind };
+                        self.pack(&layout, src, &expert)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Repacks a matrix. A worker takes tiles until none are left.
+    fn pack(&mut self, layout: &Layout, src: &[u8], to: &Tensor) -> Result<()> {
+        let dst = self.weights.bytes_mut().get_mut(to.offset..to.offset + layout.bytes());
+        let dst = dst.ok_or_else(|| Error::Invalid("a tensor leaves its memory".to_string()))?;
+        let tiles = Mutex::new(dst.chunks_mut(layout.tile_bytes()).enumerate());
+        let failed = Mutex::new(None);
+        let next = || tiles.lock().ok().and_then(|mut t| t.next());
+        let repacked = self.pool.run(&|_| {
+            while let Some((tile, dst)) = next() {
+                if let Err(e) = repack_tiles(layout, src, dst, tile..tile + 1)
+                    && let Ok(mut failed) = failed.lock()
+                {
+                    *failed = Some(e);
+                }
+            }
+        });
+        repacked.map_err(panicked)?;
+        failed.into_inner().unwrap_or(None).map_or(Ok(()), Err)
     }
 
     /// Makes the tables of rotary angles.

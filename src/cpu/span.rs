@@ -11,6 +11,7 @@
 
 use super::lanes::{LANES, Lanes, exp, tanh};
 use super::simd::Isa;
+use crate::graph::op::NORMAL_TAIL;
 use crate::graph::{RopeLayout, UnaryKind};
 use simba::simd::AutoF32x16;
 
@@ -70,12 +71,22 @@ macro_rules! kernels {
 }
 
 kernels! {
-    /// `x / sqrt(mean(x²) + eps) * w` over one row.
+    /// `x / sqrt(mean(x²) + eps) * w` over one row; without a `w` if it is null.
     rms_norm(x: *const f32, w: *const f32, eps: f32, out: *mut f32, n: usize);
+    /// `(x - mean(x)) / sqrt(var(x) + eps) * w + b` over one row; without `w` or `b` if null.
+    layer_norm(x: *const f32, w: *const f32, b: *const f32, eps: f32, out: *mut f32, n: usize);
     /// `a + b`.
     add(a: *const f32, b: *const f32, out: *mut f32, n: usize);
     /// `a * b`.
     mul(a: *const f32, b: *const f32, out: *mut f32, n: usize);
+    /// `a - b`.
+    sub(a: *const f32, b: *const f32, out: *mut f32, n: usize);
+    /// `a / b`.
+    div(a: *const f32, b: *const f32, out: *mut f32, n: usize);
+    /// The sum of `count` spans of `n`, each times its weight, in their order; `out` is apart.
+    mix(x: *const f32, w: *const f32, count: usize, out: *mut f32, n: usize);
+    /// `x / Σ x` over one row.
+    normalize(x: *const f32, out: *mut f32, n: usize);
     /// `c * x`.
     scale(x: *const f32, c: f32, out: *mut f32, n: usize);
     /// `x`.
@@ -141,6 +152,26 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 maps! {
     Add = |a, b| a.add(b);
     Mul = |a, b| a.mul(b);
+    Sub = |a, b| a.sub(b);
+    Div = |a, b| a.div(b);
+    Fma(c: f32) = |a, b| a.fma(L::splat(c), b);
+    GeluErf = |a, _| {
+        let t = L::splat(1.0).div(a.abs().fma(L::splat(0.25), L::splat(1.0)));
+        let mut q = L::splat(NORMAL_TAIL[8]);
+        for c in [7, 6, 5, 4, 3, 2, 1, 0] {
+            q = q.fma(t, L::splat(NORMAL_TAIL[c]));
+        }
+        let tail = exp(a.mul(a).mul(L::splat(-0.5))).mul(q.mul(t));
+        a.mul(a.if_less(L::splat(0.0), tail, L::splat(1.0).sub(tail)))
+    };
+    GeluQuick = |a, _| a.div(exp(a.mul(L::splat(-1.702))).add(L::splat(1.0)));
+    ReluSquared = |a, _| {
+        let a = a.if_less(L::splat(0.0), L::splat(0.0), a);
+        a.mul(a)
+    };
+    Shift(c: f32) = |a, _| a.add(L::splat(c));
+    Low(c: f32) = |a, _| a.if_less(L::splat(c), L::splat(c), a);
+    High(c: f32) = |a, _| L::splat(c).if_less(a, L::splat(c), a);
     Times(c: f32) = |a, _| L::splat(c).mul(a);
     Silu = |a, _| a.div(exp(L::splat(0.0).sub(a)).add(L::splat(1.0)));
     Sigmoid = |a, _| L::splat(1.0).div(exp(L::splat(0.0).sub(a)).add(L::splat(1.0)));
@@ -152,6 +183,18 @@ maps! {
     Relu = |a, _| a.if_less(L::splat(0.0), L::splat(0.0), a);
     Tanh = |a, _| tanh(a);
     Softcap(c: f32) = |a, _| L::splat(c).mul(tanh(a.div(L::splat(c))));
+}
+
+/// A number between two others.
+#[derive(Clone, Copy)]
+struct Within(f32, f32);
+
+impl Map for Within {
+    #[inline(always)]
+    unsafe fn at<L: Lanes>(self, a: L, b: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { High(self.1).at(Low(self.0).at(a, b), b) }
+    }
 }
 
 /// A function of the first element, times the second.
@@ -223,6 +266,82 @@ unsafe fn mul<L: Lanes>(a: *const f32, b: *const f32, out: *mut f32, n: usize) {
 }
 
 #[inline(always)]
+unsafe fn sub<L: Lanes>(a: *const f32, b: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { map::<L, _>(Sub, a, b, out, n) }
+}
+
+#[inline(always)]
+unsafe fn div<L: Lanes>(a: *const f32, b: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { map::<L, _>(Div, a, b, out, n) }
+}
+
+#[inline(always)]
+unsafe fn mix<L: Lanes>(x: *const f32, w: *const f32, count: usize, out: *mut f32, n: usize) {
+    // SAFETY: the caller's promise: `count` spans and weights.
+    unsafe {
+        for i in 0..count {
+            let (x, w) = (x.add(i * n), *w.add(i));
+            if i == 0 {
+                map::<L, _>(Times(w), x, x, out, n);
+            } else {
+                map::<L, _>(Fma(w), x, out, out, n);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn normalize<L: Lanes>(x: *const f32, out: *mut f32, n: usize) {
+    // SAFETY: the caller's promise; the row is summed before any of it is written.
+    unsafe {
+        let total = sum::<L>(x, n);
+        for i in 0..n {
+            *out.add(i) = *x.add(i) / total;
+        }
+    }
+}
+
+/// The sum of a row, in sixteen parts.
+#[inline(always)]
+unsafe fn sum<L: Lanes>(x: *const f32, n: usize) -> f32 {
+    let whole = n / LANES * LANES;
+    // SAFETY: the caller's promise: all indices are below `n`.
+    unsafe {
+        let mut sum = L::splat(0.0);
+        for i in (0..whole).step_by(LANES) {
+            sum = sum.add(L::load(x.add(i)));
+        }
+        if whole < n {
+            sum = sum.add(load_rest::<L>(x.add(whole), n - whole));
+        }
+        sum.sum()
+    }
+}
+
+#[inline(always)]
+unsafe fn layer_norm<L: Lanes>(
+    x: *const f32,
+    w: *const f32,
+    b: *const f32,
+    eps: f32,
+    out: *mut f32,
+    n: usize,
+) {
+    // SAFETY: the caller's promise. `out` may be `x`: the mean is taken before anything is written,
+    // then all of the row is.
+    unsafe {
+        let mean = sum::<L>(x, n) / n as f32;
+        map::<L, _>(Shift(-mean), x, x, out, n);
+        rms_norm::<L>(out, w, eps, out, n);
+        if !b.is_null() {
+            map::<L, _>(Add, out, b, out, n);
+        }
+    }
+}
+
+#[inline(always)]
 unsafe fn scale<L: Lanes>(x: *const f32, c: f32, out: *mut f32, n: usize) {
     // SAFETY: the caller's promise.
     unsafe { map::<L, _>(Times(c), x, x, out, n) }
@@ -241,11 +360,19 @@ unsafe fn unary<L: Lanes>(kind: UnaryKind, x: *const f32, out: *mut f32, n: usiz
         match kind {
             UnaryKind::Silu => map::<L, _>(Silu, x, x, out, n),
             UnaryKind::Gelu => map::<L, _>(Gelu, x, x, out, n),
+            UnaryKind::GeluErf => map::<L, _>(GeluErf, x, x, out, n),
+            UnaryKind::GeluQuick => map::<L, _>(GeluQuick, x, x, out, n),
             UnaryKind::Relu => map::<L, _>(Relu, x, x, out, n),
+            UnaryKind::ReluSquared => map::<L, _>(ReluSquared, x, x, out, n),
             UnaryKind::Sigmoid => map::<L, _>(Sigmoid, x, x, out, n),
             UnaryKind::Tanh => map::<L, _>(Tanh, x, x, out, n),
             UnaryKind::Scale(c) => map::<L, _>(Times(c), x, x, out, n),
             UnaryKind::Softcap(c) => map::<L, _>(Softcap(c), x, x, out, n),
+            UnaryKind::Shift(c) => map::<L, _>(Shift(c), x, x, out, n),
+            UnaryKind::Clamp(low, high) => {
+                map::<L, _>(Low(low), x, x, out, n);
+                map::<L, _>(High(high), out, out, out, n);
+            }
         }
     }
 }
@@ -257,11 +384,16 @@ unsafe fn gated<L: Lanes>(kind: UnaryKind, a: *const f32, b: *const f32, out: *m
         match kind {
             UnaryKind::Silu => map::<L, _>(Gated(Silu), a, b, out, n),
             UnaryKind::Gelu => map::<L, _>(Gated(Gelu), a, b, out, n),
+            UnaryKind::GeluErf => map::<L, _>(Gated(GeluErf), a, b, out, n),
+            UnaryKind::GeluQuick => map::<L, _>(Gated(GeluQuick), a, b, out, n),
             UnaryKind::Relu => map::<L, _>(Gated(Relu), a, b, out, n),
+            UnaryKind::ReluSquared => map::<L, _>(Gated(ReluSquared), a, b, out, n),
             UnaryKind::Sigmoid => map::<L, _>(Gated(Sigmoid), a, b, out, n),
             UnaryKind::Tanh => map::<L, _>(Gated(Tanh), a, b, out, n),
             UnaryKind::Scale(c) => map::<L, _>(Gated(Times(c)), a, b, out, n),
             UnaryKind::Softcap(c) => map::<L, _>(Gated(Softcap(c)), a, b, out, n),
+            UnaryKind::Shift(c) => map::<L, _>(Gated(Shift(c)), a, b, out, n),
+            UnaryKind::Clamp(low, high) => map::<L, _>(Gated(Within(low, high)), a, b, out, n),
         }
     }
 }
@@ -283,6 +415,10 @@ unsafe fn rms_norm<L: Lanes>(x: *const f32, w: *const f32, eps: f32, out: *mut f
         }
         let mean = sum.sum() / n as f32;
         let factor = L::splat(1.0 / (mean + eps).sqrt());
+        if w.is_null() {
+            map::<L, _>(Times(1.0 / (mean + eps).sqrt()), x, x, out, n);
+            return;
+        }
         for i in (0..whole).step_by(LANES) {
             L::load(x.add(i)).mul(factor).mul(L::load(w.add(i))).store(out.add(i));
         }

@@ -8,11 +8,12 @@
 //! `blk.0.attn_q.weight` and, if the file has one, the bias `blk.0.attn_q.bias`.
 
 use super::op::{
-    Attend, Binary, Cache, CachePart, Embed, Input, InputKind, Linear, Reshape, RmsNorm, Rope,
-    Sample, Select, Slice, Store, Unary, Weight,
+    Attend, Binary, Cache, CachePart, Concat, Embed, Experts, Input, InputKind, LayerNorm, Linear,
+    Mix, Normalize, Pick, Reshape, RmsNorm, Rope, Sample, Select, Slice, Softmax, Store, TopK,
+    Unary, Weight,
 };
 use super::{
-    Args, BinaryKind, DType, Dims, Graph, Lead, NodeId, Op, Origin, RopeLayout, TensorType,
+    Args, BinaryKind, DType, Dims, Graph, Lead, Names, NodeId, Op, Origin, RopeLayout, TensorType,
     UnaryKind, Weights,
 };
 use crate::error::{Error, Result, quoted};
@@ -32,12 +33,17 @@ pub struct RopeOptions<'a> {
     pub layout: RopeLayout,
     /// The tensor that divides the frequency of each pair.
     pub factors: Option<&'a str>,
+    /// Numbers that divide the frequency of each pair; none if empty.
+    pub divide: &'a [f32],
+    /// Factor on what has turned.
+    pub gain: f32,
 }
 
 impl Default for RopeOptions<'_> {
     fn default() -> Self {
         let layout = RopeLayout::Neighbour;
-        RopeOptions { base: 10_000.0, dim: None, scale: 1.0, layout, factors: None }
+        let (base, dim, scale, factors) = (10_000.0, None, 1.0, None);
+        RopeOptions { base, dim, scale, layout, factors, divide: &[], gain: 1.0 }
     }
 }
 
@@ -54,9 +60,19 @@ pub struct AttendOptions {
     pub softcap: Option<f32>,
 }
 
+/// What few models add to attention.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct AttendExtras<'a> {
+    /// The tensor of a score for each head that takes part in the softmax and has no value.
+    pub sinks: Option<&'a str>,
+    /// Greatest exponent of ALiBi's slopes, which make far positions count less.
+    pub alibi: Option<f32>,
+}
+
 /// Makes a [`Graph`], node by node.
 pub struct Builder<'w> {
     weights: &'w dyn Weights,
+    names: Names,
     graph: Graph,
     made: BTreeMap<String, NodeId>,
     given: Option<Origin>,
@@ -65,7 +81,15 @@ pub struct Builder<'w> {
 impl<'w> Builder<'w> {
     /// An empty graph over these weights. Only their names and shapes are read.
     pub fn new(weights: &'w dyn Weights) -> Self {
-        Builder { weights, graph: Graph::default(), made: BTreeMap::new(), given: None }
+        let names = Names::default();
+        Builder { weights, names, graph: Graph::default(), made: BTreeMap::new(), given: None }
+    }
+
+    /// Tensors are called by other names in these weights.
+    #[must_use]
+    pub fn with_names(mut self, names: Names) -> Self {
+        self.names = names;
+        self
     }
 
     /// The finished graph.
@@ -119,9 +143,14 @@ impl<'w> Builder<'w> {
         self.input(&here, InputKind::Outs)
     }
 
+    /// Whether there is a tensor of that whole name.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.weights.find(&self.names.resolve(name)).is_some()
+    }
+
     /// Whether there is a tensor `name.weight`.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.find(&format!("{name}.weight")).is_some()
+        self.has_tensor(&format!("{name}.weight"))
     }
 
     /// The tensor `name.weight`.
@@ -140,6 +169,15 @@ impl<'w> Builder<'w> {
         self.named(name, |b| b.push(&here, Embed, &[table, tokens]))
     }
 
+    /// The rows of `name.weight` that the positions of the step's rows name.
+    #[track_caller]
+    pub fn embed_positions(&mut self, name: &str) -> Result<NodeId> {
+        let here = self.here();
+        let positions = self.input(&here, InputKind::Positions)?;
+        let table = self.tensor(&here, "embed", &format!("{name}.weight"))?;
+        self.named(name, |b| b.push(&here, Embed, &[table, positions]))
+    }
+
     /// `x` times the transpose of `name.weight`, plus `name.bias` if there is one.
     #[track_caller]
     pub fn linear(&mut self, x: NodeId, name: &str) -> Result<NodeId> {
@@ -148,7 +186,7 @@ impl<'w> Builder<'w> {
         let w = self.tensor(&here, "linear", &full)?;
         let y = self.named(&full, |b| b.push(&here, Linear, &[x, w]))?;
         let bias = format!("{name}.bias");
-        if self.weights.find(&bias).is_none() {
+        if !self.has_tensor(&bias) {
             return Ok(y);
         }
         let b = self.tensor(&here, "linear", &bias)?;
@@ -187,17 +225,107 @@ impl<'w> Builder<'w> {
     pub fn rms_norm(&mut self, x: NodeId, name: &str, eps: f32) -> Result<NodeId> {
         let here = self.here();
         let full = format!("{name}.weight");
-        let w = self.tensor(&here, "rms_norm", &full)?;
+        let w = self.vector(&here, "rms_norm", &full)?;
         self.named(&full, |b| b.push(&here, RmsNorm { eps }, &[x, w]))
+    }
+
+    /// Root-mean-square normalization of the last dimension, without a weight.
+    #[track_caller]
+    pub fn rms_norm_plain(&mut self, x: NodeId, eps: f32) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, RmsNorm { eps }, &[x])
+    }
+
+    /// Normalization of the last dimension to mean 0 and variance 1, times `name.weight`, plus
+    /// `name.bias` if there is one; without a name, neither.
+    #[track_caller]
+    pub fn layer_norm(&mut self, x: NodeId, name: Option<&str>, eps: f32) -> Result<NodeId> {
+        let here = self.here();
+        let Some(name) = name else { return self.push(&here, LayerNorm { eps }, &[x]) };
+        let full = format!("{name}.weight");
+        let mut args = vec![x, self.vector(&here, "layer_norm", &full)?];
+        let bias = format!("{name}.bias");
+        if self.has_tensor(&bias) {
+            args.push(self.vector(&here, "layer_norm", &bias)?);
+        }
+        self.named(&full, |b| b.push(&here, LayerNorm { eps }, &args))
+    }
+
+    /// Values side by side in the last dimension.
+    #[track_caller]
+    pub fn concat(&mut self, values: &[NodeId]) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, Concat, values)
+    }
+
+    /// Shares of e^x over the last dimension.
+    #[track_caller]
+    pub fn softmax(&mut self, x: NodeId) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, Softmax, &[x])
+    }
+
+    /// `x / Σ x` over the last dimension.
+    #[track_caller]
+    pub fn normalize(&mut self, x: NodeId) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, Normalize, &[x])
+    }
+
+    /// Indices of the `k` greatest elements of each row.
+    #[track_caller]
+    pub fn top_k(&mut self, x: NodeId, k: usize) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, TopK { k }, &[x])
+    }
+
+    /// The elements of each row that were picked.
+    #[track_caller]
+    pub fn pick(&mut self, x: NodeId, picks: NodeId) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, Pick, &[x, picks])
+    }
+
+    /// `x` times the transposes of the matrices of `name.weight` that were picked, plus their rows
+    /// of `name.bias` if there is one: `[R, k, outputs]`.
+    #[track_caller]
+    pub fn experts(&mut self, x: NodeId, picks: NodeId, name: &str) -> Result<NodeId> {
+        let here = self.here();
+        let full = format!("{name}.weight");
+        let w = self.tensor(&here, "experts", &full)?;
+        let y = self.named(&full, |b| b.push(&here, Experts, &[x, picks, w]))?;
+        let bias = format!("{name}.bias");
+        if !self.has_tensor(&bias) {
+            return Ok(y);
+        }
+        let table = self.tensor(&here, "experts", &bias)?;
+        self.named(&bias, |b| {
+            let rows = b.push(&here, Embed, &[table, picks])?;
+            b.push(&here, Binary { kind: BinaryKind::Add }, &[y, rows])
+        })
+    }
+
+    /// `Σ w[j] x[j]` over the first dimension of each row.
+    #[track_caller]
+    pub fn mix(&mut self, x: NodeId, w: NodeId) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, Mix, &[x, w])
+    }
+
+    /// Arithmetic, element by element; `b` may be a weight.
+    #[track_caller]
+    pub fn binary(&mut self, kind: BinaryKind, a: NodeId, b: NodeId) -> Result<NodeId> {
+        let here = self.here();
+        self.push(&here, Binary { kind }, &[a, b])
     }
 
     /// Rotary position embedding of `x[R, heads, dim]`.
     #[track_caller]
     pub fn rope(&mut self, x: NodeId, options: RopeOptions<'_>) -> Result<NodeId> {
         let here = self.here();
-        let RopeOptions { base, dim, scale, layout, factors } = options;
+        let RopeOptions { base, dim, scale, layout, factors, divide, gain } = options;
         let dim = dim.unwrap_or_else(|| self.graph.ty(x).last());
-        let op = Rope { dim, base, scale, layout };
+        let op = Rope { dim, base, scale, layout, gain, factors: divide.to_vec() };
         let positions = self.input(&here, InputKind::Positions)?;
         let Some(name) = factors else {
             return self.push(&here, op, &[x, positions]);
@@ -217,14 +345,31 @@ impl<'w> Builder<'w> {
         v: NodeId,
         options: AttendOptions,
     ) -> Result<NodeId> {
+        self.attend_with(q, k, v, options, AttendExtras::default())
+    }
+
+    /// [`Builder::attend`] with what few models add.
+    #[track_caller]
+    pub fn attend_with(
+        &mut self,
+        q: NodeId,
+        k: NodeId,
+        v: NodeId,
+        options: AttendOptions,
+        extras: AttendExtras<'_>,
+    ) -> Result<NodeId> {
         let here = self.here();
         let AttendOptions { layer, scale, window, softcap } = options;
         let keys = self.store(&here, k, layer, CachePart::Key)?;
         let values = self.store(&here, v, layer, CachePart::Value)?;
         let positions = self.input(&here, InputKind::Positions)?;
         let slots = self.input(&here, InputKind::Slots)?;
-        let op = Attend { scale, window, softcap };
-        let y = self.push(&here, op, &[q, keys, values, positions, slots])?;
+        let op = Attend { scale, window, softcap, alibi: extras.alibi };
+        let mut args = vec![q, keys, values, positions, slots];
+        if let Some(name) = extras.sinks {
+            args.push(self.tensor(&here, "attend", &format!("{name}.weight"))?);
+        }
+        let y = self.push(&here, op, &args)?;
         self.flat(&here, y)
     }
 
@@ -359,12 +504,25 @@ impl<'w> Builder<'w> {
     }
 
     fn tensor(&mut self, here: &Origin, op: &'static str, name: &str) -> Result<NodeId> {
+        let name = &self.names.resolve(name);
         let Some((format, dims)) = self.weights.find(name) else {
             return Err(fail(here, op, format!("there is no tensor {}", shown(name))));
         };
         let ty = TensorType::new(DType::Weight(format), Lead::Fixed, &dims);
         let weight = Weight { name: name.to_string() };
         self.named(name, |b| b.source(here, &format!("weight {name}"), weight, Some(ty)))
+    }
+
+    /// A tensor as one vector, whatever its dimensions.
+    fn vector(&mut self, here: &Origin, op: &'static str, name: &str) -> Result<NodeId> {
+        let file_name = &self.names.resolve(name);
+        let Some((format, dims)) = self.weights.find(file_name).filter(|(_, d)| d.len() > 1) else {
+            return self.tensor(here, op, name);
+        };
+        let name = file_name;
+        let ty = TensorType::new(DType::Weight(format), Lead::Fixed, &[dims.iter().product()]);
+        let weight = Weight { name: name.to_string() };
+        self.named(name, |b| b.source(here, &format!("vector {name}"), weight, Some(ty)))
     }
 
     fn store(&mut self, here: &Origin, x: NodeId, layer: usize, part: CachePart) -> Result<NodeId> {
@@ -401,6 +559,6 @@ fn fail(here: &Origin, op: &'static str, what: String) -> Error {
 
 /// A tensor's name as it stands if it is plain, else escaped and cut.
 fn shown(name: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-()*".contains(&b);
     if name.len() <= 64 && name.bytes().all(plain) { name.to_string() } else { quoted(name) }
 }

@@ -17,6 +17,7 @@
 pub mod arch;
 mod builder;
 mod dot;
+mod names;
 pub mod op;
 pub mod reference;
 pub mod star;
@@ -24,7 +25,8 @@ mod text;
 mod types;
 mod weights;
 
-pub use builder::{AttendOptions, Builder, RopeOptions};
+pub use builder::{AttendExtras, AttendOptions, Builder, RopeOptions};
+pub use names::Names;
 pub use op::{BinaryKind, Op, RopeLayout, UnaryKind};
 pub use types::{DType, Dims, Lead, TensorType};
 pub use weights::{MemoryWeights, Weights};

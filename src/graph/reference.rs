@@ -230,7 +230,9 @@ fn read(weights: &dyn Weights, name: &str, ty: &TensorType) -> Result<Vec<f32>> 
     let Some(((format, dims), bytes)) = found else {
         return Err(Error::Invalid(format!("there is no tensor {}", quoted(name))));
     };
-    if super::DType::Weight(format) != ty.dtype || dims != ty.dims {
+    // A graph may see a tensor as one vector.
+    let flat = ty.dims.as_slice() == [dims.iter().product::<usize>()];
+    if super::DType::Weight(format) != ty.dtype || (dims != ty.dims && !flat) {
         return Err(Error::Invalid(format!(
             "tensor {} is {} of {dims:?}, the graph was built on {ty}",
             quoted(name),
@@ -238,7 +240,7 @@ fn read(weights: &dyn Weights, name: &str, ty: &TensorType) -> Result<Vec<f32>> 
         )));
     }
     let mut values = zeros(Some(ty.width()))?;
-    format.decode(bytes, &mut values)?;
+    format.decode(&bytes, &mut values)?;
     Ok(values)
 }
 

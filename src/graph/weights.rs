@@ -1,7 +1,13 @@
 //! Where a graph's weights come from: a model file, or memory for graphs made by hand.
+//!
+//! A name may be one that is made of others, where families of files store the same numbers in
+//! other ways: `transpose(NAME)` swaps the last two dimensions, `plus1(NAME)` adds 1 to each element,
+//! `stack(NAME)` puts the tensors whose names have 0, 1, 2, … for the `*` one after another. They
+//! take floats, nest, and are made when they are read.
 
 use super::types::Dims;
 use crate::model::{Format, Model};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Named tensors. The builder asks for types; a session that loads a program asks for bytes.
@@ -9,16 +15,109 @@ pub trait Weights {
     /// Format and dimensions (slowest first) of a tensor; `None` when there is no such tensor.
     fn find(&self, name: &str) -> Option<(Format, Dims)>;
     /// The tensor's bytes, in its format.
-    fn bytes(&self, name: &str) -> Option<&[u8]>;
+    fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>>;
+}
+
+/// Tensors that a tensor is stacked of, at most.
+const MAX_STACK: usize = 4096;
+
+/// A name that is made of others.
+enum Made<'n> {
+    Transpose(&'n str),
+    PlusOne(&'n str),
+    Stack(&'n str, &'n str),
+}
+
+impl<'n> Made<'n> {
+    fn of(name: &'n str) -> Option<Made<'n>> {
+        let (how, rest) = name.split_once('(')?;
+        let inner = rest.strip_suffix(')')?;
+        // Each level takes a few bytes, and sound names take no more than two.
+        if name.len() > 512 || inner.matches('(').count() > 3 {
+            return None;
+        }
+        match how {
+            "transpose" => Some(Made::Transpose(inner)),
+            "plus1" => Some(Made::PlusOne(inner)),
+            "stack" => inner.split_once('*').map(|(a, b)| Made::Stack(a, b)),
+            _ => None,
+        }
+    }
+}
+
+/// Format and dimensions of a made tensor.
+fn find_made(weights: &dyn Weights, name: &str) -> Option<(Format, Dims)> {
+    let float = |f: Format| matches!(f, Format::F32 | Format::F16 | Format::BF16);
+    match Made::of(name)? {
+        Made::Transpose(inner) => {
+            let (format, mut dims) = weights.find(inner).filter(|(f, _)| float(*f))?;
+            if let [.., a, b] = dims.as_mut_slice() {
+                std::mem::swap(a, b);
+            }
+            Some((format, dims))
+        }
+        Made::PlusOne(inner) => {
+            let (_, dims) = weights.find(inner).filter(|(f, _)| float(*f))?;
+            Some((Format::F32, dims))
+        }
+        Made::Stack(before, after) => {
+            let first = weights.find(&format!("{before}0{after}"))?;
+            let same =
+                |i: &usize| weights.find(&format!("{before}{i}{after}")).as_ref() == Some(&first);
+            let count = (0..MAX_STACK).take_while(same).count();
+            let (format, mut dims) = first;
+            dims.insert(0, count);
+            Some((format, dims))
+        }
+    }
+}
+
+/// Bytes of a made tensor.
+fn make<'w>(weights: &'w dyn Weights, name: &str) -> Option<Cow<'w, [u8]>> {
+    let (format, dims) = find_made(weights, name)?;
+    match Made::of(name)? {
+        Made::Transpose(inner) => {
+            let bytes = weights.bytes(inner)?;
+            let &[.., rows, cols] = dims.as_slice() else { return Some(bytes) };
+            // Of the result; the source has as many columns as it has rows.
+            let size = format.row_bytes(1)?;
+            let mut out = Vec::new();
+            out.try_reserve_exact(bytes.len()).ok()?;
+            for matrix in bytes.chunks_exact(rows.checked_mul(cols)?.checked_mul(size)?) {
+                for row in 0..rows {
+                    let column = matrix.chunks_exact(size).skip(row).step_by(rows);
+                    column.for_each(|element| out.extend_from_slice(element));
+                }
+            }
+            Some(Cow::Owned(out))
+        }
+        Made::PlusOne(inner) => {
+            let (format, dims) = weights.find(inner)?;
+            let mut values = vec![0.0f32; dims.iter().product()];
+            format.decode(&weights.bytes(inner)?, &mut values).ok()?;
+            Some(Cow::Owned(values.iter().flat_map(|v| (v + 1.0).to_le_bytes()).collect()))
+        }
+        Made::Stack(before, after) => {
+            let mut out = Vec::new();
+            for i in 0..dims.first().copied().unwrap_or(0) {
+                let bytes = weights.bytes(&format!("{before}{i}{after}"))?;
+                out.try_reserve(bytes.len()).ok()?;
+                out.extend_from_slice(&bytes);
+            }
+            Some(Cow::Owned(out))
+        }
+    }
 }
 
 impl Weights for Model {
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
-        self.tensor(name).map(|t| (t.format, t.dims.iter().copied().collect()))
+        let found = self.tensor(name).map(|t| (t.format, t.dims.iter().copied().collect()));
+        found.or_else(|| find_made(self, name))
     }
 
-    fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.tensor(name).map(|t| Model::bytes(self, t))
+    fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let found = self.tensor(name).map(|t| Cow::Borrowed(Model::bytes(self, t)));
+        found.or_else(|| make(self, name))
     }
 }
 
@@ -73,10 +172,12 @@ impl MemoryWeights {
 
 impl Weights for MemoryWeights {
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
-        self.tensors.get(name).map(|(format, dims, _)| (*format, dims.clone()))
+        let found = self.tensors.get(name).map(|(format, dims, _)| (*format, dims.clone()));
+        found.or_else(|| find_made(self, name))
     }
 
-    fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.tensors.get(name).map(|(_, _, bytes)| bytes.as_slice())
+    fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let found = self.tensors.get(name).map(|(_, _, bytes)| Cow::Borrowed(bytes.as_slice()));
+        found.or_else(|| make(self, name))
     }
 }

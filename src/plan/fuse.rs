@@ -10,6 +10,7 @@
 //!   rotations and norms of single heads, cache writes. A range of columns belongs to one weight;
 //!   two weights' ranges meet where an elementwise op joins them (gate and up).
 
+use super::merge::inputs;
 use super::{Group, GroupKind, is_source, origin};
 use crate::graph::{Graph, Lead, Node, NodeId, Op};
 
@@ -46,7 +47,7 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Group> {
 /// A new group for `id`.
 fn open(graph: &Graph, id: NodeId, node: &Node) -> Group {
     let kind = match node.op {
-        Op::Linear(_) => {
+        Op::Linear(_) | Op::Experts(_) => {
             GroupKind::Linear { prologue: Vec::new(), linear: id, epilogue: Vec::new() }
         }
         Op::Attend(_) => GroupKind::Attend(id),
@@ -77,18 +78,18 @@ fn join(
         return false;
     }
     match (&mut group.kind, &node.op) {
-        (_, Op::Attend(_) | Op::Sample(_) | Op::Select(_) | Op::Embed(_)) => false,
-        (GroupKind::Rows(nodes), Op::Linear(_)) => {
+        (_, Op::Attend(_) | Op::Sample(_) | Op::Select(_)) => false,
+        (GroupKind::Rows(nodes), Op::Linear(_) | Op::Experts(_)) => {
             // Moving the rows' work into the product is free only if nothing ran in between.
-            let x = origin(graph, node.args[0]);
-            if !is_last || !nodes.contains(&x) {
+            let made = |&x: &NodeId| nodes.contains(&origin(graph, x));
+            if !is_last || !node.args[..inputs(&node.op)].iter().any(made) {
                 return false;
             }
             let prologue = std::mem::take(nodes);
             group.kind = GroupKind::Linear { prologue, linear: id, epilogue: Vec::new() };
             true
         }
-        (_, Op::Linear(_)) => false,
+        (_, Op::Linear(_) | Op::Experts(_)) => false,
         (GroupKind::Rows(nodes), _) => {
             nodes.push(id);
             true
@@ -113,6 +114,10 @@ fn fits_epilogue(
     inside: impl Fn(NodeId) -> bool,
 ) -> bool {
     let product = graph.node(linear);
+    // The columns of experts are those of several rows.
+    if !matches!(product.op, Op::Linear(_)) {
+        return false;
+    }
     // Of the group's own values, only those of the epilogue exist column by column.
     let own = |a: NodeId| {
         let a = origin(graph, a);
@@ -133,7 +138,9 @@ fn fits_epilogue(
                     .any(|(start, len)| (start, len) == (slice.start, slice.len))
         }
         Op::Unary(_) | Op::Binary(_) => !args.iter().any(|&a| whole(a)),
-        Op::RmsNorm(_) | Op::Rope(_) => node.ty.dims.len() == 2 && own(args[0]) && !whole(args[0]),
+        Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Rope(_) => {
+            node.ty.dims.len() == 2 && own(args[0]) && !whole(args[0])
+        }
         Op::Store(_) => own(args[1]) && !whole(args[1]),
         _ => false,
     }
@@ -148,9 +155,11 @@ pub(crate) fn weight_ranges(
     graph: &Graph,
     linear: NodeId,
 ) -> impl Iterator<Item = (usize, usize)> + '_ {
-    let weights = graph.node(linear).args.iter().skip(1);
+    let node = graph.node(linear);
+    let weights = node.args.iter().skip(inputs(&node.op));
     weights.scan(0, |start, &w| {
-        let len = graph.ty(w).dims.first().copied().unwrap_or(0);
+        // Outputs come before inputs, and experts before both.
+        let len = graph.ty(w).dims.iter().rev().nth(1).copied().unwrap_or(0);
         let range = (*start, len);
         *start += len;
         Some(range)

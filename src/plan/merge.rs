@@ -4,9 +4,11 @@
 //! the activation is normed, quantized and read once, and there is one launch and one barrier
 //! where there were three. Each old linear becomes a slice of the new one.
 //!
+//! Experts that read the same rows for the same picks merge alike.
+//!
 //! Weights that read the activation differently do not merge: as int8, BF16 or f32.
 
-use crate::graph::op::{Linear, Slice};
+use crate::graph::op::Slice;
 use crate::graph::{Args, DType, Graph, Node, NodeId, Op};
 use crate::model::Format;
 use crate::{Error, Result};
@@ -30,20 +32,23 @@ pub(super) fn merge(graph: &Graph) -> Result<Graph> {
             continue;
         }
         let mut args = Args::new();
-        args.push(renamed(&moved, node.args[0])?);
+        let inputs = inputs(&node.op);
+        for &input in &node.args[..inputs] {
+            args.push(renamed(&moved, input)?);
+        }
         for &member in &family {
-            for &w in &graph.node(member).args[1..] {
+            for &w in &graph.node(member).args[inputs..] {
                 if moved[w.index()].is_none() {
                     moved[w.index()] = Some(copy(&mut out, graph.node(w), &moved)?);
                 }
                 args.push(renamed(&moved, w)?);
             }
         }
-        let all = out.push(Op::Linear(Linear), args, None, node.origin.clone())?;
+        let all = out.push(node.op.clone(), args, None, node.origin.clone())?;
         let mut start = 0;
         for &member in &family {
             let old = graph.node(member);
-            let len = old.ty.width();
+            let len = old.ty.last();
             let slice = Op::Slice(Slice { start, len });
             let part = out.push(slice, Args::from_slice(&[all]), None, old.origin.clone())?;
             moved[member.index()] = Some(part);
@@ -71,21 +76,31 @@ fn needed(graph: &Graph) -> Vec<bool> {
 /// All linears with the rows and the kind of weight of `id`, in list order. They depend on
 /// nothing but those rows and their weights, so all can run where the first one does.
 fn family(graph: &Graph, id: NodeId, node: &Node, needed: &[bool]) -> Vec<NodeId> {
-    if !matches!(node.op, Op::Linear(_)) {
+    let inputs = inputs(&node.op);
+    if inputs == 0 {
         return Vec::new();
     }
     let later = graph.nodes().iter().enumerate().skip(id.index());
     later
         .filter(|(i, _)| needed[*i])
-        .filter(|(_, n)| matches!(n.op, Op::Linear(_)) && n.args.first() == node.args.first())
+        .filter(|(_, n)| n.op == node.op && n.args.get(..inputs) == node.args.get(..inputs))
         .filter(|(_, n)| reads(graph, n) == reads(graph, node))
         .map(|(i, _)| NodeId(i as u32))
         .collect()
 }
 
+/// Arguments of a product that are not weights; 0 for what is no product.
+pub(crate) fn inputs(op: &Op) -> usize {
+    match op {
+        Op::Linear(_) => 1,
+        Op::Experts(_) => 2,
+        _ => 0,
+    }
+}
+
 /// As what its rows are read: as integers, and if not, as BF16.
-fn reads(graph: &Graph, linear: &Node) -> (bool, bool) {
-    match linear.args.get(1).map(|&w| graph.ty(w).dtype) {
+fn reads(graph: &Graph, product: &Node) -> (bool, bool) {
+    match product.args.get(inputs(&product.op)).map(|&w| graph.ty(w).dtype) {
         Some(DType::Weight(format)) => (format.quant().is_some(), format == Format::BF16),
         _ => (false, false),
     }

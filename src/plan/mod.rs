@@ -27,8 +27,9 @@ mod verify;
 
 pub use backend::{Backend, Session, StepInput, Target, Traffic};
 pub(crate) use fuse::weight_ranges;
+pub(crate) use merge::inputs;
 
-use crate::graph::{Graph, Lead, NodeId, Op, TensorType};
+use crate::graph::{Graph, Lead, Node, NodeId, Op, TensorType};
 use crate::{Error, Result};
 
 /// How much one step may hold, and how much is kept between steps.
@@ -268,7 +269,15 @@ impl Plan {
             let users = self.graph.nodes().iter().filter(|n| n.args.contains(&b.value));
             let whole = users.clone().any(|n| !matches!(n.op, Op::Embed(_)));
             let rows = self.graph.ty(b.value).dims.first().copied().unwrap_or(1).max(1) as u64;
-            read = read.saturating_add(if whole { b.bytes } else { b.bytes / rows });
+            // Of experts, those that one row picks.
+            let experts = |n: &Node| matches!(n.op, Op::Experts(_)).then(|| n.ty.dims[0] as u64);
+            let picked = users.clone().try_fold(0, |most, n| experts(n).map(|k| most.max(k)));
+            let bytes = match picked {
+                Some(k) if k > 0 => b.bytes / rows * k.min(rows),
+                _ if whole => b.bytes,
+                _ => b.bytes / rows,
+            };
+            read = read.saturating_add(bytes);
         }
         read
     }

@@ -3,7 +3,8 @@
 use gllm_kernels::Result;
 use gllm_kernels::graph::reference::{Reference, StepInput};
 use gllm_kernels::graph::{
-    AttendOptions, Builder, MemoryWeights, NodeId, RopeLayout, RopeOptions, UnaryKind,
+    AttendExtras, AttendOptions, BinaryKind, Builder, MemoryWeights, NodeId, RopeLayout,
+    RopeOptions, UnaryKind,
 };
 
 /// What `build` computes of rows `x`, one token each, in one slot.
@@ -115,6 +116,12 @@ fn unary() {
         (UnaryKind::Tanh, 0.761_594_2, -0.964_027_6),
         (UnaryKind::Scale(-3.0), -3.0, 6.0),
         (UnaryKind::Softcap(2.0), 0.924_234_3, -1.523_188_4),
+        // Φ(1) = 0.8413447, Φ(-2) = 0.0227501.
+        (UnaryKind::GeluErf, 0.841_344_7, -0.045_500_26),
+        (UnaryKind::GeluQuick, 0.845_795_6, -0.064_341_4),
+        (UnaryKind::ReluSquared, 1.0, 0.0),
+        (UnaryKind::Shift(0.5), 1.5, -1.5),
+        (UnaryKind::Clamp(-1.5, 0.5), 0.5, -1.5),
     ] {
         close(&run(&[&[1.0, -2.0]], &[], |b, x| b.unary(x, kind)), &[at_one, at_minus_two]);
     }
@@ -162,4 +169,96 @@ fn attention() {
     // A cap of 1 on ln 3: weights 1 : e^tanh(ln 3) = e^0.8.
     let w = 0.8f32.exp();
     close(&attend(rows, None, Some(1.0))[2..3], &[(1.0 + 2.0 * w) / (1.0 + w)]);
+}
+
+#[test]
+fn layer_norm_with_and_without_parameters() {
+    // Mean 2, variance 1.
+    let x: &[&[f32]] = &[&[1.0, 3.0]];
+    close(&run(x, &[], |b, x| b.layer_norm(x, None, 0.0)), &[-1.0, 1.0]);
+    close(&run(x, &[], |b, x| b.layer_norm(x, None, 3.0)), &[-0.5, 0.5]);
+    let w: (&str, &[usize], &[f32]) = ("n.weight", &[2], &[2.0, 3.0]);
+    close(&run(x, &[w], |b, x| b.layer_norm(x, Some("n"), 0.0)), &[-2.0, 3.0]);
+    let bias: (&str, &[usize], &[f32]) = ("n.bias", &[2], &[10.0, 20.0]);
+    close(&run(x, &[w, bias], |b, x| b.layer_norm(x, Some("n"), 0.0)), &[8.0, 23.0]);
+    // A matrix of weights: each head has its own.
+    let w: (&str, &[usize], &[f32]) = ("n.weight", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+    let heads = |x: &[&[f32]]| {
+        run(x, &[w], |b, x| {
+            let x = b.heads(x, 2)?;
+            b.layer_norm(x, Some("n"), 0.0)
+        })
+    };
+    close(&heads(&[&[1.0, 3.0, 5.0, 9.0]]), &[-1.0, 2.0, -3.0, 4.0]);
+    close(
+        &run(&[&[3.0, 4.0]], &[], |b, x| b.rms_norm_plain(x, 0.0)),
+        &[3.0 / 12.5f32.sqrt(), 4.0 / 12.5f32.sqrt()],
+    );
+}
+
+#[test]
+fn shares_picks_and_sums() {
+    let l3 = 3f32.ln();
+    close(&run(&[&[0.0, l3, 0.0]], &[], |b, x| b.softmax(x)), &[0.2, 0.6, 0.2]);
+    close(&run(&[&[1.0, 3.0]], &[], |b, x| b.normalize(x)), &[0.25, 0.75]);
+    // The greatest first; of equals the first.
+    let pick = |k| {
+        run(&[&[1.0, 5.0, -2.0, 5.0]], &[], move |b, x| {
+            let picks = b.top_k(x, k)?;
+            b.pick(x, picks)
+        })
+    };
+    close(&pick(3), &[5.0, 5.0, 1.0]);
+    close(&pick(4), &[5.0, 5.0, 1.0, -2.0]);
+    let y = run(&[&[1.0, 2.0, 3.0, 4.0, 10.0, 100.0]], &[], |b, x| {
+        let (rows, weights) = (b.slice(x, 0, 4)?, b.slice(x, 4, 2)?);
+        let rows = b.heads(rows, 2)?;
+        b.mix(rows, weights)
+    });
+    close(&y, &[310.0, 420.0]);
+    let x: &[&[f32]] = &[&[1.0, 2.0, 3.0]];
+    let y = run(x, &[], |b, x| {
+        let (a, z) = (b.slice(x, 0, 1)?, b.slice(x, 1, 2)?);
+        b.concat(&[z, a, z])
+    });
+    close(&y, &[2.0, 3.0, 1.0, 2.0, 3.0]);
+    close(&run(x, &[], |b, x| b.binary(BinaryKind::Sub, x, x)), &[0.0; 3]);
+    close(&run(x, &[], |b, x| b.binary(BinaryKind::Div, x, x)), &[1.0; 3]);
+}
+
+#[test]
+fn experts() {
+    // Three experts of one output: 1, 10 and 100 times the sum of a row.
+    let w: (&str, &[usize], &[f32]) =
+        ("e.weight", &[3, 1, 3], &[1.0, 1.0, 1.0, 10.0, 10.0, 10.0, 100.0, 100.0, 100.0]);
+    let bias: (&str, &[usize], &[f32]) = ("e.bias", &[3, 1], &[0.5, 0.25, 0.125]);
+    let rows: &[&[f32]] = &[&[3.0, 1.0, 2.0], &[0.0, 1.0, 5.0]];
+    let run = |weights: &[(&str, &[usize], &[f32])]| {
+        run(rows, weights, |b, x| {
+            let picks = b.top_k(x, 2)?;
+            b.experts(x, picks, "e")
+        })
+    };
+    // Picks are 0, 2 and 2, 1; both sums are 6.
+    close(&run(&[w]), &[6.0, 600.0, 600.0, 60.0]);
+    close(&run(&[w, bias]), &[6.5, 600.125, 600.125, 60.25]);
+}
+
+#[test]
+fn sinks_take_their_share_and_slopes_forget() {
+    let rows: &[&[f32]] = &[&[0.0, 0.0, 0.0, 1.0], &[0.0, 0.0, 0.0, 4.0]];
+    let attend = |extras: AttendExtras<'static>| {
+        run(rows, &[("s.weight", &[2], &[0.0, 2f32.ln()])], move |b, x| {
+            let (q, k, v) = (b.slice(x, 0, 2)?, b.slice(x, 2, 1)?, b.slice(x, 3, 1)?);
+            let (q, k, v) = (b.heads(q, 2)?, b.heads(k, 1)?, b.heads(v, 1)?);
+            let options = AttendOptions { layer: 0, scale: 1.0, window: None, softcap: None };
+            b.attend_with(q, k, v, options, extras)
+        })
+    };
+    let sinks = AttendExtras { sinks: Some("s"), alibi: None };
+    close(&attend(sinks), &[0.5, 1.0 / 3.0, 5.0 / 3.0, 5.0 / 4.0]);
+    // Two heads: slopes of 2^-1 and 2^-2 for a greatest exponent of 2.
+    let (a, z) = ((-0.5f32).exp(), (-0.25f32).exp());
+    let wanted = [1.0, 1.0, (4.0 + a) / (1.0 + a), (4.0 + z) / (1.0 + z)];
+    close(&attend(AttendExtras { sinks: None, alibi: Some(2.0) }), &wanted);
 }

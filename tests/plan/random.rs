@@ -2,8 +2,8 @@
 
 use gllm_kernels::cpu::{CpuBackend, simd::Isa};
 use gllm_kernels::graph::reference::{self, Reference};
-use gllm_kernels::graph::{AttendOptions, Builder, Graph, MemoryWeights, NodeId, RopeLayout};
-use gllm_kernels::graph::{RopeOptions, UnaryKind};
+use gllm_kernels::graph::{AttendExtras, AttendOptions, BinaryKind, Builder, Graph, MemoryWeights};
+use gllm_kernels::graph::{NodeId, RopeLayout, RopeOptions, UnaryKind};
 use gllm_kernels::model::Format;
 use gllm_kernels::plan::{Backend, Limits, Options, Plan, Session, StepInput};
 use proptest::prelude::*;
@@ -43,7 +43,7 @@ fn blocks(format: Format, seed: u64, n: usize) -> Vec<u8> {
 /// Every tensor that a random graph may ask for.
 fn weights(format: Format) -> MemoryWeights {
     let mut w = MemoryWeights::new();
-    let mut seed = 1;
+    let (mut seed, mut seed_of) = (1, 1000);
     let mut matrix = |w: &mut MemoryWeights, name: String, rows: usize, cols: usize| {
         seed += 1;
         let bytes = if format == Format::F32 {
@@ -60,6 +60,26 @@ fn weights(format: Format) -> MemoryWeights {
             }
         }
         matrix(&mut w, format!("head.{inputs}.weight"), VOCABULARY, inputs);
+        // The router is f32, as files have it; its logits must lie apart from one another.
+        let router: Vec<f32> = noise(inputs as u64 + 9, 5 * inputs);
+        w.insert(&format!("router.{inputs}.weight"), &[5, inputs], &router).unwrap();
+        for (name, rows, cols) in [("gate", 40, inputs), ("up", 40, inputs), ("down", inputs, 40)] {
+            // 40 inputs are no whole blocks: those stay floats.
+            let blocks_fit = format == Format::F32 || cols % 32 == 0;
+            let format = if blocks_fit { format } else { Format::F32 };
+            seed_of += 1;
+            let bytes = if format == Format::F32 {
+                noise(seed_of, 5 * rows * cols)
+                    .iter()
+                    .flat_map(|v| (v * 0.2).to_le_bytes())
+                    .collect()
+            } else {
+                blocks(format, seed_of, 5 * rows * cols)
+            };
+            w.insert_bytes(&format!("{name}.{inputs}.weight"), format, &[5, rows, cols], bytes)
+                .unwrap();
+        }
+        w.insert(&format!("down.{inputs}.bias"), &[5, inputs], &noise(11, 5 * inputs)).unwrap();
         let norm: Vec<f32> = noise(inputs as u64, inputs).iter().map(|v| 1.0 + v / 4.0).collect();
         w.insert(&format!("norm.{inputs}.weight"), &[inputs], &norm).unwrap();
         w.insert(&format!("bias.{inputs}.weight"), &[inputs], &noise(7, inputs)).unwrap();
@@ -67,6 +87,11 @@ fn weights(format: Format) -> MemoryWeights {
     let norm: Vec<f32> = noise(3, HEAD).iter().map(|v| 1.0 + v / 4.0).collect();
     w.insert(&format!("norm.{HEAD}.weight"), &[HEAD], &norm).unwrap();
     matrix(&mut w, "embed.weight".into(), VOCABULARY, WIDTHS[1]);
+    matrix(&mut w, "positions.weight".into(), CONTEXT, WIDTHS[1]);
+    let ramp: Vec<f32> = (0..6).map(|i| i as f32 - 2.0).collect();
+    w.insert("sinks.weight", &[6], &ramp).unwrap();
+    let norm: Vec<f32> = noise(5, 2 * HEAD).iter().map(|v| 1.0 + v / 4.0).collect();
+    w.insert("heads.norm.weight", &[2, HEAD], &norm).unwrap();
     w
 }
 
@@ -76,14 +101,16 @@ type Choice = (u8, u8, u8);
 /// Makes a graph by appending what the choices say to the values so far.
 fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
     let mut b = Builder::new(w);
-    let mut values: Vec<NodeId> = vec![b.embed("embed").unwrap()];
+    let tokens = b.embed("embed").unwrap();
+    let places = b.embed_positions("positions").unwrap();
+    let mut values: Vec<NodeId> = vec![b.add(tokens, places).unwrap()];
     let mut layer = 0;
     for &(what, x, y) in choices {
         let pick = |i: u8| values[values.len() - 1 - i as usize % values.len().min(5)];
         let a = pick(x);
         let width = b.dims(a)[0];
         let to = WIDTHS[y as usize % 3];
-        let made = match what % 12 {
+        let made = match what % 18 {
             0..=2 => b.linear(a, &format!("m.{width}.{to}.{}", y % 3)).unwrap(),
             3 => b.rms_norm(a, &format!("norm.{width}"), 1e-5).unwrap(),
             4 | 5 => {
@@ -122,11 +149,74 @@ fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
                 layer += 1;
                 b.attend(q, k, v, options).unwrap()
             }
+            12 => {
+                // A mixture of 5 experts of which 2 are picked, by one of the ways there are.
+                let logits = b.linear(a, &format!("router.{width}")).unwrap();
+                let picks = b.top_k(logits, 2).unwrap();
+                let picked = b.pick(logits, picks).unwrap();
+                let share = if y % 2 == 0 {
+                    b.softmax(picked).unwrap()
+                } else {
+                    let picked = b.sigmoid(picked).unwrap();
+                    b.normalize(picked).unwrap()
+                };
+                let gate = b.experts(a, picks, &format!("gate.{width}")).unwrap();
+                let up = b.experts(a, picks, &format!("up.{width}")).unwrap();
+                let gate = b.silu(gate).unwrap();
+                let h = b.mul(gate, up).unwrap();
+                let h = b.experts(h, picks, &format!("down.{width}")).unwrap();
+                b.mix(h, share).unwrap()
+            }
+            13 => match y % 3 {
+                0 => b.layer_norm(a, None, 1e-5).unwrap(),
+                1 => b.layer_norm(a, Some(&format!("norm.{width}")), 1e-5).unwrap(),
+                _ => b.rms_norm_plain(a, 1e-5).unwrap(),
+            },
+            14 => {
+                let kinds = [
+                    UnaryKind::GeluErf,
+                    UnaryKind::GeluQuick,
+                    UnaryKind::Shift(0.25),
+                    UnaryKind::Clamp(-0.5, 0.75),
+                ];
+                b.unary(a, kinds[y as usize % 4]).unwrap()
+            }
+            15 => {
+                let (x, z) = (b.slice(a, 0, 16).unwrap(), b.slice(a, width - 16, 16).unwrap());
+                b.concat(&[z, x]).unwrap()
+            }
+            16 => {
+                let other = values.iter().rev().find(|&&v| v != a && b.dims(v)[0] == width);
+                let x = b.scale(a, 0.5).unwrap();
+                b.binary(BinaryKind::Sub, x, other.copied().unwrap_or(a)).unwrap()
+            }
+            17 => {
+                // Norms of whole rows, heads with weights of their own, slopes and sinks.
+                let q = b.linear(a, &format!("m.{width}.96.0")).unwrap();
+                let k = b.linear(a, &format!("m.{width}.32.1")).unwrap();
+                let q = b.layer_norm(q, Some("norm.96"), 1e-5).unwrap();
+                let (q, k) = (b.heads(q, 96 / HEAD).unwrap(), b.heads(k, 2).unwrap());
+                let k = b.rms_norm(k, "heads.norm", 1e-5).unwrap();
+                let rope = RopeOptions {
+                    dim: Some(8),
+                    gain: 1.25,
+                    divide: &[1.0, 2.0, 3.0, 4.0],
+                    ..RopeOptions::default()
+                };
+                let (q, v) = (b.rope(q, rope).unwrap(), k);
+                let options = AttendOptions { layer, scale: 0.25, window: None, softcap: None };
+                layer += 1;
+                let extras = AttendExtras {
+                    sinks: (y % 2 == 0).then_some("sinks"),
+                    alibi: (y % 3 == 0).then_some(8.0),
+                };
+                b.attend_with(q, k, v, options, extras).unwrap()
+            }
             10 => {
                 let bias = b.weight(&format!("bias.{width}")).unwrap();
                 b.add(a, bias).unwrap()
             }
-            _ if width > 32 => b.slice(a, 16, width - 32).unwrap(),
+            11 if width > 32 => b.slice(a, 16, width - 32).unwrap(),
             _ => b.mul(a, a).unwrap(),
         };
         values.push(made);

@@ -58,12 +58,25 @@ impl State {
 
     /// Writes the mean of the values.
     #[inline(always)]
-    pub(super) unsafe fn finish<L: Lanes>(self, out: *mut f32, dim: usize) {
+    pub(super) unsafe fn finish<L: Lanes>(self, out: *mut f32, dim: usize, sink: Option<f32>) {
         // SAFETY: a state holds its head, rounded up to whole vectors; `out` holds `dim`.
         unsafe {
-            let total = L::splat(*self.data.add(1));
+            let (mut total, mut factor) = (*self.data.add(1), None);
+            if let Some(sink) = sink {
+                // One more score that brings no value.
+                let before = *self.data;
+                let top = if sink > before { sink } else { before };
+                let kept = exp_of::<L>(before - top);
+                total = total * kept + exp_of::<L>(sink - top);
+                factor = Some(kept);
+            }
+            let total = L::splat(total);
             for i in (0..dim).step_by(LANES) {
-                let mean = L::load(self.data.add(LANES + i)).div(total);
+                let mut mean = L::load(self.data.add(LANES + i));
+                if let Some(factor) = factor {
+                    mean = mean.mul(L::splat(factor));
+                }
+                let mean = mean.div(total);
                 if i + LANES <= dim {
                     mean.store(out.add(i));
                 } else {
@@ -83,6 +96,7 @@ impl State {
         seen: &Range<usize>,
         scale: f32,
         softcap: Option<f32>,
+        bias: Option<(f32, f32)>,
     ) -> f32 {
         const COUNT: [f32; LANES] =
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
@@ -94,6 +108,10 @@ impl State {
                 let mut s = L::load(scores.as_ptr().add(t * LANES)).mul(L::splat(scale));
                 if let Some(cap) = softcap {
                     s = L::splat(cap).mul(tanh(s.div(L::splat(cap))));
+                }
+                if let Some((slope, from)) = bias {
+                    let at = L::load(COUNT.as_ptr()).add(L::splat((t * LANES) as f32 + from));
+                    s = at.fma(L::splat(slope), s);
                 }
                 if seen.len() < BLOCK {
                     let at = L::load(COUNT.as_ptr()).add(L::splat((t * LANES) as f32));

@@ -26,7 +26,7 @@ pub use kv::KvLayout;
 
 use super::lanes::{LANES, Lanes, Work, by_isa};
 use super::simd::Isa;
-use crate::graph::op::Attend;
+use crate::graph::op::{Attend, alibi_slope};
 use kernel::{BLOCK, Source, State, scores, sums};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -64,6 +64,8 @@ pub struct AttendCall<'a> {
     pub positions: &'a [u32],
     /// The slot of each row.
     pub slots: &'a [u32],
+    /// A score for each query head that has no value, if there are any.
+    pub sinks: Option<*const f32>,
 }
 
 /// Attention of one layer.
@@ -74,6 +76,7 @@ pub struct Attention {
     scale: f32,
     window: usize,
     softcap: Option<f32>,
+    alibi: Option<f32>,
 }
 
 /// Rows of one slot at consecutive positions.
@@ -95,7 +98,8 @@ impl Attention {
         }
         heads.checked_mul(kv.wide)?.checked_mul(ROWS * 64)?;
         let window = op.window.unwrap_or(usize::MAX);
-        Some(Attention { kv, heads, scale: op.scale, window, softcap: op.softcap })
+        let (scale, softcap, alibi) = (op.scale, op.softcap, op.alibi);
+        Some(Attention { kv, heads, scale, window, softcap, alibi })
     }
 
     /// Scratch of [`run`](Self::run) for steps of up to `rows` rows on up to `threads` workers,
@@ -238,6 +242,28 @@ impl Job<'_> {
         (self.group.first + row) * stride + head * self.this.kv.dim
     }
 
+    /// The query head of query `i`.
+    #[inline(always)]
+    fn query_head(&self, query: usize) -> usize {
+        self.head * self.this.group() + query % self.this.group()
+    }
+
+    /// Its sink.
+    #[inline(always)]
+    unsafe fn sink(&self, query: usize) -> Option<f32> {
+        // SAFETY: there are as many as query heads.
+        self.call.sinks.map(|sinks| unsafe { *sinks.add(self.query_head(query)) })
+    }
+
+    /// What a query adds to the scores of a block that begins at `start`: a slope, and the distance
+    /// of the first position.
+    #[inline(always)]
+    fn bias(&self, query: usize, start: usize) -> Option<(f32, f32)> {
+        let slope = alibi_slope(self.this.alibi?, self.query_head(query), self.this.heads);
+        let position = self.group.position + query / self.this.group();
+        Some((slope, start as f32 - position as f32))
+    }
+
     /// State `i` of this thread: those of the chunk, then those of all chunks.
     #[inline(always)]
     unsafe fn state(&self, i: usize) -> State {
@@ -313,7 +339,7 @@ impl Job<'_> {
                 }
                 if chunk + 1 == own.end {
                     let out = self.call.out.add(self.offset(query, self.call.out_stride));
-                    all.finish::<L>(out, self.this.kv.dim);
+                    all.finish::<L>(out, self.this.kv.dim, self.sink(query));
                 }
             }
         }
@@ -343,7 +369,7 @@ impl Job<'_> {
                     all.join::<L>(self.kept(query, chunk, parts), self.this.kv.wide);
                 }
                 let out = self.call.out.add(self.offset(query, self.call.out_stride));
-                all.finish::<L>(out, self.this.kv.dim);
+                all.finish::<L>(out, self.this.kv.dim, self.sink(query));
             }
         }
     }
@@ -411,13 +437,41 @@ impl Job<'_> {
                         let (job, seen) = (*self, &seen);
                         if const { L::SUMS > 1 } {
                             match n {
-                                1 => L::outline(Queries::<S, 1> { job, query, seen, keys, values }),
-                                2 => L::outline(Queries::<S, 2> { job, query, seen, keys, values }),
-                                3 => L::outline(Queries::<S, 3> { job, query, seen, keys, values }),
-                                _ => L::outline(Queries::<S, 4> { job, query, seen, keys, values }),
+                                1 => L::outline(Queries::<S, 1> {
+                                    job,
+                                    query,
+                                    start,
+                                    seen,
+                                    keys,
+                                    values,
+                                }),
+                                2 => L::outline(Queries::<S, 2> {
+                                    job,
+                                    query,
+                                    start,
+                                    seen,
+                                    keys,
+                                    values,
+                                }),
+                                3 => L::outline(Queries::<S, 3> {
+                                    job,
+                                    query,
+                                    start,
+                                    seen,
+                                    keys,
+                                    values,
+                                }),
+                                _ => L::outline(Queries::<S, 4> {
+                                    job,
+                                    query,
+                                    start,
+                                    seen,
+                                    keys,
+                                    values,
+                                }),
                             }
                         } else {
-                            L::outline(Queries::<S, 1> { job, query, seen, keys, values });
+                            L::outline(Queries::<S, 1> { job, query, start, seen, keys, values });
                         }
                         query += n;
                     }
@@ -433,6 +487,8 @@ impl Job<'_> {
 struct Queries<'a, S, const M: usize> {
     job: Job<'a>,
     query: usize,
+    /// The position where the block begins.
+    start: usize,
     seen: &'a Range<usize>,
     keys: *const S,
     values: *const S,
@@ -441,7 +497,7 @@ struct Queries<'a, S, const M: usize> {
 impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Queries { job, query, seen, keys, values } = self;
+        let Queries { job, query, start, seen, keys, values } = self;
         let (this, kv) = (job.this, &job.this.kv);
         let mut q = [std::ptr::null(); M];
         let mut states = [State { data: std::ptr::null_mut() }; M];
@@ -468,7 +524,8 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
             let mut factors = [0.0f32; M];
             for m in 0..M {
                 let (scale, softcap) = (this.scale, this.softcap);
-                factors[m] = states[m].softmax::<L>(&mut weights[m], seen, scale, softcap);
+                let bias = job.bias(query + m, start);
+                factors[m] = states[m].softmax::<L>(&mut weights[m], seen, scale, softcap, bias);
             }
             let (weights, factors, mut at) = (&weights, &factors, 0);
             while at < kv.wide {

@@ -94,6 +94,7 @@ fn attend(
                 out_stride: heads * dim,
                 positions: &positions,
                 slots: &slots,
+                sinks: op.alibi.map(|_| SINKS.as_ptr()),
             };
             // SAFETY: the buffers above; the scratch is 8-aligned and all lanes load unaligned.
             unsafe { attention.run(cache.isa, &call, w.index, w.count, data as *mut u8) };
@@ -123,11 +124,14 @@ fn meaning(cache: &Cache, op: &Attend, heads: usize, rows: &[(u32, u32)]) -> Vec
                 let k = &cache.stored[0][at(p)..][..dim];
                 let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
                 let s = dot * f64::from(op.scale);
-                op.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                let s = op.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
+                let slope = op.alibi.map_or(0.0, |max| alibi_slope(max, head, heads));
+                s - f64::from(slope) * (last - p) as f64
             };
             let scores: Vec<f64> = (first..=last).map(score).collect();
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            let sink = op.alibi.map_or(0.0, |_| (f64::from(SINKS[head % 32]) - top).exp());
+            let total: f64 = scores.iter().map(|s| (s - top).exp()).sum::<f64>() + sink;
             for d in 0..dim {
                 let weighted = scores
                     .iter()
@@ -140,11 +144,24 @@ fn meaning(cache: &Cache, op: &Attend, heads: usize, rows: &[(u32, u32)]) -> Vec
     out
 }
 
-const OPS: [Attend; 4] = [
-    Attend { scale: 0.2, window: None, softcap: None },
-    Attend { scale: 0.125, window: Some(70), softcap: None },
-    Attend { scale: 0.3, window: None, softcap: Some(2.0) },
-    Attend { scale: 0.25, window: Some(1), softcap: Some(30.0) },
+/// Sinks of the heads, for attention with slopes.
+static SINKS: [f32; 32] = {
+    let mut sinks = [0.5; 32];
+    let mut i = 0;
+    while i < 32 {
+        sinks[i] = i as f32 * 0.75 - 3.0;
+        i += 1;
+    }
+    sinks
+};
+
+const OPS: [Attend; 6] = [
+    Attend { scale: 0.2, window: None, softcap: None, alibi: Some(8.0) },
+    Attend { scale: 0.3, window: Some(70), softcap: Some(9.0), alibi: Some(3.0) },
+    Attend { scale: 0.2, window: None, softcap: None, alibi: None },
+    Attend { scale: 0.125, window: Some(70), softcap: None, alibi: None },
+    Attend { scale: 0.3, window: None, softcap: Some(2.0), alibi: None },
+    Attend { scale: 0.25, window: Some(1), softcap: Some(30.0), alibi: None },
 ];
 
 fn bits(x: &[f32]) -> Vec<u32> {

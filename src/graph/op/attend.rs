@@ -9,7 +9,7 @@ use crate::graph::{DType, Lead, NodeId, TensorType};
 /// keys and values in groups of `q heads / kv heads`.
 ///
 /// `y = softmax(cap(q · k * scale)) · v`, where `cap(s) = softcap * tanh(s / softcap)` if there is
-/// a softcap.
+/// a softcap. A head's sink, if it has one, is one more score under the softmax.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Attend {
     /// Factor on the dot products.
@@ -18,10 +18,30 @@ pub struct Attend {
     pub window: Option<usize>,
     /// Bound on the scores.
     pub softcap: Option<f32>,
+    /// Whether far positions count less, head by head: [`alibi_slope`].
+    pub alibi: Option<f32>,
+}
+
+/// What a head of `heads` adds to a score for each position between: the first of the slopes
+/// `2^(-max i / n)`, where `n` is the greatest power of two that is not above `heads`, then every
+/// second of those for `2 n`.
+pub fn alibi_slope(max: f32, head: usize, heads: usize) -> f32 {
+    let n = 1usize << heads.max(1).ilog2();
+    let power = if head < n {
+        (head + 1) as f64 / n as f64
+    } else {
+        (2 * (head - n) + 1) as f64 / (2 * n) as f64
+    };
+    (-f64::from(max) * power).exp2() as f32
 }
 
 impl OpDef for Attend {
     fn infer(&self, args: &[&TensorType], _: Option<&TensorType>) -> Result<TensorType, String> {
+        // The sinks of the heads, if there are any, come last.
+        let (args, sinks) = match args {
+            [args @ .., sinks] if args.len() == 5 => (args, Some(sinks)),
+            args => (args, None),
+        };
         let [q, k, v, positions, slots] = arity(args)?;
         activation("the queries", q)?;
         if k.lead != Lead::Cache || k != v {
@@ -39,6 +59,14 @@ impl OpDef for Attend {
         if !positive(self.scale) || self.softcap.is_some_and(|c| !positive(c)) {
             return Err("scale and softcap must be positive".to_string());
         }
+        if self.alibi.is_some_and(|a| !positive(a)) {
+            return Err("alibi must be positive".to_string());
+        }
+        if let Some(sinks) = sinks
+            && (sinks.lead != Lead::Fixed || sinks.dims.as_slice() != [q.dims[0]])
+        {
+            return Err(format!("sinks {sinks} do not fit the heads of {q}"));
+        }
         if self.window == Some(0) {
             return Err("a window of 0 sees nothing".to_string());
         }
@@ -53,19 +81,24 @@ impl OpDef for Attend {
         if let Some(softcap) = self.softcap {
             out.float("softcap", softcap);
         }
+        if let Some(alibi) = self.alibi {
+            out.float("alibi", alibi);
+        }
     }
 
     fn parse(attrs: &mut AttrReader) -> Result<Self, String> {
         let scale = attrs.float("scale")?;
         let window = if attrs.has("window") { Some(attrs.count("window")?) } else { None };
         let softcap = if attrs.has("softcap") { Some(attrs.float("softcap")?) } else { None };
-        Ok(Attend { scale, window, softcap })
+        let alibi = if attrs.has("alibi") { Some(attrs.float("alibi")?) } else { None };
+        Ok(Attend { scale, window, softcap, alibi })
     }
 
     fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
         let (q, q_ty, kv_ty) = (env.arg_f32(id, 0), env.arg_ty(id, 0), env.arg_ty(id, 1));
         let (keys, values) = (env.arg_cache(id, 1), env.arg_cache(id, 2));
         let (positions, slots) = (env.arg_u32(id, 3), env.arg_u32(id, 4));
+        let sinks = (env.arg_count(id) == 6).then(|| env.arg_f32(id, 5));
         let (heads, dim) = (q_ty.dims[0], q_ty.dims[1]);
         let (group, kv_width) = (heads / kv_ty.dims[0], kv_ty.width());
         let mut y = vec![0.0f32; q.len()];
@@ -80,11 +113,15 @@ impl OpDef for Attend {
             for p in first..=last {
                 let k = &keys[at(p)..at(p) + dim];
                 let s = dot(q, k) * self.scale;
-                scores.push(self.softcap.map_or(s, |c| c * (s / c).tanh()));
+                let s = self.softcap.map_or(s, |c| c * (s / c).tanh());
+                let slope = self.alibi.map_or(0.0, |max| alibi_slope(max, head, heads));
+                scores.push(s - slope * (last - p) as f32);
             }
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // A sink is one more score, of a position without a value.
+            let sink = sinks.map_or(f32::NEG_INFINITY, |s| s[head]);
+            let max = scores.iter().copied().fold(sink, f32::max);
             scores.iter_mut().for_each(|s| *s = (*s - max).exp());
-            let total: f32 = scores.iter().sum();
+            let total = scores.iter().sum::<f32>() + (sink - max).exp();
             for (p, s) in (first..=last).zip(&scores) {
                 let v = &values[at(p)..at(p) + dim];
                 y.iter_mut().zip(v).for_each(|(y, v)| *y += s / total * v);

@@ -11,14 +11,28 @@ pub enum BinaryKind {
     Add,
     /// `a * b`.
     Mul,
+    /// `a - b`.
+    Sub,
+    /// `a / b`.
+    Div,
 }
 
 impl BinaryKind {
+    /// All operations, with their names.
+    pub const NAMED: [(BinaryKind, &'static str); 4] = [
+        (BinaryKind::Add, "add"),
+        (BinaryKind::Mul, "mul"),
+        (BinaryKind::Sub, "sub"),
+        (BinaryKind::Div, "div"),
+    ];
+
     /// The operation on one pair.
     pub fn apply(self, a: f32, b: f32) -> f32 {
         match self {
             BinaryKind::Add => a + b,
             BinaryKind::Mul => a * b,
+            BinaryKind::Sub => a - b,
+            BinaryKind::Div => a / b,
         }
     }
 }
@@ -40,16 +54,18 @@ impl OpDef for Binary {
     }
 
     fn attrs(&self, out: &mut Attrs) {
-        out.text("kind", if self.kind == BinaryKind::Add { "add" } else { "mul" });
+        for (kind, name) in BinaryKind::NAMED {
+            if kind == self.kind {
+                out.text("kind", name);
+            }
+        }
     }
 
     fn parse(attrs: &mut AttrReader) -> Result<Self, String> {
-        let kind = match attrs.text("kind")?.as_str() {
-            "add" => BinaryKind::Add,
-            "mul" => BinaryKind::Mul,
-            other => return Err(format!("no operation {}", crate::error::quoted(other))),
-        };
-        Ok(Binary { kind })
+        let name = attrs.text("kind")?;
+        let found = BinaryKind::NAMED.iter().find(|(_, n)| *n == name);
+        let found = found.ok_or_else(|| format!("no operation {}", crate::error::quoted(&name)))?;
+        Ok(Binary { kind: found.0 })
     }
 
     fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {

@@ -1,10 +1,10 @@
-//! `embed table, tokens`: the rows of a table that the tokens name.
+//! `embed table, ids`: the rows of a table that tokens, positions or picks name.
 
 use super::{AttrReader, Attrs, OpDef, arity};
 use crate::graph::reference::{Env, Value};
 use crate::graph::{DType, Lead, NodeId, TensorType};
 
-/// Looks up one row of `table[vocab, dim]` for each token.
+/// Looks up one row of `table[count, dim]` for each token, position or pick.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Embed;
 
@@ -14,10 +14,13 @@ impl OpDef for Embed {
         if table.lead != Lead::Fixed || table.dims.len() != 2 {
             return Err(format!("the table must be a matrix, is {table}"));
         }
-        if tokens.dtype != DType::U32 || !tokens.dims.is_empty() {
+        // Tokens or positions, or the experts that a row picked.
+        if tokens.dtype != DType::U32 || tokens.dims.len() > 1 {
             return Err(format!("tokens must be u32[R], is {tokens}"));
         }
-        Ok(TensorType::new(DType::F32, tokens.lead, &table.dims[1..]))
+        let mut dims = tokens.dims.clone();
+        dims.push(table.dims[1]);
+        Ok(TensorType::new(DType::F32, tokens.lead, &dims))
     }
 
     fn attrs(&self, _: &mut Attrs) {}
@@ -27,7 +30,7 @@ impl OpDef for Embed {
     }
 
     fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
-        let (table, dim) = (env.arg_f32(id, 0), env.ty(id).width());
+        let (table, dim) = (env.arg_f32(id, 0), env.ty(id).last());
         let mut out = Vec::new();
         for &token in env.arg_u32(id, 1) {
             let start = token as usize * dim;

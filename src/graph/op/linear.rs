@@ -62,7 +62,7 @@ impl OpDef for Linear {
 
 /// `w · x` with the outputs of each weight row together. Threads share the weight rows; each
 /// output is one thread's alone, so their number changes nothing.
-fn columns(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
+pub(super) fn columns(x: &[f32], w: &[f32], inputs: usize) -> Vec<f32> {
     let (rows, outputs) = (x.len() / inputs, w.len() / inputs);
     let mut y = vec![0.0; rows * outputs];
     let fill = |w: &[f32], y: &mut [f32]| {

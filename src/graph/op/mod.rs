@@ -9,28 +9,34 @@ mod attend;
 mod attrs;
 mod binary;
 mod embed;
+mod experts;
 mod input;
+mod layer_norm;
 mod linear;
 mod rms_norm;
 mod rope;
 mod sample;
 mod shape;
+mod softmax;
 mod store;
 mod unary;
 
-pub use attend::Attend;
+pub use attend::{Attend, alibi_slope};
 pub(crate) use attrs::unescape;
 pub use attrs::{AttrReader, Attrs};
 pub use binary::{Binary, BinaryKind};
 pub use embed::Embed;
+pub use experts::{Experts, MOST_PICKS, Mix, Pick, TopK, top_k};
 pub use input::{Cache, CachePart, Input, InputKind, Weight};
+pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use rms_norm::RmsNorm;
 pub use rope::{Rope, RopeLayout};
 pub use sample::{NonFinite, Sample, Sampler, SamplerScratch, sample};
-pub use shape::{Reshape, Select, Slice};
+pub use shape::{Concat, Reshape, Select, Slice};
+pub use softmax::{Normalize, Softmax};
 pub use store::Store;
-pub use unary::{Unary, UnaryKind};
+pub use unary::{NORMAL_TAIL, Unary, UnaryKind};
 
 use super::reference::Env;
 use super::{NodeId, TensorType};
@@ -123,6 +129,8 @@ ops! {
     "linear" Linear,
     /// Root-mean-square normalization over the last dimension.
     "rms_norm" RmsNorm,
+    /// Normalization to mean 0 and variance 1 over the last dimension.
+    "layer_norm" LayerNorm,
     /// Rotary position embedding.
     "rope" Rope,
     /// Writes keys or values of the step into a cache.
@@ -137,6 +145,20 @@ ops! {
     "reshape" Reshape,
     /// A range of the last dimension.
     "slice" Slice,
+    /// Values side by side in the last dimension.
+    "concat" Concat,
+    /// Shares of e^x.
+    "softmax" Softmax,
+    /// Shares of x.
+    "normalize" Normalize,
+    /// Indices of the greatest elements of a row.
+    "top_k" TopK,
+    /// The elements of a row that were picked.
+    "pick" Pick,
+    /// Rows times the weights of the experts they picked.
+    "experts" Experts,
+    /// The weighted sum of the rows of a row.
+    "mix" Mix,
     /// The rows whose logits are wanted.
     "select" Select,
     /// A token from a row of logits.

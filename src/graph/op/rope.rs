@@ -25,14 +25,25 @@ pub struct Rope {
     pub scale: f32,
     /// Which elements form a pair.
     pub layout: RopeLayout,
+    /// Factor on what has turned; 1 but for some stretched models.
+    pub gain: f32,
+    /// Divides the frequency of each pair, as the tensor does; empty for none.
+    pub factors: Vec<f32>,
 }
 
 impl Rope {
     /// The angle of pair `i` at `position`, in f64 so that far positions keep their digits.
     pub fn angle(&self, position: u32, pair: usize, factor: f32) -> f64 {
         let exponent = -2.0 * pair as f64 / self.dim as f64;
-        let frequency = f64::from(self.base).powf(exponent) / f64::from(factor);
+        let own = self.factors.get(pair).copied().unwrap_or(1.0);
+        let frequency = f64::from(self.base).powf(exponent) / f64::from(factor) / f64::from(own);
         f64::from(position) * f64::from(self.scale) * frequency
+    }
+
+    /// Cosine and sine of that angle, times the gain.
+    pub fn turn(&self, angle: f64) -> (f32, f32) {
+        let gain = f64::from(self.gain);
+        ((angle.cos() * gain) as f32, (angle.sin() * gain) as f32)
     }
 
     /// The two elements of pair `i`.
@@ -62,6 +73,14 @@ impl OpDef for Rope {
         if !(self.base.is_finite() && self.base > 0.0 && self.scale.is_finite()) {
             return Err(format!("base {} and scale {} are unfit", self.base, self.scale));
         }
+        let positive = |x: &f32| x.is_finite() && *x > 0.0;
+        if !positive(&self.gain) || !self.factors.iter().all(positive) {
+            return Err("gain and factors must be positive".to_string());
+        }
+        if !self.factors.is_empty() && self.factors.len() != self.dim / 2 {
+            let (n, pairs) = (self.factors.len(), self.dim / 2);
+            return Err(format!("{n} factors do not fit {pairs} pairs"));
+        }
         if let Some(f) = factors
             && (f.lead != Lead::Fixed || f.dims.as_slice() != [self.dim / 2])
         {
@@ -76,6 +95,13 @@ impl OpDef for Rope {
         out.float("scale", self.scale);
         let half = self.layout == RopeLayout::Half;
         out.text("layout", if half { "half" } else { "neighbour" });
+        if self.gain != 1.0 {
+            out.float("gain", self.gain);
+        }
+        if !self.factors.is_empty() {
+            let factors: Vec<String> = self.factors.iter().map(|f| format!("{f:?}")).collect();
+            out.text("factors", &factors.join(" "));
+        }
     }
 
     fn parse(attrs: &mut AttrReader) -> Result<Self, String> {
@@ -86,7 +112,11 @@ impl OpDef for Rope {
             "neighbour" => RopeLayout::Neighbour,
             other => return Err(format!("no layout {}", crate::error::quoted(other))),
         };
-        Ok(Rope { dim, base, scale, layout })
+        let gain = if attrs.has("gain") { attrs.float("gain")? } else { 1.0 };
+        let factors = if attrs.has("factors") { attrs.text("factors")? } else { String::new() };
+        let factors: Result<Vec<f32>, _> = factors.split_whitespace().map(str::parse).collect();
+        let factors = factors.map_err(|_| "factors are not numbers".to_string())?;
+        Ok(Rope { dim, base, scale, layout, gain, factors })
     }
 
     fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
@@ -96,8 +126,7 @@ impl OpDef for Rope {
         for (row, &position) in y.chunks_exact_mut(width).zip(positions) {
             for i in 0..self.dim / 2 {
                 let factor = factors.map_or(1.0, |f| f[i]);
-                let (sin, cos) = self.angle(position, i, factor).sin_cos();
-                let (sin, cos) = (sin as f32, cos as f32);
+                let (cos, sin) = self.turn(self.angle(position, i, factor));
                 let (a, b) = self.pair(i);
                 for x in row.chunks_exact_mut(head) {
                     (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);

@@ -86,6 +86,54 @@ impl OpDef for Slice {
     }
 }
 
+/// Values side by side in the last dimension.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Concat;
+
+impl OpDef for Concat {
+    fn infer(&self, args: &[&TensorType], _: Option<&TensorType>) -> Result<TensorType, String> {
+        let Some((first, rest)) = args.split_first().filter(|(_, rest)| !rest.is_empty()) else {
+            return Err("takes at least two values".to_string());
+        };
+        activation("the input", first)?;
+        let mut ty = (*first).clone();
+        for x in rest {
+            let alike = x.dtype == ty.dtype && x.lead == ty.lead && x.dims.len() == ty.dims.len();
+            let (Some((last, outer)), true) = (x.dims.split_last(), alike) else {
+                return Err(format!("{first} and {x} do not match"));
+            };
+            match ty.dims.split_last_mut() {
+                Some((end, dims)) if *dims == *outer => *end = end.saturating_add(*last),
+                _ => return Err(format!("{first} and {x} do not match")),
+            }
+        }
+        Ok(ty)
+    }
+
+    fn attrs(&self, _: &mut Attrs) {}
+
+    fn parse(_: &mut AttrReader) -> Result<Self, String> {
+        Ok(Concat)
+    }
+
+    fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
+        let last = env.ty(id).last();
+        let mut y = Vec::new();
+        let rows = env.arg_f32(id, 0).len() / env.arg_ty(id, 0).last();
+        y.resize(rows * last, 0.0);
+        let mut start = 0;
+        for i in 0..env.arg_count(id) {
+            let len = env.arg_ty(id, i).last();
+            for (y, x) in y.chunks_exact_mut(last).zip(env.arg_f32(id, i).chunks_exact(len)) {
+                y[start..start + len].copy_from_slice(x);
+            }
+            start += len;
+        }
+        env.set(id, Value::F32(y));
+        Ok(())
+    }
+}
+
 /// The rows whose logits are wanted: `R` rows in, `O` rows out.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Select;

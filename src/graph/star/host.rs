@@ -4,7 +4,10 @@
 use super::eval::{Args, Frame, Script};
 use super::value::{Told, Value};
 use crate::error::{Error, Result};
-use crate::graph::{AttendOptions, Builder, NodeId, Origin, RopeLayout, RopeOptions, UnaryKind};
+use crate::graph::{
+    AttendExtras, AttendOptions, BinaryKind, Builder, NodeId, Origin, RopeLayout, RopeOptions,
+    UnaryKind,
+};
 use std::rc::Rc;
 
 /// Nodes that a graph file may make: a model of 1,000 layers has about 60,000.
@@ -22,6 +25,13 @@ impl<'w> Script<'_, 'w> {
     fn text_arg(&self, args: &mut Args, name: &str) -> Told<Rc<str>> {
         let value = args.need(name)?;
         self.to_text(value).map_err(|what| format!("{name}: {what}"))
+    }
+
+    fn maybe_text(&self, args: &mut Args, name: &str) -> Told<Option<Rc<str>>> {
+        match args.take(name) {
+            None | Some(Value::None) => Ok(None),
+            Some(value) => self.to_text(value).map(Some).map_err(|what| format!("{name}: {what}")),
+        }
     }
 
     fn number(&self, args: &mut Args, name: &str, default: Option<f32>) -> Told<f32> {
@@ -100,8 +110,12 @@ impl<'w> Script<'_, 'w> {
         let made = match name {
             "has" => {
                 let tensor = self.text_arg(a, "name")?;
-                let there = self.builder.as_ref().is_some_and(|b| b.has(&tensor));
-                Ok(Value::Bool(there))
+                let part = match a.take("part") {
+                    Some(part) => self.to_text(part)?,
+                    None => "weight".into(),
+                };
+                let full = format!("{tensor}.{part}");
+                Ok(Value::Bool(self.builder.as_ref().is_some_and(|b| b.has_tensor(&full))))
             }
             "dims" => {
                 let x = self.node(a, "x")?;
@@ -117,8 +131,13 @@ impl<'w> Script<'_, 'w> {
             }
             "embed" => {
                 let tensor = self.text_arg(a, "name")?;
+                let by = a.named("by").map(|by| self.to_text(by)).transpose()?;
                 a.finish()?;
-                self.built(origin, |b| b.embed(&tensor))
+                match by.as_deref() {
+                    None | Some("tokens") => self.built(origin, |b| b.embed(&tensor)),
+                    Some("positions") => self.built(origin, |b| b.embed_positions(&tensor)),
+                    _ => return Err("by is \"tokens\" or \"positions\"".to_string()),
+                }
             }
             "linear" => {
                 let (x, tensor) = (self.node(a, "x")?, self.text_arg(a, "name")?);
@@ -146,10 +165,65 @@ impl<'w> Script<'_, 'w> {
                 self.built(origin, |b| b.reshape(x, &dims))
             }
             "rms_norm" => {
-                let (x, tensor) = (self.node(a, "x")?, self.text_arg(a, "name")?);
+                let (x, tensor) = (self.node(a, "x")?, self.maybe_text(a, "name")?);
                 let eps = self.number(a, "eps", None)?;
                 a.finish()?;
-                self.built(origin, |b| b.rms_norm(x, &tensor, eps))
+                self.built(origin, |b| match tensor {
+                    Some(tensor) => b.rms_norm(x, &tensor, eps),
+                    None => b.rms_norm_plain(x, eps),
+                })
+            }
+            "layer_norm" => {
+                let (x, tensor) = (self.node(a, "x")?, self.maybe_text(a, "name")?);
+                let eps = self.number(a, "eps", None)?;
+                a.finish()?;
+                self.built(origin, |b| b.layer_norm(x, tensor.as_deref(), eps))
+            }
+            "concat" => {
+                let list = a.need("values")?;
+                let mut values = Vec::new();
+                for value in self.heap.all(list)? {
+                    match value {
+                        Value::Node(id) => values.push(id),
+                        other => return Err(format!("{} is not a node", self.heap.brief(other))),
+                    }
+                }
+                a.finish()?;
+                self.built(origin, |b| b.concat(&values))
+            }
+            "softmax" | "normalize" => {
+                let x = self.node(a, "x")?;
+                a.finish()?;
+                let softmax = name == "softmax";
+                self.built(origin, |b| if softmax { b.softmax(x) } else { b.normalize(x) })
+            }
+            "top_k" => {
+                let (x, k) = (self.node(a, "x")?, self.count(a, "k")?);
+                a.finish()?;
+                self.built(origin, |b| b.top_k(x, k))
+            }
+            "pick" => {
+                let (x, picks) = (self.node(a, "x")?, self.node(a, "picks")?);
+                a.finish()?;
+                self.built(origin, |b| b.pick(x, picks))
+            }
+            "experts" => {
+                let (x, picks) = (self.node(a, "x")?, self.node(a, "picks")?);
+                let tensor = self.text_arg(a, "name")?;
+                a.finish()?;
+                self.built(origin, |b| b.experts(x, picks, &tensor))
+            }
+            "mix" => {
+                let (x, w) = (self.node(a, "x")?, self.node(a, "weights")?);
+                a.finish()?;
+                self.built(origin, |b| b.mix(x, w))
+            }
+            "clamp" => {
+                let x = self.node(a, "x")?;
+                let low = self.number(a, "low", Some(f32::MIN))?;
+                let high = self.number(a, "high", Some(f32::MAX))?;
+                a.finish()?;
+                self.built(origin, |b| b.unary(x, UnaryKind::Clamp(low, high)))
             }
             "rope" => return self.rope(origin, args),
             "attend" => return self.attend(origin, args),
@@ -202,14 +276,22 @@ impl<'w> Script<'_, 'w> {
                 _ => return Err(format!("no layout {}", self.heap.brief(layout))),
             },
         };
-        let factors = match a.take("factors") {
-            None | Some(Value::None) => None,
-            Some(tensor) => Some(self.to_text(tensor)?),
-        };
+        // A tensor's name, or numbers.
+        let (mut factors, mut divide) = (None, Vec::new());
+        match a.take("factors") {
+            None | Some(Value::None) => {}
+            Some(tensor @ Value::Text(_)) => factors = Some(self.to_text(tensor)?),
+            Some(list) => {
+                for value in self.heap.all(list)? {
+                    divide.push(self.to_float(value)? as f32);
+                }
+            }
+        }
+        let gain = self.number(a, "gain", Some(1.0))?;
         args.finish()?;
         Ok(self.built(origin, |b| {
-            let factors = factors.as_deref();
-            b.rope(x, RopeOptions { base, dim, scale, layout, factors })
+            let (factors, divide) = (factors.as_deref(), &divide[..]);
+            b.rope(x, RopeOptions { base, dim, scale, layout, factors, divide, gain })
         }))
     }
 
@@ -218,9 +300,13 @@ impl<'w> Script<'_, 'w> {
         let (q, k, v) = (self.node(a, "q")?, self.node(a, "k")?, self.node(a, "v")?);
         let (layer, scale) = (self.count(a, "layer")?, self.number(a, "scale", None)?);
         let (window, softcap) = (self.maybe_count(a, "window")?, self.maybe_number(a, "softcap")?);
+        let (sinks, alibi) = (self.maybe_text(a, "sinks")?, self.maybe_number(a, "alibi")?);
         args.finish()?;
-        Ok(self
-            .built(origin, |b| b.attend(q, k, v, AttendOptions { layer, scale, window, softcap })))
+        let options = AttendOptions { layer, scale, window, softcap };
+        Ok(self.built(origin, |b| {
+            let extras = AttendExtras { sinks: sinks.as_deref(), alibi };
+            b.attend_with(q, k, v, options, extras)
+        }))
     }
 
     /// An operator of which one side is a node.
@@ -234,9 +320,30 @@ impl<'w> Script<'_, 'w> {
     ) -> Result<Value> {
         let origin = self.origin(frame, line);
         let number = |v: Value| self.to_float(v).ok().map(|x| x as f32).filter(|x| x.is_finite());
+        let kind = match op {
+            "+" => Some(BinaryKind::Add),
+            "*" => Some(BinaryKind::Mul),
+            "-" => Some(BinaryKind::Sub),
+            "/" => Some(BinaryKind::Div),
+            _ => None,
+        };
         match (op, left, right) {
-            ("+", Value::Node(a), Value::Node(b)) => self.built(&origin, |g| g.add(a, b)),
-            ("*", Value::Node(a), Value::Node(b)) => self.built(&origin, |g| g.mul(a, b)),
+            (_, Value::Node(a), Value::Node(b)) if kind.is_some() => {
+                let kind = kind.unwrap_or(BinaryKind::Add);
+                self.built(&origin, |g| g.binary(kind, a, b))
+            }
+            ("+", Value::Node(x), c) | ("+", c, Value::Node(x)) if number(c).is_some() => {
+                let c = number(c).unwrap_or(0.0);
+                self.built(&origin, |g| g.unary(x, UnaryKind::Shift(c)))
+            }
+            ("-", Value::Node(x), c) if number(c).is_some() => {
+                let c = number(c).unwrap_or(0.0);
+                self.built(&origin, |g| g.unary(x, UnaryKind::Shift(-c)))
+            }
+            ("/", Value::Node(x), c) if number(c).is_some_and(|c| c != 0.0) => {
+                let c = number(c).unwrap_or(1.0);
+                self.built(&origin, |g| g.scale(x, 1.0 / c))
+            }
             ("*", Value::Node(x), c) | ("*", c, Value::Node(x)) if number(c).is_some() => {
                 let c = number(c).unwrap_or(1.0);
                 self.built(&origin, |g| g.scale(x, c))
