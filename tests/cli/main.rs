@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 fn gllm(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gllm"));
-    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG");
+    command.args(args).stdin(Stdio::null()).env_remove("RUST_LOG").env_remove("GLLM_ISA");
     command
 }
 
@@ -218,6 +218,40 @@ fn usage_errors_exit_with_2() {
         &["nonsense"],
     ] {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn the_environment_names_an_instruction_set() {
+    let with = |isa: &str, args: &[&str]| gllm(args).env("GLLM_ISA", isa).output().unwrap();
+    let line = |output: &Output| {
+        let text = text(&output.stdout);
+        let line = text.lines().find(|l| l.starts_with("instruction set")).unwrap();
+        let (picked, all) =
+            line.strip_prefix("instruction set ").unwrap().split_once(", of ").unwrap();
+        (picked.to_string(), all.split(", ").map(str::to_string).collect::<Vec<_>>())
+    };
+    // The best is the last of them, unless told otherwise; any gives the same text.
+    let (picked, all) = line(&run(&["info"]));
+    assert_eq!(Some(&picked), all.last());
+    assert_eq!(all[0], "scalar");
+    assert_eq!(line(&with("", &["info"])).0, picked);
+    let args = ["run", "-p", "The king said", "-n", "12"];
+    let want = run(&args).stdout;
+    for isa in &all {
+        assert_eq!(line(&with(isa, &["info"])), (isa.clone(), all.clone()));
+        assert_eq!(with(isa, &args).stdout, want, "{isa}");
+    }
+    // The option wins; a name that is no good is refused with those that are.
+    assert_eq!(with("sse", &[&args[..], &["--isa", "scalar"]].concat()).stdout, want);
+    for args in [&["info"][..], &args] {
+        let output = with("sse\n", args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        let error = text(&output.stderr);
+        assert_eq!(error.lines().count(), 1, "{error}");
+        let all = all.join(", ");
+        assert!(error.starts_with("gllm: GLLM_ISA: ") && error.contains(&all), "{error}");
     }
 }
 

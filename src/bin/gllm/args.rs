@@ -38,7 +38,7 @@ pub enum Command {
     Perplexity(Perplexity),
     /// Show launches and memory, to the byte, before any weight is read.
     Plan(Plan),
-    /// Show what a model file holds.
+    /// Show what a model file holds and which instruction sets there are.
     Info(Info),
     /// Print the graph of one step as text.
     Graph(Graph),
@@ -88,7 +88,7 @@ pub struct Machine {
     /// Rows of a prefill step
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = positive)]
     pub chunk: usize,
-    /// Instruction set: scalar, avx2, avxvnni or avx512 [default: the best there is]
+    /// Instruction set, one that `gllm info` names [default: $GLLM_ISA, or the best there is]
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
 }

@@ -17,8 +17,9 @@ pub fn plan(args: &Plan) -> Result<End, Failure> {
     Ok(End::Done)
 }
 
-/// Shows what a file holds.
+/// Shows what a file holds, and the instruction set that it would run on.
 pub fn info(args: &Info) -> Result<End, Failure> {
+    let isa = load::isa(None)?;
     let model = load::open(args.model.as_deref())?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     writeln!(out, "{}  {}", model.name(), Size(model.file_bytes()))?;
@@ -34,6 +35,7 @@ pub fn info(args: &Info) -> Result<End, Failure> {
     for (format, (count, bytes)) in formats {
         writeln!(out, "  {format:<6} {count:>6}  {}", Size(bytes))?;
     }
+    writeln!(out, "\ninstruction set {}, of {}", isa.name(), load::isa_names())?;
     if args.tensors {
         writeln!(out)?;
         for tensor in model.tensors() {

@@ -3,11 +3,13 @@
 use crate::Failure;
 use crate::args::Machine;
 use gllm_kernels::cpu::{CpuBackend, CpuSession, simd::Isa};
+use gllm_kernels::error::quoted;
 use gllm_kernels::graph::{Graph, arch};
 use gllm_kernels::model::Model;
 use gllm_kernels::plan::Limits;
 use gllm_kernels::replay::{Generator, Plans};
 use gllm_kernels::{Error, embedded};
+use std::env;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,12 +27,32 @@ pub fn backend(machine: &Machine) -> Result<CpuBackend, Failure> {
     if let Some(threads) = machine.threads {
         backend = backend.with_threads(threads)?;
     }
-    if let Some(name) = &machine.isa {
-        let isa = Isa::from_name(name)
-            .ok_or_else(|| Failure::Usage(format!("there is no instruction set {name:?}")))?;
-        backend = backend.with_isa(isa)?;
-    }
-    Ok(backend)
+    Ok(backend.with_isa(isa(machine.isa.as_deref())?)?)
+}
+
+/// The instruction set of this name, or else the one that `GLLM_ISA` names, or the best there is.
+pub fn isa(name: Option<&str>) -> Result<Isa, Failure> {
+    let (from, name) = match (name, env::var_os(ISA_VARIABLE)) {
+        (Some(name), _) => ("--isa", name.to_string()),
+        (None, Some(name)) if !name.is_empty() => {
+            (ISA_VARIABLE, name.to_string_lossy().into_owned())
+        }
+        _ => return Ok(Isa::detect()),
+    };
+    Isa::from_name(&name).filter(|isa| isa.is_available()).ok_or_else(|| {
+        let name = quoted(&name);
+        let has = isa_names();
+        Failure::Usage(format!(
+            "{from}: this processor has no instruction set {name}; it has {has}"
+        ))
+    })
+}
+
+const ISA_VARIABLE: &str = "GLLM_ISA";
+
+/// The instruction sets of this processor.
+pub fn isa_names() -> String {
+    Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ")
 }
 
 /// The context a model was trained for.

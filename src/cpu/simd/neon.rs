@@ -3,8 +3,8 @@
 //! So a span's weights are read once, in order, and eight chains of sums run beside one another
 //! (four registers, two digits), which hides the instructions' latency. With `sdot` a group of 32
 //! columns of 4 bits takes about 150 instructions for one row of activations, 64 of them `sdot`,
-//! and all its sums stay in registers; passes over one register's lanes after another would take
-//! about 270. Of several rows each fetches its sums, multiplies them and puts them back: 32 `sdot`
+//! and all its sums stay in registers; four passes, each over one register's lanes, would take half
+//! as many again. Of several rows each fetches its sums, multiplies them and puts them back: 32 `sdot`
 //! of 47 instructions, while the 16 registers of codes stay. Products with floats have no codes to
 //! take apart and keep the sums of several rows in registers instead: 4 rows of two registers'
 //! lanes, or 8 rows of one's.
