@@ -230,7 +230,7 @@ fn attention(graph: &Graph, id: NodeId, context: usize) -> Option<Attention> {
 /// How a cache lies in memory.
 pub(super) fn kv_layout(cache: &TensorType, context: usize) -> Option<KvLayout> {
     match cache.dims.as_slice() {
-        &[heads, dim] => KvLayout::new(context, heads, dim),
+        &[heads, dim] => KvLayout::new(context, heads, dim, cache.dtype),
         _ => None,
     }
 }

@@ -240,8 +240,8 @@ impl Exec<'_> {
         let call = AttendCall {
             q: self.rows(q, 0),
             q_stride: q.width,
-            keys: self.kv.wrapping_add(attend.keys).cast(),
-            values: self.kv.wrapping_add(attend.values).cast(),
+            keys: self.kv.wrapping_add(attend.keys),
+            values: self.kv.wrapping_add(attend.values),
             out: self.rows(out, 0),
             out_stride: out.width,
             positions: self.positions,
@@ -385,7 +385,7 @@ impl Exec<'_> {
                 What::Store { from, cache, keys, layout, head } => {
                     if at.effects {
                         let from = self.place(&from, at);
-                        let cache = self.kv.wrapping_add(cache).cast::<u16>();
+                        let cache = self.kv.wrapping_add(cache);
                         let slot = self.slots[at.row] as usize;
                         let position = self.positions[at.row] as usize;
                         for i in 0..n / head {

@@ -159,6 +159,23 @@ impl Graph {
         Ok(id)
     }
 
+    /// The same computation with caches kept as `dtype` says of each: [`DType::F16`], what the
+    /// builder makes, or [`DType::Q8_0`].
+    ///
+    /// # Errors
+    /// When it says something else, or keys and values of a layer differ.
+    pub fn with_caches(&self, dtype: impl Fn(&op::Cache) -> DType) -> crate::Result<Graph> {
+        let mut graph = Graph { outputs: self.outputs.clone(), ..Graph::default() };
+        for node in &self.nodes {
+            let mut ty = node.ty.clone();
+            if let Op::Cache(cache) = &node.op {
+                ty.dtype = dtype(cache);
+            }
+            graph.push(node.op.clone(), node.args.clone(), Some(ty), node.origin.clone())?;
+        }
+        Ok(graph)
+    }
+
     pub(crate) fn mark_output(&mut self, id: NodeId) {
         if !self.outputs.contains(&id) {
             self.outputs.push(id);

@@ -12,8 +12,11 @@ pub type Dims = SmallVec<[usize; 4]>;
 pub enum DType {
     /// Activations.
     F32,
-    /// The KV cache. (The reference keeps f32 there.)
+    /// A cache of halves. (The reference keeps f32 there.)
     F16,
+    /// A cache of codes from -127 to 127 with a scale, a half, for each 32 elements of a head; the
+    /// last of a head may be fewer. `scale = f16(max|x| / 127)`, `code = round(x / scale)`.
+    Q8_0,
     /// Token ids, positions, slots.
     U32,
     /// A weight as its file stores it.
@@ -98,6 +101,7 @@ impl fmt::Display for TensorType {
         let name = match self.dtype {
             DType::F32 => "f32".to_string(),
             DType::F16 => "f16".to_string(),
+            DType::Q8_0 => "q8_0".to_string(),
             DType::U32 => "u32".to_string(),
             DType::Weight(format) => format.name().to_lowercase(),
         };
@@ -139,6 +143,7 @@ impl std::str::FromStr for TensorType {
             }
             (_, "f32") => DType::F32,
             (_, "f16") => DType::F16,
+            (Lead::Cache, "q8_0") => DType::Q8_0,
             (_, "u32") => DType::U32,
             _ => return Err(bad()),
         };
@@ -154,10 +159,14 @@ mod tests {
 
     #[test]
     fn types_print_and_parse() {
-        for text in ["f32[R, 9, 64]", "u32[R]", "q4_1[1536, 576]", "f16[S, 3, 64]", "f32[O, 10]"] {
-            assert_eq!(text.parse::<TensorType>().unwrap().to_string(), text);
+        let caches = ["f16[S, 3, 64]", "q8_0[S, 3, 64]"];
+        for text in
+            ["f32[R, 9, 64]", "u32[R]", "q4_1[1536, 576]", "f32[O, 10]"].iter().chain(&caches)
+        {
+            assert_eq!(text.parse::<TensorType>().unwrap().to_string(), *text);
         }
-        for text in ["", "f32", "f32[R, x]", "q9_9[4]", "f32[R, 0]", "u32[R, 99999999999999]"] {
+        let absurd = ["q9_9[4]", "f32[R, 0]", "u32[R, 99999999999999]", "q8_0[R, 64]"];
+        for text in ["", "f32", "f32[R, x]"].iter().chain(&absurd) {
             assert!(text.parse::<TensorType>().is_err(), "{text}");
         }
     }

@@ -214,6 +214,7 @@ fn usage_errors_exit_with_2() {
         &["run", "-p", "x", "--threads", "0"],
         &["run", "-p", "x", "--stop", ""],
         &["run", "-p", "x", "--isa", "sse"],
+        &["run", "-p", "x", "--kv", "q4_0"],
         &["run", "-p", "x", "-f", "y"],
         &["nonsense"],
     ] {
@@ -294,6 +295,26 @@ fn ctrl_c_stops_and_keeps_what_was_generated() {
     out.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(rest.ends_with('\n'));
+}
+
+#[test]
+fn caches_of_8_bits_take_about_half_and_write_text() {
+    let kv = |kept: &[&str]| {
+        let plan = text(&run(&[&["plan", "--ctx", "64"], kept].concat()).stdout);
+        let line = plan.lines().find(|l| l.contains("KV cache")).unwrap().to_string();
+        line.split_whitespace().nth(2).unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(kv(&[]), kv(&["--kv", "f16"]));
+    assert_eq!(kv(&["--kv", "q8_0"]) * 32, kv(&[]) * 17);
+    let args = ["run", "-p", "The king said", "-n", "12", "--json", "--kv"];
+    let report = |kept| {
+        let output = run(&[&args[..], &[kept]].concat());
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let (half, eight) = (report("f16"), report("q8_0"));
+    assert_eq!(eight["ids"].as_array().unwrap().len(), 12);
+    let bytes = |report: &serde_json::Value| report["bytes_per_token"].as_u64().unwrap();
+    assert!(bytes(&eight) < bytes(&half));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The plan of one layer, as a person reads it, and what is refused.
 
 use gllm_kernels::cpu::CpuBackend;
-use gllm_kernels::graph::arch;
+use gllm_kernels::graph::{DType, arch};
 use gllm_kernels::plan::{Backend, Limits, Plan, Role};
 
 const LIMITS: Limits = Limits { rows: 8, outs: 1, slots: 1, context: 64 };
@@ -122,4 +122,26 @@ fn a_step_reads_the_cache_that_its_windows_show() {
         [0, 9, 40].map(|p| half.cache_bytes_per_token(p)),
         [row, 10 * row, 41 * row / 2 + 16 * row / 2]
     );
+}
+
+#[test]
+fn caches_take_16_bits_an_element_or_8_and_a_half() {
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    let graph = arch::build(&model).unwrap();
+    let count = |key: &str| model.meta().get_u64(&format!("llama.{key}")).unwrap().unwrap();
+    let (layers, kv_heads) = (count("block_count"), count("attention.head_count_kv"));
+    let dim = count("embedding_length") / count("attention.head_count");
+    assert_eq!(dim % 32, 0);
+    let backend = CpuBackend::detect().with_threads(2).unwrap();
+    let kv = |kept: &dyn Fn(usize) -> DType| {
+        let graph = graph.with_caches(|cache| kept(cache.layer)).unwrap();
+        Plan::new(&graph, &backend, LIMITS).unwrap().bytes().kv
+    };
+    let layer = 2 * LIMITS.context as u64 * kv_heads * dim;
+    assert_eq!(kv(&|_| DType::F16), layers * layer * 2);
+    assert_eq!(kv(&|_| DType::Q8_0), layers * layer * 34 / 32);
+    let last = layers as usize - 1;
+    let mixed = kv(&|l| if l == last { DType::Q8_0 } else { DType::F16 });
+    assert_eq!(mixed, (layers - 1) * layer * 2 + layer * 34 / 32);
+    assert!(graph.with_caches(|_| DType::F32).is_err());
 }

@@ -1,8 +1,8 @@
 //! The models, what others say about them, and how ours are run.
 
 use gllm_kernels::cpu::{CpuBackend, CpuSession};
-use gllm_kernels::graph::arch;
 use gllm_kernels::graph::reference::{Reference, StepInput};
+use gllm_kernels::graph::{DType, arch};
 use gllm_kernels::model::Model;
 use gllm_kernels::plan::{self, Limits, Session};
 use gllm_kernels::replay::{Generator, Plans};
@@ -119,9 +119,15 @@ pub fn reference_rows(case: &Case, ids: &[u32]) -> Vec<f32> {
 
 /// The CPU backend's logits of all positions, so many rows a step.
 pub fn chunked(case: &Case, ids: &[u32], rows: usize) -> Vec<f32> {
+    chunked_with(DType::F16, case, ids, rows)
+}
+
+/// [`chunked`] with caches kept in this way.
+pub fn chunked_with(caches: DType, case: &Case, ids: &[u32], rows: usize) -> Vec<f32> {
     let backend = CpuBackend::detect().with_threads(2).unwrap();
     let limits = Limits { rows, outs: rows, slots: 1, context: ids.len() };
-    let plans = Plans::new(&arch::build(&case.model).unwrap(), &backend, limits).unwrap();
+    let graph = arch::build(&case.model).unwrap().with_caches(|_| caches).unwrap();
+    let plans = Plans::new(&graph, &backend, limits).unwrap();
     let mut session = plans.load(&backend, &case.model).unwrap();
     let mut all = Vec::new();
     let (mut at, slots) = (0, vec![0; rows]);

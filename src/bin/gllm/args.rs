@@ -1,8 +1,9 @@
 //! What the command line says.
 
 use crate::{End, Failure};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use gllm_kernels::graph::DType;
 use gllm_kernels::graph::arch::Library;
 use gllm_kernels::graph::op::Sampler;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ Examples:
   gllm run model.gguf --json < prompt.txt
   gllm bench model.gguf
   gllm perplexity model.gguf text.txt
-  gllm plan model.gguf --ctx 8192";
+  gllm plan model.gguf --ctx 8192 --kv q8_0";
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -91,6 +92,29 @@ pub struct Machine {
     /// Instruction set, one that `gllm info` names [default: $GLLM_ISA, or the best there is]
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
+    /// How keys and values are kept: 16 bits an element, or 8.5
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = Kv::F16)]
+    pub kv: Kv,
+}
+
+/// How caches are kept.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Kv {
+    /// Halves
+    #[value(name = "f16")]
+    F16,
+    /// Codes of 8 bits with a scale for each 32
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl Kv {
+    pub fn dtype(self) -> DType {
+        match self {
+            Kv::F16 => DType::F16,
+            Kv::Q8_0 => DType::Q8_0,
+        }
+    }
 }
 
 #[derive(Args)]

@@ -62,6 +62,12 @@ pub fn trained_context(model: &Model) -> Option<usize> {
     usize::try_from(length).ok()
 }
 
+/// The graph of a model, with caches as the command line says.
+pub fn graph(model: &Model, machine: &Machine) -> Result<Graph, Failure> {
+    let graph = arch::build_with(model.meta(), model, &machine.files.library())?;
+    Ok(graph.with_caches(|_| machine.kv.dtype())?)
+}
+
 /// Plans a model for `context` positions.
 pub fn plan(
     model: &Model,
@@ -69,7 +75,7 @@ pub fn plan(
     context: usize,
 ) -> Result<(CpuBackend, Graph, Plans), Failure> {
     let backend = backend(machine)?;
-    let graph = arch::build_with(model.meta(), model, &machine.files.library())?;
+    let graph = graph(model, machine)?;
     let limits = Limits { rows: machine.chunk.min(context), outs: 1, slots: 1, context };
     let plans = Plans::new(&graph, &backend, limits)?;
     Ok((backend, graph, plans))

@@ -3,7 +3,6 @@
 use crate::args::Perplexity;
 use crate::{End, Failure, load, run, signal};
 use gllm_kernels::error::quoted;
-use gllm_kernels::graph::arch;
 use gllm_kernels::plan::Limits;
 use gllm_kernels::replay::{Plans, perplexity as measure};
 use gllm_kernels::text::{Encode, Tokenizer};
@@ -38,7 +37,7 @@ pub fn perplexity(args: &Perplexity) -> Result<End, Failure> {
     let backend = load::backend(&args.machine)?;
     let rows = args.machine.chunk.min(ROWS).min(context);
     let limits = Limits { rows, outs: rows, slots: 1, context };
-    let plans = Plans::new(&arch::build(&model)?, &backend, limits)?;
+    let plans = Plans::new(&load::graph(&model, &args.machine)?, &backend, limits)?;
     let mut session = plans.load(&backend, &model)?;
     model.verify_unchanged()?;
     let spinner = indicatif::ProgressBar::new_spinner();

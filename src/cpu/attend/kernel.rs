@@ -145,12 +145,60 @@ unsafe fn exp_of<L: Lanes>(x: f32) -> f32 {
     all[0]
 }
 
-/// What keys and values are read as.
+/// Elements that share a scale, where there are scales.
+pub(super) const GROUP: usize = 32;
+
+/// What keys and values are read as: halves, floats, or codes with scales.
+///
+/// A block of keys or values of `dim` elements holds `64 dim` elements and behind them, if there
+/// are scales, those of its groups, `[group][64]`. A code of 8 bits times a half is exact in f32,
+/// so whoever reads a code, and when, sees the same number.
 pub(super) trait Source: Copy {
+    const SCALED: bool;
+
     unsafe fn load<L: Lanes>(p: *const Self) -> L;
+
+    /// From a block to the next, in elements.
+    #[inline(always)]
+    fn block(dim: usize) -> usize {
+        let scales = if Self::SCALED { dim.div_ceil(GROUP) * BLOCK } else { 0 };
+        dim * BLOCK + scales * (size_of::<u16>() / size_of::<Self>())
+    }
+
+    /// The scales of a group, a lane a position of the tile.
+    #[inline(always)]
+    unsafe fn scales<L: Lanes>(block: *const Self, dim: usize, group: usize, tile: usize) -> L {
+        // SAFETY: the caller's promise; scales lie behind the codes.
+        unsafe {
+            if Self::SCALED {
+                let scales = block.add(dim * BLOCK).cast::<u16>();
+                L::load_half(scales.add(group * BLOCK + tile * LANES))
+            } else {
+                L::splat(1.0)
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn read<L: Lanes>(p: *const Self, scale: L) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { if Self::SCALED { Self::load::<L>(p).mul(scale) } else { Self::load(p) } }
+    }
+}
+
+impl Source for i8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(p: *const i8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_i8(p) }
+    }
 }
 
 impl Source for u16 {
+    const SCALED: bool = false;
+
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const u16) -> L {
         // SAFETY: the caller's promise.
@@ -159,11 +207,75 @@ impl Source for u16 {
 }
 
 impl Source for f32 {
+    const SCALED: bool = false;
+
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f32) -> L {
         // SAFETY: the caller's promise.
         unsafe { L::load(p) }
     }
+}
+
+/// The keys of tiles `tiles` of a block in f32.
+#[inline(always)]
+pub(super) unsafe fn widen_keys<L: Lanes, S: Source>(
+    from: *const S,
+    dim: usize,
+    tiles: Range<usize>,
+    to: *mut f32,
+) {
+    for tile in tiles {
+        for start in (0..dim).step_by(GROUP) {
+            // SAFETY: the tile is inside both blocks.
+            unsafe {
+                let scale = S::scales::<L>(from, dim, start / GROUP, tile);
+                for d in start..dim.min(start + GROUP) {
+                    let at = d * BLOCK + tile * LANES;
+                    S::read(from.add(at), scale).store(to.add(at));
+                }
+            }
+        }
+    }
+}
+
+/// The values at positions `rows` of a block in f32.
+#[inline(always)]
+pub(super) unsafe fn widen_values<L: Lanes, S: Source>(
+    from: *const S,
+    wide: usize,
+    rows: Range<usize>,
+    to: *mut f32,
+) {
+    for i in (0..wide).step_by(LANES) {
+        // SAFETY: the rows are inside both blocks.
+        unsafe {
+            let scales = value_scales::<L, S>(from, wide, i / GROUP);
+            for p in rows.clone() {
+                let scale = L::splat(scales[p]);
+                S::read(from.add(p * wide + i), scale).store(to.add(p * wide + i));
+            }
+        }
+    }
+}
+
+/// The scales of a group of all values of a block.
+#[inline(always)]
+unsafe fn value_scales<L: Lanes, S: Source>(
+    values: *const S,
+    wide: usize,
+    group: usize,
+) -> [f32; BLOCK] {
+    let mut scales = [1.0; BLOCK];
+    if S::SCALED {
+        for tile in 0..TILES {
+            // SAFETY: a block is whole tiles.
+            unsafe {
+                let of_tile = S::scales::<L>(values, wide, group, tile);
+                of_tile.store(scales.as_mut_ptr().add(tile * LANES));
+            }
+        }
+    }
+    scales
 }
 
 /// Dot products of `M` queries with the keys of `T` tiles, each one chain of fused steps in order
@@ -179,17 +291,23 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
 ) -> usize {
     // SAFETY: tiles `tile..tile + T` are inside the block, `dim` elements in each query.
     unsafe {
-        let keys = keys.add(tile * dim * LANES);
         let mut sums = [[L::splat(0.0); T]; M];
-        for d in 0..dim {
-            let mut k = [L::splat(0.0); T];
+        let group = if S::SCALED { GROUP } else { dim };
+        for start in (0..dim).step_by(group) {
+            let mut scales = [L::splat(1.0); T];
             for t in 0..T {
-                k[t] = S::load::<L>(keys.add((t * dim + d) * LANES));
+                scales[t] = S::scales(keys, dim, start / group, tile + t);
             }
-            for m in 0..M {
-                let x = L::splat(*q[m].add(d));
+            for d in start..dim.min(start + group) {
+                let mut k = [L::splat(0.0); T];
                 for t in 0..T {
-                    sums[m][t] = k[t].fma(x, sums[m][t]);
+                    k[t] = S::read(keys.add(d * BLOCK + (tile + t) * LANES), scales[t]);
+                }
+                for m in 0..M {
+                    let x = L::splat(*q[m].add(d));
+                    for t in 0..T {
+                        sums[m][t] = k[t].fma(x, sums[m][t]);
+                    }
                 }
             }
         }
@@ -217,6 +335,11 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
 ) -> usize {
     // SAFETY: `seen` is inside the block, `at + 16 T <= wide`.
     unsafe {
+        // The vectors begin with a group, or are one: they touch no more than these.
+        let mut scales = [[1.0f32; BLOCK]; 2];
+        for (i, scales) in scales.iter_mut().enumerate().take(T.div_ceil(GROUP / LANES)) {
+            *scales = value_scales::<L, S>(values, wide, at / GROUP + i);
+        }
         let mut sums = [[L::splat(0.0); T]; M];
         for m in 0..M {
             for t in 0..T {
@@ -227,7 +350,8 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
         for p in seen.clone() {
             let mut v = [L::splat(0.0); T];
             for t in 0..T {
-                v[t] = S::load::<L>(values.add(p * wide + at + t * LANES));
+                let scale = L::splat(*scales[t * LANES / GROUP].as_ptr().add(p));
+                v[t] = S::read(values.add(p * wide + at + t * LANES), scale);
             }
             for m in 0..M {
                 let w = L::splat(*weights[m].as_ptr().add(p));

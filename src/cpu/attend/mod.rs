@@ -1,9 +1,11 @@
-//! Attention over a cache in half precision.
+//! Attention over a cache of halves, or of codes of 8 bits with scales.
 //!
-//! **Layout.** Positions come in blocks of [`BLOCK`]. Keys lie in tiles of 16 positions,
-//! `[tile][dim][16]`, so that one vector holds the same element of 16 keys and the scores of 16
-//! positions grow in its lanes without a horizontal sum; values lie `[position][dim]`, so that a
-//! vector holds 16 elements of the sum. Each kv head has its own stretch.
+//! **Layout.** Positions come in blocks of [`BLOCK`]. The keys of one lie `[dim][64]`, so that a
+//! vector holds the same element of 16 keys (a *tile*) and the scores of 16 positions grow in its
+//! lanes without a horizontal sum; values lie `[position][dim]`, so that a vector holds 16 elements
+//! of the sum. Both are read front to back, and a block follows the one before: what fetches memory
+//! ahead of its use sees one long run. Each kv head has its own stretch. With codes, groups of 32
+//! elements have a scale, a half; those of a block lie behind its codes, `[group][64]`.
 //!
 //! **Order.** The result of a row is defined by absolute positions alone: within a block one
 //! softmax; blocks of a chunk of [`CHUNK`] positions joined as they come, rescaled by the running
@@ -27,7 +29,7 @@ pub use kv::KvLayout;
 use super::lanes::{LANES, Lanes, Work, by_isa};
 use super::simd::Isa;
 use crate::graph::op::{Attend, alibi_slope};
-use kernel::{BLOCK, Source, State, scores, sums};
+use kernel::{BLOCK, Source, State, scores, sums, widen_keys, widen_values};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -53,9 +55,9 @@ pub struct AttendCall<'a> {
     /// From a row of queries to the next, in elements.
     pub q_stride: usize,
     /// The keys of slot 0.
-    pub keys: *const u16,
+    pub keys: *const u8,
     /// The values of slot 0.
-    pub values: *const u16,
+    pub values: *const u8,
     /// As `q`; overlaps nothing else here.
     pub out: *mut f32,
     /// From a row of results to the next, in elements.
@@ -143,6 +145,11 @@ impl Attention {
         seen.start / CHUNK..(seen.end - 1) / CHUNK + 1
     }
 
+    /// The chunks that any row of a group sees.
+    fn chunks_of(&self, group: Group) -> Range<usize> {
+        Self::chunks(&(self.seen(group.position).start..group.position + group.rows))
+    }
+
     /// The share of worker `index` of `count` in a step. All workers of a step call this with the
     /// same call; a barrier stands before it (queries and cache are written) and after it (the
     /// result is read, or the scratch used again).
@@ -150,7 +157,7 @@ impl Attention {
     /// # Safety
     /// - `isa` is available, `index < count`, positions and slots are equally many;
     /// - every position is below the context; keys and values are valid for every slot, their
-    ///   bytes initialized; `q` and `out` are valid for every row;
+    ///   bytes initialized and aligned to two; `q` and `out` are valid for every row;
     /// - `scratch` is valid for [`scratch_bytes`](Self::scratch_bytes) of at least these rows and
     ///   workers, aligned to 64 bytes, zeroed before its first use and since then touched only by
     ///   this function, whatever the attention;
@@ -195,23 +202,33 @@ unsafe fn share<L: Lanes>(
     let split = rows <= SPLIT_ROWS && rows * kv_heads <= COUNTERS;
     let parts = this.parts_bytes(rows.min(SPLIT_ROWS)).unwrap_or(0);
     // SAFETY: counters, parts and the threads' areas follow one another in the scratch.
-    let (counters, parts, mine) = unsafe {
+    let (counters, parts, area) = unsafe {
         let states = scratch.add(COUNTERS * size_of::<u32>()).cast::<f32>();
         let mine = scratch.add(parts + index * this.thread_bytes());
         (scratch.cast::<AtomicU32>(), states, mine.cast::<f32>())
     };
+    // Split, a worker has units one after the other, so that it reads on where it stopped.
+    let mut units = 0;
+    if split {
+        let mut first = 0;
+        while let Some(group) = this.group_at(call, first) {
+            units += this.chunks_of(group).len() * kv_heads;
+            first += group.rows;
+        }
+    }
+    let own = units * index / count..units * (index + 1) / count;
     let (mut first, mut unit) = (0, 0);
     while let Some(group) = this.group_at(call, first) {
-        let seen = this.seen(group.position).start..group.position + group.rows;
-        let chunks = Attention::chunks(&seen);
+        let chunks = this.chunks_of(group);
         for head in 0..kv_heads {
             // SAFETY: the caller's promise; each unit has one worker.
             unsafe {
-                let job = Job { this, call, group, head, mine };
+                let job = Job { this, call, group, head, mine: area };
                 // Units: all chunks at once, or each.
                 let each = if split { 1 } else { chunks.len() };
                 for start in chunks.clone().step_by(each) {
-                    if unit % count == index {
+                    let mine = if split { own.contains(&unit) } else { unit % count == index };
+                    if mine {
                         job.unit::<L>(start..start + each, chunks.len(), counters, parts);
                     }
                     unit += 1;
@@ -393,24 +410,38 @@ impl Job<'_> {
             }
             // SAFETY: the block lies inside the head of the slot: `room` is whole chunks.
             unsafe {
-                let keys = kv.key_at(self.group.slot, self.head) + start * kv.dim;
-                let values = kv.value_at(self.group.slot, self.head) + start * kv.wide;
-                let (keys, values) = (self.call.keys.add(keys), self.call.values.add(values));
-                if queries <= 2 * QUERIES {
-                    self.block::<L, u16>(start, keys, values);
-                    continue;
+                let keys = self.call.keys.add(kv.key_at(self.group.slot, self.head, start));
+                let values = self.call.values.add(kv.value_at(self.group.slot, self.head, start));
+                if kv.q8 {
+                    self.stored::<L, i8>(start, seen, keys.cast(), values.cast());
+                } else {
+                    self.stored::<L, u16>(start, seen, keys.cast(), values.cast());
                 }
-                let (k, v) = (self.mine, self.mine.add(BLOCK * kv.dim));
-                let tiles = (seen.start - start) / LANES..(seen.end - 1 - start) / LANES + 1;
-                for i in tiles.start * kv.dim..tiles.end * kv.dim {
-                    L::load_half(keys.add(i * LANES)).store(k.add(i * LANES));
-                }
-                let rows = (seen.start - start) * kv.wide..(seen.end - start) * kv.wide;
-                for i in rows.step_by(LANES) {
-                    L::load_half(values.add(i)).store(v.add(i));
-                }
-                self.block::<L, f32>(start, k, v);
             }
+        }
+    }
+
+    /// One block as the cache keeps it, of which `seen` is seen: read as it is where queries are
+    /// few, else converted once.
+    #[inline(always)]
+    unsafe fn stored<L: Lanes, S: Source>(
+        &self,
+        start: usize,
+        seen: Range<usize>,
+        keys: *const S,
+        values: *const S,
+    ) {
+        let kv = &self.this.kv;
+        // SAFETY: the caller's promise; this thread's scratch has room for a block.
+        unsafe {
+            if self.group.rows * self.this.group() <= 2 * QUERIES {
+                return self.block::<L, S>(start, keys, values);
+            }
+            let (k, v) = (self.mine, self.mine.add(BLOCK * kv.dim));
+            let tiles = (seen.start - start) / LANES..(seen.end - 1 - start) / LANES + 1;
+            widen_keys::<L, S>(keys, kv.dim, tiles, k);
+            widen_values::<L, S>(values, kv.wide, seen.start - start..seen.end - start, v);
+            self.block::<L, f32>(start, k, v);
         }
     }
 

@@ -2,16 +2,17 @@
 
 use super::*;
 use crate::cpu::pool::{Pool, Worker};
+use crate::graph::DType;
 use half::f16;
 
-/// Greatest difference from attention in f64 over the same halves, for values within 1.
+/// Greatest difference from attention in f64 over the same cache, for values within 1.
 const ERROR: f64 = 2e-6;
 
 struct Cache {
     kv: KvLayout,
     keys: Vec<u16>,
     values: Vec<u16>,
-    /// What was stored, `[slot][position][head][dim]`, as halves.
+    /// What was stored, `[slot][position][head][dim]`, as the cache keeps it.
     stored: [Vec<f32>; 2],
     isa: Isa,
 }
@@ -23,10 +24,33 @@ fn number(a: usize, b: usize) -> f32 {
     ((x >> 40) as f32 / (1u64 << 23) as f32) - 1.0
 }
 
+const KEPT: [DType; 2] = [DType::F16, DType::Q8_0];
+
+/// What the format says is left of a head.
+fn rounded(x: &[f32], dtype: DType) -> Vec<f32> {
+    if dtype == DType::F16 {
+        return x.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+    }
+    let group = |x: &[f32]| {
+        let most = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        let scale = f16::from_f32(most / 127.0).to_f32();
+        let code = |x: f32| (x / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
+        x.iter().map(|&x| f32::from(code(x)) * scale).collect::<Vec<f32>>()
+    };
+    x.chunks(32).flat_map(group).collect()
+}
+
 impl Cache {
-    /// Every half a NaN, until something is stored.
-    fn poisoned(isa: Isa, slots: usize, context: usize, heads: usize, dim: usize) -> Cache {
-        let kv = KvLayout::new(context, heads, dim).unwrap();
+    /// Every half, or every scale, a NaN until something is stored.
+    fn poisoned(
+        isa: Isa,
+        slots: usize,
+        context: usize,
+        heads: usize,
+        dim: usize,
+        dtype: DType,
+    ) -> Cache {
+        let kv = KvLayout::new(context, heads, dim, dtype).unwrap();
         let empty = || vec![0.0; slots * context * heads * dim];
         let (keys, values) =
             (vec![0x7e55; slots * kv.key_bytes() / 2], slots * kv.value_bytes() / 2);
@@ -39,11 +63,10 @@ impl Cache {
             let at = ((slot * context + position) * kv_heads + head) * dim;
             let k: Vec<f32> = (0..dim).map(|d| 3.0 * number(at + d, 1)).collect();
             let v: Vec<f32> = (0..dim).map(|d| number(at + d, 2)).collect();
-            for d in 0..dim {
-                self.stored[0][at + d] = f16::from_f32(k[d]).to_f32();
-                self.stored[1][at + d] = f16::from_f32(v[d]).to_f32();
-            }
-            let (keys, values) = (self.keys.as_mut_ptr(), self.values.as_mut_ptr());
+            let dtype = if self.kv.q8 { DType::Q8_0 } else { DType::F16 };
+            self.stored[0][at..at + dim].copy_from_slice(&rounded(&k, dtype));
+            self.stored[1][at..at + dim].copy_from_slice(&rounded(&v, dtype));
+            let (keys, values) = (self.keys.as_mut_ptr().cast(), self.values.as_mut_ptr().cast());
             // SAFETY: the buffers hold every slot.
             unsafe {
                 self.kv.store_key(self.isa, keys, slot, position, head, k.as_ptr());
@@ -88,8 +111,8 @@ fn attend(
             let call = AttendCall {
                 q: from as *const f32,
                 q_stride: heads * dim,
-                keys: keys as *const u16,
-                values: values as *const u16,
+                keys: keys as *const u8,
+                values: values as *const u8,
                 out: to as *mut f32,
                 out_stride: heads * dim,
                 positions: &positions,
@@ -180,11 +203,11 @@ fn near(got: &[f32], want: &[f64], what: &str) {
 fn matches_its_meaning_on_every_instruction_set() {
     let shapes =
         [(3, 3, 64), (9, 3, 64), (4, 1, 256), (5, 1, 17), (2, 2, 7), (6, 1, 96), (1, 1, 1)];
-    for (heads, kv_heads, dim) in shapes {
+    for ((heads, kv_heads, dim), dtype) in shapes.into_iter().flat_map(|s| KEPT.map(|k| (s, k))) {
         for op in &OPS {
             let mut first: Option<Vec<u32>> = None;
             for isa in Isa::available() {
-                let mut cache = Cache::poisoned(isa, 1, 300, kv_heads, dim);
+                let mut cache = Cache::poisoned(isa, 1, 300, kv_heads, dim, dtype);
                 let mut all = Vec::new();
                 let mut stored = 0;
                 for last in [0, 1, 14, 15, 16, 17, 62, 63, 64, 65, 127, 128, 200, 299] {
@@ -192,14 +215,15 @@ fn matches_its_meaning_on_every_instruction_set() {
                     stored = last + 1;
                     let rows = [(0, last as u32)];
                     let out = attend(&cache, op, heads, &rows, 1);
-                    let what = format!("{isa:?} {heads}/{kv_heads}/{dim} {op:?} at {last}");
+                    let what =
+                        format!("{isa:?} {heads}/{kv_heads}/{dim} {dtype:?} {op:?} at {last}");
                     near(&out, &meaning(&cache, op, heads, &rows), &what);
                     all.extend(bits(&out));
                 }
                 let first = first.get_or_insert_with(|| all.clone());
                 assert!(
                     *first == all,
-                    "{isa:?} differs from scalar: {heads}/{kv_heads}/{dim} {op:?}"
+                    "{isa:?} differs from scalar: {heads}/{kv_heads}/{dim} {dtype:?} {op:?}"
                 );
             }
         }
@@ -208,18 +232,20 @@ fn matches_its_meaning_on_every_instruction_set() {
 
 #[test]
 fn rows_do_not_know_of_one_another() {
-    for (heads, kv_heads, dim) in [(9, 3, 64), (4, 1, 40), (2, 2, 16)] {
+    let shapes = [(9, 3, 64), (4, 1, 40), (2, 2, 16)];
+    for ((heads, kv_heads, dim), dtype) in shapes.into_iter().flat_map(|s| KEPT.map(|k| (s, k))) {
         for op in &OPS {
             let mut first: Option<Vec<u32>> = None;
             for isa in Isa::available() {
-                let mut cache = Cache::poisoned(isa, 2, 290, kv_heads, dim);
+                let mut cache = Cache::poisoned(isa, 2, 290, kv_heads, dim, dtype);
                 (0..280).for_each(|p| cache.store(1, p));
                 (0..70).for_each(|p| cache.store(0, p));
                 let mut rows: Vec<(u32, u32)> = (0..280).map(|p| (1, p)).collect();
                 rows.extend((50..70).map(|p| (0, p)));
                 let whole = attend(&cache, op, heads, &rows, 1);
-                near(&whole, &meaning(&cache, op, heads, &rows), &format!("{isa:?} {op:?}"));
-                assert!(first.get_or_insert_with(|| bits(&whole)) == &bits(&whole), "{isa:?}");
+                let what = format!("{isa:?} {dtype:?} {op:?}");
+                near(&whole, &meaning(&cache, op, heads, &rows), &what);
+                assert!(first.get_or_insert_with(|| bits(&whole)) == &bits(&whole), "{what}");
                 if isa == Isa::Scalar {
                     continue;
                 }
@@ -228,7 +254,7 @@ fn rows_do_not_know_of_one_another() {
                     let cut = rows.chunks(each);
                     let parts: Vec<f32> =
                         cut.flat_map(|rows| attend(&cache, op, heads, rows, threads)).collect();
-                    assert!(bits(&whole) == bits(&parts), "{isa:?} {op:?} by {each}, {threads}");
+                    assert!(bits(&whole) == bits(&parts), "{what} by {each}, {threads}");
                 }
             }
         }
@@ -238,43 +264,92 @@ fn rows_do_not_know_of_one_another() {
 #[test]
 fn a_batch_of_slots_is_each_alone() {
     let isa = Isa::detect();
-    let mut cache = Cache::poisoned(isa, 5, 300, 2, 32);
-    let rows: Vec<(u32, u32)> = vec![(3, 299), (0, 0), (1, 130), (4, 131), (2, 64)];
-    for &(slot, position) in &rows {
-        (0..=position as usize).for_each(|p| cache.store(slot as usize, p));
-    }
-    for op in &OPS {
-        let together = attend(&cache, op, 6, &rows, 2);
-        let alone: Vec<f32> = rows.chunks(1).flat_map(|r| attend(&cache, op, 6, r, 1)).collect();
-        assert_eq!(bits(&together), bits(&alone), "{op:?}");
+    for dtype in KEPT {
+        let mut cache = Cache::poisoned(isa, 5, 300, 2, 32, dtype);
+        let rows: Vec<(u32, u32)> = vec![(3, 299), (0, 0), (1, 130), (4, 131), (2, 64)];
+        for &(slot, position) in &rows {
+            (0..=position as usize).for_each(|p| cache.store(slot as usize, p));
+        }
+        for op in &OPS {
+            let together = attend(&cache, op, 6, &rows, 2);
+            let alone: Vec<f32> =
+                rows.chunks(1).flat_map(|r| attend(&cache, op, 6, r, 1)).collect();
+            assert_eq!(bits(&together), bits(&alone), "{dtype:?} {op:?}");
+        }
     }
 }
 
 #[test]
 fn what_is_not_finite_stays_in_its_row() {
     let isa = Isa::detect();
-    let mut cache = Cache::poisoned(isa, 1, 128, 1, 16);
-    (0..100).for_each(|p| cache.store(0, p));
-    let row = [f32::NAN; 16];
-    let values = cache.values.as_mut_ptr();
-    // SAFETY: the buffer holds the slot.
-    unsafe { cache.kv.store_value(isa, values, 0, 90, 0, row.as_ptr()) };
-    let rows: Vec<(u32, u32)> = (60..100).map(|p| (0, p)).collect();
-    let out = attend(&cache, &OPS[0], 4, &rows, 2);
-    for (row, &(_, position)) in out.chunks(64).zip(&rows) {
-        assert_eq!(row.iter().all(|x| x.is_nan()), position >= 90, "{position}");
-        assert_eq!(row.iter().any(|x| x.is_nan()), position >= 90, "{position}");
+    for dtype in KEPT {
+        let mut cache = Cache::poisoned(isa, 1, 128, 1, 16, dtype);
+        (0..100).for_each(|p| cache.store(0, p));
+        let row = if dtype == DType::F16 { [f32::NAN; 16] } else { one_of_16(f32::NAN) };
+        let values = cache.values.as_mut_ptr().cast();
+        // SAFETY: the buffer holds the slot.
+        unsafe { cache.kv.store_value(isa, values, 0, 90, 0, row.as_ptr()) };
+        let rows: Vec<(u32, u32)> = (60..100).map(|p| (0, p)).collect();
+        let out = attend(&cache, &OPS[0], 4, &rows, 2);
+        for (row, &(_, position)) in out.chunks(64).zip(&rows) {
+            assert_eq!(row.iter().all(|x| x.is_nan()), position >= 90, "{dtype:?} {position}");
+            assert_eq!(row.iter().any(|x| x.is_nan()), position >= 90, "{dtype:?} {position}");
+        }
+    }
+}
+
+fn one_of_16(x: f32) -> [f32; 16] {
+    let mut row = [0.5; 16];
+    row[5] = x;
+    row
+}
+
+#[test]
+fn codes_of_odd_groups() {
+    let kv = KvLayout::new(64, 1, 16, DType::Q8_0).unwrap();
+    // A group of zeros, of numbers below any scale, of hardly a half, of the greatest there are.
+    let rows = [0.0, 1e-9, 1e-5, -3e6, 8e6].map(one_of_16);
+    let rows = rows.map(|mut row| {
+        let most = row[5].abs();
+        row.iter_mut().for_each(|x| *x = x.clamp(-most, most));
+        row
+    });
+    for isa in Isa::available() {
+        for (row, poison) in rows
+            .iter()
+            .map(|r| (*r, false))
+            .chain([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 9e6].map(|x| (one_of_16(x), true)))
+        {
+            let mut values = vec![0u16; kv.value_bytes() / 2];
+            // SAFETY: the buffer holds the slot.
+            unsafe { kv.store_value(isa, values.as_mut_ptr().cast(), 0, 3, 0, row.as_ptr()) };
+            let scale = f16::from_bits(values[64 * 16 / 2 + 3]).to_f32();
+            let codes = values[3 * 8..4 * 8].iter().flat_map(|v| v.to_ne_bytes());
+            let got: Vec<f32> = codes.map(|c| f32::from(c as i8) * scale).collect();
+            if poison {
+                assert!(got.iter().all(|x| x.is_nan()), "{isa:?} {row:?}: {got:?}");
+            } else if scale == 0.0 {
+                assert!(got.iter().all(|x| *x == 0.0), "{isa:?} {row:?}: {got:?}");
+            } else {
+                assert_eq!(got, rounded(&row, DType::Q8_0), "{isa:?}");
+            }
+        }
     }
 }
 
 #[test]
 fn sizes_are_exact_and_misfits_are_refused() {
-    let kv = KvLayout::new(100, 3, 20).unwrap();
+    let kv = KvLayout::new(100, 3, 20, DType::F16).unwrap();
     assert_eq!((kv.key_bytes(), kv.value_bytes()), (128 * 3 * 20 * 2, 128 * 3 * 32 * 2));
+    // A scale for each 32 elements, the last of which may be fewer.
+    let q8 = |dim| KvLayout::new(100, 3, dim, DType::Q8_0).unwrap();
+    assert_eq!((q8(20).key_bytes(), q8(20).value_bytes()), (128 * 3 * 22, 128 * 3 * 34));
+    assert_eq!((q8(64).key_bytes(), q8(64).value_bytes()), (128 * 3 * 68, 128 * 3 * 68));
     for (context, heads, dim) in [(0, 1, 1), (1, 0, 1), (1, 1, 0), (usize::MAX, 1, 1)] {
-        assert_eq!(KvLayout::new(context, heads, dim), None);
+        assert_eq!(KvLayout::new(context, heads, dim, DType::F16), None);
     }
-    assert_eq!(KvLayout::new(1 << 40, 1 << 20, 1 << 10), None);
+    assert_eq!(KvLayout::new(1 << 40, 1 << 20, 1 << 10, DType::Q8_0), None);
+    assert_eq!(KvLayout::new(1, 1, 1, DType::F32), None);
     let op = &OPS[0];
     assert!(Attention::new(op, 6, kv).is_some() && Attention::new(op, 0, kv).is_none());
     assert!(
@@ -282,13 +357,17 @@ fn sizes_are_exact_and_misfits_are_refused() {
     );
     assert_eq!(Attention::new(op, 6, kv).unwrap().scratch_bytes(1, usize::MAX), None);
     // A position outside the context writes nothing.
-    let mut cache = Cache::poisoned(Isa::detect(), 1, 100, 3, 20);
-    let (x, before) = ([1.0f32; 20], cache.keys.clone());
-    // SAFETY: the buffers hold the slot.
-    unsafe {
-        kv.store_key(cache.isa, cache.keys.as_mut_ptr(), 0, 100, 0, x.as_ptr());
-        kv.store_key(cache.isa, cache.keys.as_mut_ptr(), 0, 0, 3, x.as_ptr());
-        kv.store_value(cache.isa, cache.values.as_mut_ptr(), 0, usize::MAX, 0, x.as_ptr());
+    for dtype in KEPT {
+        let mut cache = Cache::poisoned(Isa::detect(), 1, 100, 3, 20, dtype);
+        let (x, before) = ([1.0f32; 20], cache.keys.clone());
+        let (kv, keys) = (cache.kv, cache.keys.as_mut_ptr().cast());
+        // SAFETY: the buffers hold the slot.
+        unsafe {
+            kv.store_key(cache.isa, keys, 0, 100, 0, x.as_ptr());
+            kv.store_key(cache.isa, keys, 0, 0, 3, x.as_ptr());
+            let values = cache.values.as_mut_ptr().cast();
+            kv.store_value(cache.isa, values, 0, usize::MAX, 0, x.as_ptr());
+        }
+        assert!(cache.keys == before && cache.values.iter().all(|&v| v == 0xfe01));
     }
-    assert!(cache.keys == before && cache.values.iter().all(|&v| v == 0xfe01));
 }

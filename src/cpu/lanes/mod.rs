@@ -19,7 +19,7 @@ pub(super) mod x86;
 pub(super) const LANES: usize = 16;
 
 /// Adding and taking away this rounds to whole numbers and leaves them in the low bits: 1.5 · 2²³.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// Work in a function of its own.
 pub(super) trait Work {
@@ -41,6 +41,7 @@ pub(super) trait Lanes: Copy {
     unsafe fn load(p: *const f32) -> Self;
     /// From IEEE half precision.
     unsafe fn load_half(p: *const u16) -> Self;
+    unsafe fn load_i8(p: *const i8) -> Self;
     unsafe fn store(self, p: *mut f32);
     /// To the nearest half, ties to even.
     unsafe fn store_half(self, p: *mut u16);

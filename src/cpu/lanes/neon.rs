@@ -81,6 +81,20 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = vld1q_s8(p);
+            let (a, b) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
+            Neon([
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(a))),
+                vcvtq_f32_s32(vmovl_high_s16(a)),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(b))),
+                vcvtq_f32_s32(vmovl_high_s16(b)),
+            ])
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         let [a, b, c, d] = self.0;
         // SAFETY: the caller's promise.

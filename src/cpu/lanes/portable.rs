@@ -41,6 +41,15 @@ impl Lanes for AutoF32x16 {
         }
         out
     }
+    #[inline(never)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        let mut out = <Self as SimdValue>::splat(0.0);
+        for (i, out) in out.0.iter_mut().enumerate() {
+            // SAFETY: sixteen elements are valid.
+            *out = f32::from(unsafe { *p.add(i) });
+        }
+        out
+    }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: as in `load`.

@@ -79,6 +79,15 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+            let b = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+            Avx2(_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -182,6 +191,11 @@ impl Lanes for Avx512 {
     unsafe fn load_half(p: *const u16) -> Self {
         // SAFETY: the caller's promise.
         unsafe { Avx512(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())))) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {

@@ -45,7 +45,7 @@ impl OpDef for Attend {
         let [q, k, v, positions, slots] = arity(args)?;
         activation("the queries", q)?;
         if k.lead != Lead::Cache || k != v {
-            return Err(format!("keys {k} and values {v} must be caches of one shape"));
+            return Err(format!("keys {k} and values {v} must be caches of one type"));
         }
         if q.dims.len() != 2 || q.dims[1] != k.dims[1] || q.dims[0] % k.dims[0] != 0 {
             return Err(format!("queries {q} do not fit keys {k}"));

@@ -112,7 +112,7 @@ pub enum CachePart {
     Value,
 }
 
-/// The keys or values of a layer: `f16[S, kv heads, head dim]`.
+/// The keys or values of a layer: `f16[S, kv heads, head dim]`, or `q8_0` of those.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Cache {
     /// The layer, from 0.
@@ -129,10 +129,14 @@ impl OpDef for Cache {
     ) -> Result<TensorType, String> {
         let [] = arity(args)?;
         match declared {
-            Some(ty) if ty.lead == Lead::Cache && ty.dtype == DType::F16 && ty.dims.len() == 2 => {
+            Some(ty)
+                if ty.lead == Lead::Cache
+                    && matches!(ty.dtype, DType::F16 | DType::Q8_0)
+                    && ty.dims.len() == 2 =>
+            {
                 Ok(ty.clone())
             }
-            _ => Err("a cache is declared as f16[S, heads, dim]".to_string()),
+            _ => Err("a cache is declared as f16[S, heads, dim] or q8_0".to_string()),
         }
     }
 

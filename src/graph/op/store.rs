@@ -4,6 +4,9 @@ use super::{AttrReader, Attrs, OpDef, activation, arity};
 use crate::graph::reference::Env;
 use crate::graph::{DType, Lead, NodeId, TensorType};
 
+/// Elements of a head that share a scale in a cache of 8 bits.
+const GROUP: usize = 32;
+
 /// Puts row `r` of `x` at `(slots[r], positions[r])` of the cache; its value is that cache.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Store;
@@ -30,7 +33,8 @@ impl OpDef for Store {
     }
 
     fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
-        let width = env.ty(id).width();
+        let (width, head) = (env.ty(id).width(), env.ty(id).last());
+        let q8 = env.ty(id).dtype == DType::Q8_0;
         let cache = env.cache_of(id);
         let mut kept = env.take_cache(cache);
         let (x, positions, slots) = (env.arg_f32(id, 1), env.arg_u32(id, 2), env.arg_u32(id, 3));
@@ -38,9 +42,25 @@ impl OpDef for Store {
             let at = (s as usize * env.context + p as usize) * width;
             if let Some(row) = kept.get_mut(at..at + width) {
                 row.copy_from_slice(x);
+                if q8 {
+                    let groups = row.chunks_mut(head).flat_map(|h| h.chunks_mut(GROUP));
+                    groups.for_each(round_to_8_bits);
+                }
             }
         }
         env.put_cache(cache, kept);
         Ok(())
+    }
+}
+
+/// What is left of a group in 8 bits: whole multiples, up to 127, of a scale in half precision.
+fn round_to_8_bits(group: &mut [f32]) {
+    let finite = group.iter().all(|x| x.is_finite());
+    let most = group.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+    let scale = half::f16::from_f32(if finite { most / 127.0 } else { f32::NAN }).to_f32();
+    for x in group {
+        let code =
+            if scale > 0.0 { (*x / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 };
+        *x = code * scale;
     }
 }
