@@ -183,7 +183,11 @@ impl<'w> Builder<'w> {
     pub fn linear(&mut self, x: NodeId, name: &str) -> Result<NodeId> {
         let here = self.here();
         let full = format!("{name}.weight");
-        let w = self.tensor(&here, "linear", &full)?;
+        // A vector is a matrix of one output.
+        let file_name = self.names.resolve(&full);
+        let is_vector = self.weights.find(&file_name).is_some_and(|(_, dims)| dims.len() == 1);
+        let w = if is_vector { format!("row({file_name})") } else { full.clone() };
+        let w = self.tensor(&here, "linear", &w)?;
         let y = self.named(&full, |b| b.push(&here, Linear, &[x, w]))?;
         let bias = format!("{name}.bias");
         if !self.has_tensor(&bias) {

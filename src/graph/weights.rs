@@ -2,6 +2,7 @@
 //!
 //! A name may be one that is made of others, where families of files store the same numbers in
 //! other ways: `transpose(NAME)` swaps the last two dimensions, `plus1(NAME)` adds 1 to each element,
+//! `row(NAME)` sees a vector as a matrix of one row,
 //! `stack(NAME)` puts the tensors whose names have 0, 1, 2, … for the `*` one after another. They
 //! take floats, nest, and are made when they are read.
 
@@ -25,6 +26,7 @@ const MAX_STACK: usize = 4096;
 enum Made<'n> {
     Transpose(&'n str),
     PlusOne(&'n str),
+    Row(&'n str),
     Stack(&'n str, &'n str),
 }
 
@@ -38,6 +40,7 @@ impl<'n> Made<'n> {
         }
         match how {
             "transpose" => Some(Made::Transpose(inner)),
+            "row" => Some(Made::Row(inner)),
             "plus1" => Some(Made::PlusOne(inner)),
             "stack" => inner.split_once('*').map(|(a, b)| Made::Stack(a, b)),
             _ => None,
@@ -54,6 +57,11 @@ fn find_made(weights: &dyn Weights, name: &str) -> Option<(Format, Dims)> {
             if let [.., a, b] = dims.as_mut_slice() {
                 std::mem::swap(a, b);
             }
+            Some((format, dims))
+        }
+        Made::Row(inner) => {
+            let (format, mut dims) = weights.find(inner).filter(|(_, d)| d.len() == 1)?;
+            dims.insert(0, 1);
             Some((format, dims))
         }
         Made::PlusOne(inner) => {
@@ -91,6 +99,7 @@ fn make<'w>(weights: &'w dyn Weights, name: &str) -> Option<Cow<'w, [u8]>> {
             }
             Some(Cow::Owned(out))
         }
+        Made::Row(inner) => weights.bytes(inner),
         Made::PlusOne(inner) => {
             let (format, dims) = weights.find(inner)?;
             let mut values = vec![0.0f32; dims.iter().product()];

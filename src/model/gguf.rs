@@ -82,7 +82,9 @@ pub(super) fn read(path: &str, bytes: &[u8]) -> Result<Header> {
             .text(NAME_BYTES, "tensor name")
             .map_err(|f| f.at_place(path, &format!("tensor {} of {tensor_count}", i + 1)))?;
         let tensor = match tensor(&mut cursor, alignment) {
-            Ok((format, dims, start, size)) => Tensor { name, format, dims, at, start, size },
+            Ok((format, dims, start, size)) => {
+                Tensor { name, format, dims, at, start, size, shard: 0 }
+            }
             Err(f) => return Err(f.at_place(path, &format!("tensor {}", quoted(&name)))),
         };
         tensors.push(tensor);

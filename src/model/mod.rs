@@ -15,6 +15,7 @@ pub mod format;
 mod gguf;
 mod map;
 mod meta;
+mod safetensors;
 mod text;
 mod value;
 mod write;
@@ -46,6 +47,7 @@ pub struct Model {
 enum Data {
     Static(&'static [u8]),
     File(MappedFile),
+    Shards(Vec<MappedFile>),
 }
 
 /// Where a tensor lies in a model file, and what it is.
@@ -65,6 +67,8 @@ pub struct Tensor {
     start: usize,
     /// How many bytes they are.
     size: usize,
+    /// Which of the model's files that is.
+    shard: usize,
 }
 
 impl Tensor {
@@ -86,12 +90,16 @@ impl Tensor {
 }
 
 impl Model {
-    /// Opens a model file. Only regular files are opened.
+    /// Opens a GGUF file, or a Hugging Face folder of `config.json` and safetensors. Only regular
+    /// files are opened.
     ///
     /// # Errors
     /// When the system refuses, when the file is not a sound GGUF file of version 2 or 3, or when
     /// it holds what this build does not have.
     pub fn open(path: &Path) -> Result<Model> {
+        if safetensors::is_model(path) {
+            return safetensors::open(path);
+        }
         let name = path.display().to_string().escape_debug().to_string();
         let file = MappedFile::open(path, &name)?;
         Self::read(name, Data::File(file))
@@ -106,7 +114,7 @@ impl Model {
     }
 
     fn read(name: String, data: Data) -> Result<Model> {
-        let header = gguf::read(&name, data.bytes());
+        let header = gguf::read(&name, data.bytes(0));
         // A file that shrank under the reader looks broken in some odd way: say what happened.
         data.verify()?;
         let gguf::Header { meta, tensors, sorted } = header?;
@@ -140,12 +148,13 @@ impl Model {
     /// Empty when the tensor is another model's and does not fit this one.
     pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
         let end = tensor.start.saturating_add(tensor.size);
-        self.data.bytes().get(tensor.start..end).unwrap_or_default()
+        self.data.bytes(tensor.shard).get(tensor.start..end).unwrap_or_default()
     }
 
     /// How many bytes the whole file is.
     pub fn file_bytes(&self) -> u64 {
-        self.data.bytes().len() as u64
+        let shards = if let Data::Shards(files) = &self.data { files.len() } else { 1 };
+        (0..shards).map(|i| self.data.bytes(i).len() as u64).sum()
     }
 
     /// Checks that the file is still what it was when it was opened: bytes read before this are
@@ -160,10 +169,11 @@ impl Model {
 }
 
 impl Data {
-    fn bytes(&self) -> &[u8] {
+    fn bytes(&self, shard: usize) -> &[u8] {
         match self {
             Data::Static(bytes) => bytes,
             Data::File(file) => file.bytes(),
+            Data::Shards(files) => files.get(shard).map_or(&[], MappedFile::bytes),
         }
     }
 
@@ -171,6 +181,7 @@ impl Data {
         match self {
             Data::Static(_) => Ok(()),
             Data::File(file) => file.verify(),
+            Data::Shards(files) => files.iter().try_for_each(MappedFile::verify),
         }
     }
 }

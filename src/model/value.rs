@@ -234,7 +234,7 @@ impl Array {
     }
 
     /// Its elements, if they are integers and each fits a `T`. Borrowed when `T` is their type.
-    pub(super) fn integers<T: Integer>(&self) -> Option<Cow<'_, [T]>> {
+    pub(crate) fn integers<T: Integer>(&self) -> Option<Cow<'_, [T]>> {
         fn all<T: Integer, U: Copy + Into<i128>>(from: &[U]) -> Option<Cow<'_, [T]>> {
             from.iter().map(|&v| T::try_from(v.into()).ok()).collect::<Option<_>>().map(Cow::Owned)
         }
@@ -255,7 +255,7 @@ impl Array {
     }
 
     /// Its elements, if they are floats, rounded to f32.
-    pub(super) fn floats(&self) -> Option<Cow<'_, [f32]>> {
+    pub(crate) fn floats(&self) -> Option<Cow<'_, [f32]>> {
         match self {
             Array::F32(v) => Some(Cow::Borrowed(v)),
             Array::F64(v) => Some(v.iter().map(|&v| v as f32).collect()),
@@ -265,7 +265,7 @@ impl Array {
 }
 
 /// The integer types that arrays are asked for as.
-pub(super) trait Integer: Copy + TryFrom<i128> {
+pub(crate) trait Integer: Copy + TryFrom<i128> {
     /// The elements of an array of this very type.
     fn of(array: &Array) -> Option<&[Self]>;
 }

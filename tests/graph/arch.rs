@@ -34,7 +34,7 @@ fn llama_takes_the_head_and_the_biases_that_there_are() {
     }
     // All but the sampling that every graph ends with.
     let (last, others) = graph.nodes().split_last().unwrap();
-    assert!(others.iter().all(|n| n.origin.file.as_ref() == "llama.star"), "{last:?}");
+    assert!(others.iter().all(|n| n.origin.file.ends_with(".star")), "{last:?}");
 }
 
 /// The error of a llama that `change` spoiled.
@@ -80,10 +80,8 @@ fn hyper_parameters_are_checked() {
         ("llama.rope.dimension_count", 6u32.into(), "cannot turn in pairs"),
         ("llama.rope.freq_base", 0f32.into(), "not a positive number"),
         ("llama.rope.freq_base", f32::INFINITY.into(), "not a positive number"),
-        ("llama.rope.scaling.type", "yarn".into(), "rope scaling \"yarn\""),
         ("llama.attention.layer_norm_rms_epsilon", f32::NAN.into(), "not a positive number"),
         ("llama.vocab_size", 5u32.into(), "has 4 rows"),
-        ("llama.expert_count", 8u32.into(), "experts"),
         (
             "tokenizer.ggml.tokens",
             Value::Array(Array::Str(["a"].into_iter().collect())),

@@ -1,8 +1,9 @@
 //! The hyper-parameters of a model file, checked.
 
-use crate::error::{Error, Result, quoted};
-use crate::graph::Weights;
-use crate::model::Metadata;
+use crate::error::{Error, Result};
+use crate::graph::{Names, Weights};
+use crate::model::{Metadata, Value};
+use std::collections::BTreeMap;
 
 /// Hyper-parameters that architectures share. Whatever only one of them has is read with
 /// [`Config::count`] and [`Config::positive`].
@@ -10,6 +11,8 @@ use crate::model::Metadata;
 pub struct Config<'m> {
     meta: &'m Metadata,
     name: &'m str,
+    /// What keys are called in a `config.json`, the first that is there; `None` for GGUF.
+    keys: Option<BTreeMap<String, Vec<String>>>,
     /// Number of layers.
     pub layers: usize,
     /// Elements of a token's row between layers.
@@ -26,9 +29,12 @@ pub struct Config<'m> {
     pub rope_base: Option<f32>,
     /// Factor on positions in rope.
     pub rope_scale: f32,
-    /// Added to the mean square in norms.
-    pub eps: f32,
+    /// Added to the mean square in norms, if the file has it.
+    pub eps: Option<f32>,
 }
+
+/// The usual key of [`Config::eps`].
+pub(crate) const EPS: &str = "attention.layer_norm_rms_epsilon";
 
 /// Larger than anything sound, small enough that products of two stay far from overflow.
 const MAX_COUNT: u64 = 1 << 24;
@@ -38,10 +44,15 @@ impl<'m> Config<'m> {
     ///
     /// # Errors
     /// The key that is missing or does not fit.
-    pub fn read(meta: &'m Metadata, name: &'m str) -> Result<Self> {
+    pub fn read(
+        meta: &'m Metadata,
+        name: &'m str,
+        keys: Option<BTreeMap<String, Vec<String>>>,
+    ) -> Result<Self> {
         let mut c = Config {
             meta,
             name,
+            keys,
             layers: 0,
             dim: 0,
             heads: 0,
@@ -50,7 +61,7 @@ impl<'m> Config<'m> {
             rope_dim: 0,
             rope_base: None,
             rope_scale: 1.0,
-            eps: 0.0,
+            eps: None,
         };
         c.layers = c.required("block_count", c.count("block_count")?)?;
         c.dim = c.required("embedding_length", c.count("embedding_length")?)?;
@@ -74,21 +85,17 @@ impl<'m> Config<'m> {
             let what = format!("{length}, but heads have {} elements", c.head_dim);
             return Err(c.error("attention.value_length", what));
         }
-        c.rope_dim = c.count("rope.dimension_count")?.unwrap_or(c.head_dim);
+        // Some files give the share of a head that turns.
+        let share = c.positive("rope.partial")?.map(|p| (p * c.head_dim as f32) as usize);
+        c.rope_dim = c.count("rope.dimension_count")?.or(share).unwrap_or(c.head_dim);
         if !c.rope_dim.is_multiple_of(2) || c.rope_dim > c.head_dim {
             let what = format!("{} of {} elements cannot turn in pairs", c.rope_dim, c.head_dim);
             return Err(c.error("rope.dimension_count", what));
         }
         c.rope_base = c.positive("rope.freq_base")?;
         c.rope_scale = c.scaling()?;
-        let eps = "attention.layer_norm_rms_epsilon";
-        c.eps = c.required(eps, c.positive(eps)?)?;
-        if c.count_or_zero("expert_count")? > 0 {
-            return Err(Error::Unsupported(format!(
-                "{}: mixtures of experts are not supported",
-                quoted(name)
-            )));
-        }
+        let other = c.positive("attention.layer_norm_epsilon")?;
+        c.eps = c.positive(EPS)?.or(other);
         Ok(c)
     }
 
@@ -97,9 +104,9 @@ impl<'m> Config<'m> {
     ///
     /// # Errors
     /// What does not fit.
-    pub(super) fn check_tensors(&self, weights: &dyn Weights) -> Result<()> {
-        let embedding = "token_embd.weight";
-        let Some((_, dims)) = weights.find(embedding) else {
+    pub(super) fn check_tensors(&self, weights: &dyn Weights, names: &Names) -> Result<()> {
+        let embedding = names.resolve("token_embd.weight");
+        let Some((_, dims)) = weights.find(&embedding) else {
             return Err(Error::Invalid(format!("there is no tensor {embedding}")));
         };
         let &[rows, dim] = dims.as_slice() else {
@@ -122,7 +129,7 @@ impl<'m> Config<'m> {
             let what = format!("{} tokens, but {embedding} has {rows} rows", list.len());
             return Err(self.meta.error(tokens, what));
         }
-        let next = format!("blk.{}.attn_norm.weight", self.layers);
+        let next = names.resolve(&format!("blk.{}.attn_norm.weight", self.layers));
         if weights.find(&next).is_some() {
             let what = format!("{} layers, but there is a tensor {next}", self.layers);
             return Err(self.error("block_count", what));
@@ -147,7 +154,7 @@ impl<'m> Config<'m> {
     /// # Errors
     /// When it is there and is not one.
     pub fn positive(&self, key: &str) -> Result<Option<f32>> {
-        let value = self.meta.get_f32(&self.key(key))?;
+        let value = self.float(key)?;
         if let Some(v) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
             return Err(self.error(key, format!("{v} is not a positive number")));
         }
@@ -159,8 +166,62 @@ impl<'m> Config<'m> {
         self.meta.error(&self.key(key), what)
     }
 
+    /// A number, if the file has it.
+    ///
+    /// # Errors
+    /// When it is there and is not one, or not finite.
+    pub fn float(&self, key: &str) -> Result<Option<f32>> {
+        let key = self.key(key);
+        // JSON knows no difference between 10000 and 10000.0.
+        let integer = self.meta.get(&key).and_then(Value::as_integer);
+        let value = match integer {
+            Some(integer) if self.keys.is_some() => Some(integer as f32),
+            _ => self.meta.get_f32(&key)?,
+        };
+        match value {
+            Some(v) if !v.is_finite() && self.keys.is_some() => {
+                Err(self.meta.error(&key, format!("{v} is not finite")))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// A yes or no, if the file has it.
+    ///
+    /// # Errors
+    /// When it is there and is neither.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.meta.get_bool(&self.key(key))
+    }
+
+    /// Text, if the file has it.
+    ///
+    /// # Errors
+    /// When it is there and is no text.
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+        self.meta.get_str(&self.key(key))
+    }
+
+    /// A value of any kind, if the file has it.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.meta.get(&self.key(key))
+    }
+
+    /// Whether the hyper-parameters are those of a Hugging Face folder.
+    pub fn is_hf(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// The architecture, as the file names it.
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.name)
+        let Some(keys) = &self.keys else { return format!("{}.{key}", self.name) };
+        let called = keys.get(key).map_or(&[][..], Vec::as_slice);
+        let there = called.iter().find(|k| self.meta.has(k)).or(called.first());
+        there.map_or_else(|| key.to_string(), Clone::clone)
     }
 
     fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
@@ -179,12 +240,9 @@ impl<'m> Config<'m> {
         let kind = self.meta.get_str(&self.key("rope.scaling.type"))?;
         let factor = match kind {
             None => self.positive("rope.scale_linear")?,
-            Some("none") => None,
             Some("linear") => self.positive("rope.scaling.factor")?,
-            Some(other) => {
-                let what = format!("rope scaling {} is not supported", quoted(other));
-                return Err(Error::Unsupported(what));
-            }
+            // All others are the graph file's to know.
+            Some(_) => None,
         };
         Ok(1.0 / factor.unwrap_or(1.0))
     }

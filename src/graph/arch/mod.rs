@@ -11,8 +11,9 @@ mod config;
 
 pub use super::star::Library;
 pub use config::Config;
+pub(super) use config::EPS;
 
-use super::{Builder, Graph, Weights};
+use super::{Builder, Graph, Names, Weights};
 use crate::error::Result;
 use crate::model::{Metadata, Model};
 
@@ -33,9 +34,11 @@ pub fn build(model: &Model) -> Result<Graph> {
 pub fn build_with(meta: &Metadata, weights: &dyn Weights, library: &Library) -> Result<Graph> {
     let name = meta.require_str("general.architecture")?;
     let file = library.serving(name)?;
-    let config = Config::read(meta, name)?;
-    config.check_tensors(weights)?;
-    let mut b = Builder::new(weights);
+    let hf = meta.get_str("general.source")? == Some("huggingface");
+    let names = Names::new(if hf { file.pairs("NAMES")? } else { Vec::new() });
+    let config = Config::read(meta, name, if hf { Some(file.lists("KEYS")?) } else { None })?;
+    config.check_tensors(weights, &names)?;
+    let mut b = Builder::new(weights).with_names(names);
     let logits = file.build(&mut b, &config)?;
     let token = b.sample(logits)?;
     b.output(logits);

@@ -8,6 +8,7 @@ use crate::graph::{
     AttendExtras, AttendOptions, BinaryKind, Builder, NodeId, Origin, RopeLayout, RopeOptions,
     UnaryKind,
 };
+use crate::model::Array;
 use std::rc::Rc;
 
 /// Nodes that a graph file may make: a model of 1,000 layers has about 60,000.
@@ -373,9 +374,33 @@ impl<'w> Script<'_, 'w> {
             "rope_dim" => int(c.rope_dim),
             "rope_base" => c.rope_base.map_or(Value::None, float),
             "rope_scale" => float(c.rope_scale),
-            "eps" => float(c.eps),
+            "eps" => match c.eps {
+                Some(eps) => float(eps),
+                None => return Err(c.error(crate::graph::arch::EPS, "missing")),
+            },
+            "hf" => Value::Bool(c.is_hf()),
+            "arch" => {
+                let text = self.heap.text(c.name());
+                return text.map_err(|what| self.error(frame.module, line, what));
+            }
             _ => return Err(self.error(frame.module, line, format!("c has no field {name}"))),
         })
+    }
+
+    fn array(&mut self, array: &Array) -> Told<Value> {
+        let mut items = Vec::new();
+        if let Array::Str(texts) = array {
+            for text in texts.iter() {
+                items.push(self.heap.text(&String::from_utf8_lossy(text))?);
+            }
+        } else if let Array::Bool(all) = array {
+            items.extend(all.iter().map(|&b| Value::Bool(b)));
+        } else if let Some(all) = array.integers::<i64>() {
+            items.extend(all.iter().map(|&i| Value::Int(i)));
+        } else if let Some(all) = array.floats() {
+            items.extend(all.iter().map(|&x| Value::Float(f64::from(x))));
+        }
+        self.heap.list(items)
     }
 
     /// A method of `c`.
@@ -394,7 +419,16 @@ impl<'w> Script<'_, 'w> {
         let Some(c) = self.config else { return Ok(Value::None) };
         let found = match name {
             "count" => c.count(&key)?.map(|n| Value::Int(i64::try_from(n).unwrap_or(i64::MAX))),
-            "number" => c.positive(&key)?.map(|x| Value::Float(f64::from(x))),
+            "number" => c.float(&key)?.map(|x| Value::Float(f64::from(x))),
+            "flag" => c.flag(&key)?.map(Value::Bool),
+            "text" => match c.text(&key)? {
+                Some(text) => Some(self.heap.text(text).map_err(|what| fail(self, what))?),
+                None => None,
+            },
+            "list" => match c.value(&key).and_then(|v| v.as_array()) {
+                Some(array) => Some(self.array(array).map_err(|what| fail(self, what))?),
+                None => None,
+            },
             _ => return Err(fail(self, "there is no such question".to_string())),
         };
         match found.or(default) {

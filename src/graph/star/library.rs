@@ -11,10 +11,30 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Name and text of a file of `graphs/`.
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../../graphs/", $name)))),*]
+    };
+}
+
 /// The files that come with the crate: `graphs/`.
-const EMBEDDED: &[(&str, &str)] = &[
-    ("gemma3.star", include_str!("../../../graphs/gemma3.star")),
-    ("llama.star", include_str!("../../../graphs/llama.star")),
+const EMBEDDED: &[(&str, &str)] = embedded![
+    "bitnet.star",
+    "cohere.star",
+    "falcon.star",
+    "gemma.star",
+    "gpt-oss.star",
+    "gpt2.star",
+    "gptneox.star",
+    "hf.star",
+    "llama.star",
+    "mixtral.star",
+    "olmo2.star",
+    "phi2.star",
+    "phi3.star",
+    "stablelm.star",
+    "starcoder2.star",
 ];
 
 /// Files that a file may load, one through the other.
@@ -179,6 +199,43 @@ impl<'a, 'w> Loaded<'a, 'w> {
             (Value::List(_) | Value::Tuple(_), Some(texts)) => Ok(texts),
             _ => Err(self.script.error(self.module, 1, format!("{name} is no list of strings"))),
         }
+    }
+
+    /// A dict of texts at the top of the file; empty if there is none of that name.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn pairs(&self, name: &str) -> Result<Vec<(String, String)>> {
+        let lists = self.dict(name)?.into_iter();
+        lists.map(|(key, mut texts)| Ok((key, texts.pop().unwrap_or_default()))).collect()
+    }
+
+    /// A dict of texts or lists of texts at the top of the file.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn lists(&self, name: &str) -> Result<BTreeMap<String, Vec<String>>> {
+        Ok(self.dict(name)?.into_iter().collect())
+    }
+
+    fn dict(&self, name: &str) -> Result<Vec<(String, Vec<String>)>> {
+        let heap = &self.script.heap;
+        let text = |v: Value| match v {
+            Value::Text(t) => Some(heap.get_text(t).to_string()),
+            _ => None,
+        };
+        let texts = |v: Value| match v {
+            Value::List(l) => heap.get_list(l).iter().map(|&v| text(v)).collect(),
+            v => text(v).map(|t| vec![t]),
+        };
+        let dict = match self.script.global(self.module, name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Dict(d)) => heap.get_dict(d),
+            Some(_) => return Err(self.script.error(self.module, 1, format!("{name} is no dict"))),
+        };
+        let pairs = dict.iter().map(|&(k, v)| Some((text(k)?, texts(v)?))).collect::<Option<_>>();
+        let wrong = || self.script.error(self.module, 1, format!("{name} holds more than strings"));
+        pairs.ok_or_else(wrong)
     }
 
     /// Calls the file's `build(g, c)`, which returns the logits.

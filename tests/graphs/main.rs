@@ -1,0 +1,346 @@
+//! Every architecture beside transformers: tiny random models, their logits and 64 greedy tokens.
+//!
+//! `make.py` says how the fixtures were made. Weights are not in them; [`numbers`] makes the same.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use gllm_kernels::cpu::CpuBackend;
+use gllm_kernels::graph::reference::{self, Reference};
+use gllm_kernels::graph::{Graph, arch};
+use gllm_kernels::model::Model;
+use gllm_kernels::plan::{Limits, Session, StepInput};
+use gllm_kernels::replay::{Generator, Plans};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[derive(serde::Deserialize)]
+struct Fixture {
+    config: serde_json::Value,
+    tensors: BTreeMap<String, Vec<usize>>,
+    prompt: Vec<u32>,
+    greedy: Vec<u32>,
+    rows: Vec<usize>,
+    logits: String,
+}
+
+/// Numbers that depend on the tensor's name and shape alone: `numbers` of `make.py`.
+fn numbers(name: &str, shape: &[usize]) -> Vec<f32> {
+    let mut state = 0xcbf2_9ce4_8422_2325u64;
+    for byte in name.bytes() {
+        state = (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    let (size, middle) = if let [.., a, b] = *shape {
+        let table = ["embed", "wte", "wpe"].iter().any(|part| name.contains(part));
+        let size = if table { 1.0 } else { 1.7 / (a.max(b) as f64).sqrt() };
+        (size as f32, 0.0f32)
+    } else if name.ends_with("weight") {
+        (0.25, 1.0)
+    } else {
+        (0.25, 0.0)
+    };
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..shape.iter().product()).map(|_| middle + size * next()).collect()
+}
+
+/// Bits of a half or a bfloat of a number that is one exactly, or as near as can be.
+fn bytes(values: &[f32], dtype: &str) -> Vec<u8> {
+    match dtype {
+        "F32" => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        "F32 of F16" => {
+            values.iter().flat_map(|v| half::f16::from_f32(*v).to_f32().to_le_bytes()).collect()
+        }
+        "F32 of BF16" => {
+            values.iter().flat_map(|v| half::bf16::from_f32(*v).to_f32().to_le_bytes()).collect()
+        }
+        "F16" => values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// A safetensors file.
+fn safetensors<'a>(
+    tensors: impl Iterator<Item = (&'a String, &'a Vec<usize>)>,
+    dtype: &str,
+) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, shape) in tensors {
+        let start = data.len();
+        data.extend(bytes(&numbers(name, shape), dtype));
+        let entry = serde_json::json!({"dtype": dtype.split(' ').next(), "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert(name.clone(), entry);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+fn fixture(name: &str) -> Fixture {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/graphs/fixtures");
+    serde_json::from_slice(&fs::read(path.join(format!("{name}.json"))).unwrap()).unwrap()
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("graphs").join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// The fixture's model as a folder.
+fn model(name: &str, fixture: &Fixture, dtype: &str, shards: usize) -> Model {
+    let folder = folder(&format!("{name}-{dtype}-{shards}"));
+    fs::write(folder.join("config.json"), fixture.config.to_string()).unwrap();
+    if shards == 1 {
+        fs::write(folder.join("model.safetensors"), safetensors(fixture.tensors.iter(), dtype))
+            .unwrap();
+    } else {
+        let mut map = serde_json::Map::new();
+        for shard in 0..shards {
+            let file = format!("model-{:05}-of-{shards:05}.safetensors", shard + 1);
+            let own = || fixture.tensors.iter().skip(shard).step_by(shards);
+            own().for_each(|(name, _)| drop(map.insert(name.clone(), file.clone().into())));
+            fs::write(folder.join(&file), safetensors(own(), dtype)).unwrap();
+        }
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+        fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    }
+    Model::open(&folder).unwrap()
+}
+
+fn wanted_logits(fixture: &Fixture) -> Vec<f32> {
+    let digit = |b: u8| match b {
+        b'A'..=b'Z' => b - b'A',
+        b'a'..=b'z' => b - b'a' + 26,
+        b'0'..=b'9' => b - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let text = fixture.logits.trim_end_matches('=').as_bytes();
+    let bits = text.chunks(4).flat_map(|four| {
+        let word =
+            four.iter().fold(0u32, |w, &b| w << 6 | u32::from(digit(b))) << (6 * (4 - four.len()));
+        word.to_be_bytes()[1..four.len()].to_vec()
+    });
+    let bytes: Vec<u8> = bits.collect();
+    bytes.as_chunks().0.iter().map(|w| f32::from_le_bytes(*w)).collect()
+}
+
+fn reference_logits(graph: &Graph, model: &Model, tokens: &[u32]) -> Vec<f32> {
+    let mut reference = Reference::new(graph, model, tokens.len(), 1).unwrap();
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let slots = vec![0; tokens.len()];
+    let input = reference::StepInput {
+        tokens,
+        positions: &positions,
+        slots: &slots,
+        outs: &positions,
+        sampling: &[],
+    };
+    reference.step(&input).unwrap();
+    reference.value(graph.outputs()[0]).unwrap().to_vec()
+}
+
+/// The greatest difference, relative to the greatest logit.
+fn difference(got: &[f32], wanted: &[f32]) -> f32 {
+    assert_eq!(got.len(), wanted.len());
+    let top = wanted.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    got.iter().zip(wanted).fold(0.0f32, |m, (g, w)| m.max((g - w).abs())) / top
+}
+
+/// Reference against transformers: order of f32 sums.
+const REFERENCE: f32 = 2e-5;
+/// CPU against reference: caches in f16.
+const CPU: f32 = 2e-3;
+
+fn check(name: &str) {
+    let fixture = fixture(name);
+    let model = model(name, &fixture, "F32", 1);
+    let graph = arch::build(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let vocabulary = graph.ty(graph.outputs()[0]).width();
+    let all = reference_logits(&graph, &model, &fixture.prompt);
+    let rows = |all: &[f32]| {
+        fixture
+            .rows
+            .iter()
+            .flat_map(|&r| all[r * vocabulary..][..vocabulary].to_vec())
+            .collect::<Vec<f32>>()
+    };
+    let error = difference(&rows(&all), &wanted_logits(&fixture));
+    println!("{name}: reference {error:e}");
+    assert!(error <= REFERENCE, "{name}: reference {error:e} from transformers");
+
+    let backend = CpuBackend::detect().with_threads(2).unwrap();
+    let n = fixture.prompt.len();
+    let limits = Limits { rows: n, outs: n, slots: 1, context: 96 };
+    let mut session = Plans::new(&graph, &backend, limits).unwrap().load(&backend, &model).unwrap();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let slots = vec![0; n];
+    let input = StepInput {
+        tokens: &fixture.prompt,
+        positions: &positions,
+        slots: &slots,
+        outs: &positions,
+    };
+    session.run(&input).unwrap();
+    let error = difference(&session.peek(0).unwrap(), &all);
+    println!("{name}: cpu {error:e}");
+    assert!(error <= CPU, "{name}: cpu {error:e} from the reference");
+
+    let limits = Limits { rows: 5, outs: 1, slots: 1, context: 96 };
+    let session = Plans::new(&graph, &backend, limits).unwrap().load(&backend, &model).unwrap();
+    let mut generator = Generator::new(session);
+    generator.prefill(&fixture.prompt, || true).unwrap();
+    let tokens: Vec<u32> = (0..64).map(|_| generator.next_token().unwrap()).collect();
+    assert_eq!(tokens, fixture.greedy, "{name}");
+    // The reference picks them too, each after the ones before.
+    let all: Vec<u32> = fixture.prompt.iter().chain(&fixture.greedy).copied().collect();
+    let logits = reference_logits(&graph, &model, &all);
+    let rows = logits.chunks_exact(vocabulary).skip(n - 1);
+    let best = |row: &[f32]| (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]));
+    let picked: Vec<u32> = rows.take(64).filter_map(best).map(|i| i as u32).collect();
+    assert_eq!(picked, fixture.greedy, "{name}: reference");
+}
+
+macro_rules! architectures {
+    ($($test:ident $name:literal),* $(,)?) => {
+        $(#[test] fn $test() { check($name); })*
+
+        #[test]
+        fn every_fixture_is_tested() {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/graphs/fixtures");
+            for entry in fs::read_dir(folder).unwrap() {
+                let file = entry.unwrap().file_name().into_string().unwrap();
+                let name = file.trim_end_matches(".json");
+                assert!([$($name),*].contains(&name), "{name}");
+            }
+        }
+    };
+}
+
+architectures! {
+    llama "llama", llama3 "llama3", llama_linear "llama-linear", llama_yarn "llama-yarn",
+    mistral "mistral", mixtral "mixtral", qwen2 "qwen2", qwen2moe "qwen2moe", qwen3 "qwen3",
+    qwen3moe "qwen3moe", gemma "gemma", gemma2 "gemma2", gemma3 "gemma3", phi2 "phi2", phi3 "phi3",
+    phi4 "phi4", gpt2 "gpt2", gptneox "gptneox", gptneox_serial "gptneox-serial", falcon "falcon",
+    falcon_new "falcon-new", stablelm "stablelm", stablelm_parallel "stablelm-parallel",
+    olmo2 "olmo2", olmoe "olmoe", granite "granite", starcoder2 "starcoder2", cohere "cohere",
+    cohere_plus "cohere-plus", smollm3 "smollm3", gpt_oss "gpt-oss", bitnet "bitnet",
+}
+
+#[test]
+fn shards_and_halves_are_read() {
+    let fixture = fixture("qwen3moe");
+    let logits = |dtype, shards| {
+        let model = model("qwen3moe", &fixture, dtype, shards);
+        reference_logits(&arch::build(&model).unwrap(), &model, &fixture.prompt)
+    };
+    let whole = logits("F32", 1);
+    assert_eq!(logits("F32", 3), whole);
+    // The same numbers, rounded before they are written as f32.
+    assert_eq!(logits("F16", 2), logits("F32 of F16", 1));
+    assert_eq!(logits("BF16", 1), logits("F32 of BF16", 2));
+    assert_ne!(logits("F16", 1), whole);
+}
+
+#[test]
+fn hostile_folders_are_refused() {
+    let fixture = fixture("llama");
+    let good = safetensors(fixture.tensors.iter(), "F32");
+    let header =
+        |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &[0; 64]].concat();
+    let one = |t: &str| header(&format!("{{\"a\":{t}}}"));
+    for (what, bytes, wanted) in [
+        ("empty", vec![], "header: too short"),
+        ("length", vec![255; 16], "header: 18446744073709551615 bytes"),
+        ("json", header("{"), "header: column"),
+        ("list", header("[]"), "header: column"),
+        (
+            "offsets",
+            one(r#"{"dtype":"F32","shape":[4],"data_offsets":[0,4096]}"#),
+            "tensor \"a\": bytes 0 to 4096 of 64",
+        ),
+        ("backwards", one(r#"{"dtype":"F32","shape":[4],"data_offsets":[16,0]}"#), "bytes 16 to 0"),
+        (
+            "size",
+            one(r#"{"dtype":"F32","shape":[5],"data_offsets":[0,16]}"#),
+            "16 bytes do not make F32 of [5]",
+        ),
+        (
+            "overflow",
+            one(r#"{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,16]}"#),
+            "do not make",
+        ),
+        ("zero", one(r#"{"dtype":"F32","shape":[0],"data_offsets":[0,0]}"#), "one of 0"),
+        (
+            "twice",
+            header(
+                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+            ),
+            "comes twice",
+        ),
+        (
+            "over",
+            header(
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+            ),
+            "lie over each other",
+        ),
+        ("cut", good[..good.len() / 2].to_vec(), "bytes "),
+    ] {
+        let folder = folder(&format!("hostile-{what}"));
+        fs::write(folder.join("config.json"), fixture.config.to_string()).unwrap();
+        fs::write(folder.join("model.safetensors"), bytes).unwrap();
+        let error = Model::open(&folder).expect_err(what).to_string();
+        assert!(error.contains(wanted), "{what}: {error}");
+    }
+    // Any cut of a header is an error, not a panic.
+    let folder = folder("hostile-cuts");
+    fs::write(folder.join("config.json"), fixture.config.to_string()).unwrap();
+    for end in (0..600).step_by(7) {
+        fs::write(folder.join("model.safetensors"), &good[..end]).unwrap();
+        assert!(Model::open(&folder).is_err());
+    }
+    for (config, wanted) in
+        [("{", "not JSON"), ("[]", "not an object"), ("{}", "\"model_type\": missing")]
+    {
+        fs::write(folder.join("config.json"), config).unwrap();
+        let error = Model::open(&folder).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn names_lead_nowhere_else() {
+    let fixture = fixture("llama");
+    let outside = folder("outside");
+    let secret = outside.join("secret.safetensors");
+    fs::write(&secret, safetensors(fixture.tensors.iter(), "F32")).unwrap();
+    let folder = folder("names");
+    fs::write(folder.join("config.json"), fixture.config.to_string()).unwrap();
+    let index = |file: &str| {
+        let index = serde_json::json!({"weight_map": {"a": file}});
+        fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        Model::open(&folder).map(drop).unwrap_err().to_string()
+    };
+    for bad in ["../outside/secret.safetensors", "/etc/passwd", "..", "", "a/b", "a\0b"] {
+        assert!(index(bad).contains("not the bare name"), "{bad}: {}", index(bad));
+    }
+    std::os::unix::fs::symlink(&secret, folder.join("link.safetensors")).unwrap();
+    assert!(index("link.safetensors").contains("leads out of the folder"));
+    fs::create_dir(folder.join("dir.safetensors")).unwrap();
+    assert!(index("dir.safetensors").contains("not a regular file"));
+    // The hub's own cache: a snapshot of links to blobs.
+    let hub = folder.join("hub");
+    let (snapshot, blobs) = (hub.join("snapshots/abc"), hub.join("blobs"));
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(&blobs).unwrap();
+    fs::write(blobs.join("1"), fixture.config.to_string()).unwrap();
+    fs::copy(&secret, blobs.join("2")).unwrap();
+    std::os::unix::fs::symlink("../../blobs/1", snapshot.join("config.json")).unwrap();
+    std::os::unix::fs::symlink("../../blobs/2", snapshot.join("model.safetensors")).unwrap();
+    Model::open(&snapshot).unwrap();
+}
