@@ -172,11 +172,11 @@ impl<'m> Config<'m> {
     /// When it is there and is not one, or not finite.
     pub fn float(&self, key: &str) -> Result<Option<f32>> {
         let key = self.key(key);
-        // JSON knows no difference between 10000 and 10000.0.
+        // JSON knows no difference between 10000 and 10000.0, and writers of GGUF disagree.
         let integer = self.meta.get(&key).and_then(Value::as_integer);
         let value = match integer {
-            Some(integer) if self.keys.is_some() => Some(integer as f32),
-            _ => self.meta.get_f32(&key)?,
+            Some(integer) => Some(integer as f32),
+            None => self.meta.get_f32(&key)?,
         };
         match value {
             Some(v) if !v.is_finite() && self.keys.is_some() => {
