@@ -11,6 +11,7 @@
 //! The file may change while it is mapped. That ends no process and goes unnoticed by no load:
 //! whoever has read weights calls [`Model::verify_unchanged`] before using what was made of them.
 
+mod convert;
 pub mod format;
 mod gguf;
 mod map;
@@ -20,7 +21,8 @@ mod text;
 mod value;
 mod write;
 
-pub use format::{Block, Codes, Format, Min, Quant, Scale};
+pub use convert::{Conversion, Nearness, Sink};
+pub use format::{Block, Codes, Format, Min, Packing, Quant, Scale};
 pub use meta::Metadata;
 pub(crate) use text::read_regular;
 pub use value::{Array, Strings, Value};

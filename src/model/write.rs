@@ -1,7 +1,7 @@
-//! Writes small GGUF files: random models for tests, and the raw material of broken ones.
+//! Writes GGUF files: random models for tests, the raw material of broken ones, and headers.
 //!
 //! It writes what it is told, whether or not it makes sense, so that a test can say something
-//! false to the reader. Everything lies in memory.
+//! false to the reader. Everything lies in memory; of a large file, only the header does.
 
 use super::format::Format;
 use super::value::{Array, Value};
@@ -55,6 +55,11 @@ impl GgufWriter {
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
         self
+    }
+
+    /// What the places of tensors are multiples of.
+    pub(super) fn alignment(&self) -> usize {
+        usize::try_from(self.alignment).unwrap_or(usize::MAX)
     }
 
     /// Adds a key. `general.alignment` counts for the tensors that follow.

@@ -6,6 +6,7 @@ use clap_complete::Shell;
 use gllm_kernels::graph::DType;
 use gllm_kernels::graph::arch::Library;
 use gllm_kernels::graph::op::Sampler;
+use gllm_kernels::model::Format;
 use std::path::PathBuf;
 
 /// Runs transformer language models on the CPU: plans a decode step once, replays it per token.
@@ -27,7 +28,8 @@ Examples:
   gllm run model.gguf --json < prompt.txt
   gllm bench model.gguf
   gllm perplexity model.gguf text.txt
-  gllm plan model.gguf --ctx 8192 --kv q8_0";
+  gllm plan model.gguf --ctx 8192 --kv q8_0
+  gllm quantize model-f16.gguf model-q4.gguf --bits 4";
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -37,6 +39,8 @@ pub enum Command {
     Bench(Bench),
     /// How well a model predicts a text.
     Perplexity(Perplexity),
+    /// Write a model file with fewer bits a weight.
+    Quantize(Quantize),
     /// Show launches and memory, to the byte, before any weight is read.
     Plan(Plan),
     /// Show what a model file holds and which instruction sets there are.
@@ -254,6 +258,39 @@ pub struct Perplexity {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Examples:
+  gllm quantize model-f16.gguf model-q4.gguf --bits 4
+  gllm quantize model-f16.gguf model-q6.gguf --type Q6_K
+  gllm quantize model-q8.gguf model-f32.gguf --type F32
+
+Norms and other tensors of one dimension stay as they are. The head (output.weight or, where it is
+tied, the embedding) gets 6 or 8 bits, unless --pure. Rows that are not whole blocks of the type get
+the next larger one that fits, and the line of the tensor says so.")]
+pub struct Quantize {
+    /// The GGUF file to read, in any format: float or quantized
+    pub input: PathBuf,
+    /// The GGUF file to write
+    pub output: PathBuf,
+    /// Bits a weight, roughly: 1 is Q1_0, 2 is Q2_K, 4 is Q4_K, 8 is Q8_0
+    #[arg(long, value_name = "N", required_unless_present = "type_name", value_parser = bits)]
+    pub bits: Option<Format>,
+    /// The type by its name, such as Q4_0 or BF16
+    #[arg(long = "type", id = "type_name", value_name = "NAME", value_parser = format)]
+    #[arg(conflicts_with = "bits")]
+    pub format: Option<Format>,
+    /// The same type for the head as well
+    #[arg(long)]
+    pub pure: bool,
+    /// Replace the file to write if there is one
+    #[arg(long)]
+    pub force: bool,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
 pub struct Plan {
     /// A GGUF file [default: the built-in model]
     pub model: Option<PathBuf>,
@@ -303,6 +340,23 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(n) => Ok(n),
         Err(e) => Err(e.to_string()),
     }
+}
+
+fn bits(text: &str) -> Result<Format, String> {
+    match text {
+        "1" => Ok(Format::Q1_0),
+        "2" => Ok(Format::Q2_K),
+        "4" => Ok(Format::Q4_K),
+        "8" => Ok(Format::Q8_0),
+        _ => Err("there are 1, 2, 4 and 8; --type has all others".to_string()),
+    }
+}
+
+fn format(text: &str) -> Result<Format, String> {
+    Format::from_name(text).ok_or_else(|| {
+        let names: Vec<&str> = Format::all().iter().map(|f| f.name()).collect();
+        format!("the types are {}", names.join(", "))
+    })
 }
 
 /// Prints a completion script for `shell`.

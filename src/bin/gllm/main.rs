@@ -5,6 +5,7 @@ mod bench;
 mod inspect;
 mod load;
 mod perplexity;
+mod quantize;
 mod run;
 mod signal;
 
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Some(Command::Run(run)) => run::run(run),
         Some(Command::Bench(bench)) => bench::bench(&bench),
         Some(Command::Perplexity(args)) => perplexity::perplexity(&args),
+        Some(Command::Quantize(args)) => quantize::quantize(&args),
         Some(Command::Plan(plan)) => inspect::plan(&plan),
         Some(Command::Info(info)) => inspect::info(&info),
         Some(Command::Graph(graph)) => inspect::graph(&graph),

@@ -9,12 +9,15 @@
 //!
 //! The table's entries lie closer where weights are more. It is kept 128 above, without signs.
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 const TABLE: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
 
 pub(super) static ROW: Row = Row {
     ggml: 20,
+    file_type: 25,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 0,
@@ -25,10 +28,16 @@ pub(super) static ROW: Row = Row {
         scale: Scale::One,
         min: Min::Zero(128),
         unpack,
+        packing: Packing { codes: (0, 15), scales: (0, 0), pack },
     }),
 };
 
 fn unpack(bytes: &[u8], out: &mut Block) {
     out.d = f16_at(bytes, 0);
     plane::<4, 16, 0>(&bytes[2..18], &mut out.codes);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    put_plane::<4, 16, 0>(&block.codes[..32], &mut out[2..18]);
 }

@@ -16,6 +16,7 @@
 //!
 //! Adding a format is its file, with the block drawn bit by bit, and its line in `formats!`.
 
+mod encode;
 mod float;
 mod iq4_nl;
 mod mxfp4;
@@ -34,6 +35,7 @@ mod q8_0;
 mod tq1_0;
 mod tq2_0;
 
+pub use encode::Packing;
 use half::f16;
 
 use crate::error::{Error, Result};
@@ -108,6 +110,8 @@ formats! {
 struct Row {
     /// The type's number in GGUF files.
     ggml: u32,
+    /// What `general.file_type` says of a file that mostly has this type.
+    file_type: u32,
     kind: Kind,
 }
 
@@ -116,6 +120,7 @@ enum Kind {
     Float {
         bytes: usize,
         decode: fn(&[u8], &mut [f32]),
+        encode: fn(&[f32], &mut [u8]),
     },
     Blocks(Quant),
 }
@@ -150,6 +155,8 @@ pub struct Quant {
     /// # Panics
     /// When it is given fewer bytes than a block has.
     pub unpack: fn(&[u8], &mut Block),
+    /// How blocks are written.
+    pub packing: Packing,
 }
 
 /// What a code stands for.
@@ -271,6 +278,11 @@ impl Format {
         self.row().ggml
     }
 
+    /// What `general.file_type` says of a file that mostly has this format.
+    pub fn file_type(self) -> u32 {
+        self.row().file_type
+    }
+
     /// Elements of a block: 1 for a float format.
     pub fn block_len(self) -> usize {
         self.quant().map_or(1, |q| q.block)
@@ -312,6 +324,45 @@ impl Format {
                 for (bytes, out) in blocks.zip(out.chunks_exact_mut(quant.block)) {
                     (quant.unpack)(bytes, &mut block);
                     quant.values(&block, out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `values` into `bytes`: the blocks, or the floats, that are nearest. `values` must be
+    /// whole blocks and `bytes` as long as these are.
+    ///
+    /// # Errors
+    /// When they are not, and when a value is not finite or beyond the format.
+    pub fn encode(self, values: &[f32], bytes: &mut [u8]) -> Result<()> {
+        if self.row_bytes(values.len()) != Some(bytes.len()) {
+            return Err(Error::Invalid(format!(
+                "{}: {} elements do not fill {} bytes",
+                self.name(),
+                values.len(),
+                bytes.len()
+            )));
+        }
+        if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+            return Err(Error::Invalid(format!("element {at} is {}", values[at])));
+        }
+        match &self.row().kind {
+            Kind::Float { encode, .. } => {
+                encode(values, bytes);
+                let infinite = |x: &f32| f16::from_f32(*x).is_infinite();
+                if self == Format::F16
+                    && let Some(at) = values.iter().position(infinite)
+                {
+                    let what = format!("element {at} is {}, too large for F16", values[at]);
+                    return Err(Error::Invalid(what));
+                }
+            }
+            Kind::Blocks(quant) => {
+                let mut block = Block::default();
+                let blocks = bytes.chunks_exact_mut(quant.bytes);
+                for (bytes, x) in blocks.zip(values.chunks_exact(quant.block)) {
+                    quant.encode(x, &mut block, bytes);
                 }
             }
         }
@@ -373,6 +424,24 @@ fn plane<const BITS: u32, const RUN: usize, const SHIFT: u32>(bytes: &[u8], code
                 let field = (*byte & mask) << SHIFT;
                 *code = if SHIFT == 0 { field } else { *code | field };
                 *byte = byte.unbounded_shr(BITS);
+            }
+        }
+    }
+}
+
+fn put_f16(bytes: &mut [u8], at: usize, x: f16) {
+    bytes[at..at + 2].copy_from_slice(&x.to_le_bytes());
+}
+
+/// The inverse of [`plane`]: writes the `BITS` bits from `SHIFT` on of the codes.
+fn put_plane<const BITS: u32, const RUN: usize, const SHIFT: u32>(codes: &[u8], bytes: &mut [u8]) {
+    let mask = (1 << BITS) - 1;
+    let stretches = (8 / BITS) as usize;
+    for (run, codes) in bytes.chunks_exact_mut(RUN).zip(codes.chunks_exact(RUN * stretches)) {
+        run.fill(0);
+        for (i, stretch) in (0..).zip(codes.chunks_exact(RUN)) {
+            for (byte, code) in run.iter_mut().zip(stretch) {
+                *byte |= (code >> SHIFT & mask) << (i * BITS);
             }
         }
     }

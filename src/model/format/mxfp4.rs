@@ -11,12 +11,13 @@
 //! as large, so that they are integers, and is kept 12 above, without signs. `2^(e - 128)` is below
 //! the normal numbers for the least two `e`, and with the greatest a value may be infinite.
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, plane};
+use super::{Block, Codes, Kind, Min, Packing, Quant, Row, Scale, plane, put_plane};
 
 const TABLE: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 pub(super) static ROW: Row = Row {
     ggml: 39,
+    file_type: 38,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 0,
@@ -27,10 +28,16 @@ pub(super) static ROW: Row = Row {
         scale: Scale::Exponent,
         min: Min::Zero(12),
         unpack,
+        packing: Packing { codes: (0, 15), scales: (0, 0), pack },
     }),
 };
 
 fn unpack(bytes: &[u8], out: &mut Block) {
     out.scales[0] = bytes[0].cast_signed();
     plane::<4, 16, 0>(&bytes[1..17], &mut out.codes);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    out[0] = block.scales[0].cast_unsigned();
+    put_plane::<4, 16, 0>(&block.codes[..32], &mut out[1..17]);
 }

@@ -9,10 +9,13 @@
 //! value   (d * scale) * code - dmin * minimum
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 10,
+    file_type: 10,
     kind: Kind::Blocks(Quant {
         lo: 2,
         hi: 0,
@@ -23,6 +26,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::Nibbles,
         min: Min::TwoLevel,
         unpack,
+        packing: Packing { codes: (0, 3), scales: (0, 15), pack },
     }),
 };
 
@@ -35,4 +39,13 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     plane::<2, 32, 0>(&bytes[16..80], &mut out.codes);
     out.d = f16_at(bytes, 80);
     out.m = f16_at(bytes, 82);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    for (s, (scale, min)) in out.iter_mut().zip(block.scales.iter().zip(&block.mins)) {
+        *s = scale.cast_unsigned() | min << 4;
+    }
+    put_plane::<2, 32, 0>(&block.codes, &mut out[16..80]);
+    put_f16(out, 80, block.d);
+    put_f16(out, 82, block.m);
 }

@@ -13,10 +13,13 @@
 //! value   (d * (scale - 32)) * (code - 4)
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 11,
+    file_type: 11,
     kind: Kind::Blocks(Quant {
         lo: 2,
         hi: 1,
@@ -27,6 +30,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::TwoLevel,
         min: Min::Zero(4),
         unpack,
+        packing: Packing { codes: (0, 7), scales: (-32, 31), pack },
     }),
 };
 
@@ -39,4 +43,13 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     plane::<2, 4, 4>(&bytes[104..108], &mut scales);
     out.scales = scales.map(|s| s.cast_signed() - 32);
     out.d = f16_at(bytes, 108);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_plane::<1, 32, 2>(&block.codes, &mut out[..32]);
+    put_plane::<2, 32, 0>(&block.codes, &mut out[32..96]);
+    let scales = block.scales.map(|s| (s + 32).cast_unsigned());
+    put_plane::<4, 8, 0>(&scales, &mut out[96..104]);
+    put_plane::<2, 4, 4>(&scales, &mut out[104..108]);
+    put_f16(out, 108, block.d);
 }

@@ -7,10 +7,13 @@
 //! value   d * code + m
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 3,
+    file_type: 3,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 0,
@@ -21,6 +24,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::One,
         min: Min::One,
         unpack,
+        packing: Packing { codes: (0, 15), scales: (0, 0), pack },
     }),
 };
 
@@ -28,4 +32,10 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     out.d = f16_at(bytes, 0);
     out.m = f16_at(bytes, 2);
     plane::<4, 16, 0>(&bytes[4..20], &mut out.codes);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    put_f16(out, 2, block.m);
+    put_plane::<4, 16, 0>(&block.codes[..32], &mut out[4..20]);
 }

@@ -11,10 +11,13 @@
 //! value   (d * scale) * code - dmin * minimum
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 12,
+    file_type: 14,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 0,
@@ -25,6 +28,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::TwoLevel,
         min: Min::TwoLevel,
         unpack,
+        packing: Packing { codes: (0, 15), scales: (0, 63), pack },
     }),
 };
 
@@ -35,6 +39,13 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     plane::<4, 32, 0>(&bytes[16..144], &mut out.codes);
 }
 
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    put_f16(out, 2, block.m);
+    put_scales_and_mins(block, &mut out[4..16]);
+    put_plane::<4, 32, 0>(&block.codes, &mut out[16..144]);
+}
+
 /// The twelve bytes of scales and minimums, which Q5_K has as well.
 pub(super) fn scales_and_mins(s: &[u8], out: &mut Block) {
     for g in 0..4 {
@@ -43,5 +54,15 @@ pub(super) fn scales_and_mins(s: &[u8], out: &mut Block) {
         out.mins[g] = b & 0x3f;
         out.scales[4 + g] = ((c & 0x0f) | ((a >> 2) & 0x30)).cast_signed();
         out.mins[4 + g] = (c >> 4) | ((b >> 2) & 0x30);
+    }
+}
+
+/// The inverse of [`scales_and_mins`].
+pub(super) fn put_scales_and_mins(block: &Block, s: &mut [u8]) {
+    let scale = |g: usize| block.scales[g].cast_unsigned();
+    for g in 0..4 {
+        s[g] = scale(g) | (scale(4 + g) & 0x30) << 2;
+        s[4 + g] = block.mins[g] | (block.mins[4 + g] & 0x30) << 2;
+        s[8 + g] = (scale(4 + g) & 0x0f) | block.mins[4 + g] << 4;
     }
 }

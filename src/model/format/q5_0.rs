@@ -8,10 +8,13 @@
 //! value   d * (code - 16)
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 6,
+    file_type: 8,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 1,
@@ -22,6 +25,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::One,
         min: Min::Zero(16),
         unpack,
+        packing: Packing { codes: (0, 31), scales: (0, 0), pack },
     }),
 };
 
@@ -29,4 +33,10 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     out.d = f16_at(bytes, 0);
     plane::<4, 16, 0>(&bytes[6..22], &mut out.codes);
     plane::<1, 1, 4>(&bytes[2..6], &mut out.codes);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    put_plane::<1, 1, 4>(&block.codes[..32], &mut out[2..6]);
+    put_plane::<4, 16, 0>(&block.codes[..32], &mut out[6..22]);
 }

@@ -8,10 +8,13 @@
 //! value   d * code + m
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 7,
+    file_type: 9,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 1,
@@ -22,6 +25,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::One,
         min: Min::One,
         unpack,
+        packing: Packing { codes: (0, 31), scales: (0, 0), pack },
     }),
 };
 
@@ -30,4 +34,11 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     out.m = f16_at(bytes, 2);
     plane::<4, 16, 0>(&bytes[8..24], &mut out.codes);
     plane::<1, 1, 4>(&bytes[4..8], &mut out.codes);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    put_f16(out, 2, block.m);
+    put_plane::<1, 1, 4>(&block.codes[..32], &mut out[4..8]);
+    put_plane::<4, 16, 0>(&block.codes[..32], &mut out[8..24]);
 }

@@ -9,11 +9,14 @@
 //! value   (d * scale) * code - dmin * minimum
 //! ```
 
-use super::q4_k::scales_and_mins;
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::q4_k::{put_scales_and_mins, scales_and_mins};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 13,
+    file_type: 16,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 1,
@@ -24,6 +27,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::TwoLevel,
         min: Min::TwoLevel,
         unpack,
+        packing: Packing { codes: (0, 31), scales: (0, 63), pack },
     }),
 };
 
@@ -33,4 +37,12 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     scales_and_mins(&bytes[4..16], out);
     plane::<4, 32, 0>(&bytes[48..176], &mut out.codes);
     plane::<1, 32, 4>(&bytes[16..48], &mut out.codes);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    put_f16(out, 2, block.m);
+    put_scales_and_mins(block, &mut out[4..16]);
+    put_plane::<1, 32, 4>(&block.codes, &mut out[16..48]);
+    put_plane::<4, 32, 0>(&block.codes, &mut out[48..176]);
 }

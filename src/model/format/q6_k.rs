@@ -10,10 +10,13 @@
 //! value   (d * s) * (code - 32)
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at, plane};
+use super::{
+    Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, plane, put_f16, put_plane,
+};
 
 pub(super) static ROW: Row = Row {
     ggml: 14,
+    file_type: 18,
     kind: Kind::Blocks(Quant {
         lo: 4,
         hi: 2,
@@ -24,6 +27,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::TwoLevel,
         min: Min::Zero(32),
         unpack,
+        packing: Packing { codes: (0, 63), scales: (-128, 127), pack },
     }),
 };
 
@@ -34,4 +38,13 @@ fn unpack(bytes: &[u8], out: &mut Block) {
         *scale = s.cast_signed();
     }
     out.d = f16_at(bytes, 208);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_plane::<4, 64, 0>(&block.codes, &mut out[..128]);
+    put_plane::<2, 32, 4>(&block.codes, &mut out[128..192]);
+    for (s, scale) in out[192..208].iter_mut().zip(&block.scales) {
+        *s = scale.cast_unsigned();
+    }
+    put_f16(out, 208, block.d);
 }

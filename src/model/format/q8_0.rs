@@ -8,10 +8,11 @@
 //!
 //! Codes are unsigned like everyone's: `q + 128`, with the zero at 128.
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at};
+use super::{Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, put_f16};
 
 pub(super) static ROW: Row = Row {
     ggml: 8,
+    file_type: 7,
     kind: Kind::Blocks(Quant {
         lo: 8,
         hi: 0,
@@ -22,6 +23,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::One,
         min: Min::Zero(128),
         unpack,
+        packing: Packing { codes: (1, 255), scales: (0, 0), pack },
     }),
 };
 
@@ -30,5 +32,12 @@ fn unpack(bytes: &[u8], out: &mut Block) {
     for (code, &q) in out.codes.iter_mut().zip(&bytes[2..34]) {
         // Two's complement plus 128 is the same byte with its sign bit flipped.
         *code = q ^ 0x80;
+    }
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    put_f16(out, 0, block.d);
+    for (q, code) in out[2..34].iter_mut().zip(&block.codes) {
+        *q = code ^ 0x80;
     }
 }

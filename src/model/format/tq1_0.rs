@@ -11,10 +11,11 @@
 //! value   d * (code - 1)
 //! ```
 
-use super::{Block, Codes, Kind, Min, Quant, Row, Scale, f16_at};
+use super::{Block, Codes, Kind, Min, Packing, Quant, Row, Scale, f16_at, put_f16};
 
 pub(super) static ROW: Row = Row {
     ggml: 34,
+    file_type: 36,
     kind: Kind::Blocks(Quant {
         lo: 2,
         hi: 0,
@@ -25,6 +26,7 @@ pub(super) static ROW: Row = Row {
         scale: Scale::One,
         min: Min::Zero(1),
         unpack,
+        packing: Packing { codes: (0, 2), scales: (0, 0), pack },
     }),
 };
 
@@ -43,4 +45,19 @@ fn unpack(bytes: &[u8], out: &mut Block) {
         }
     }
     out.d = f16_at(bytes, 52);
+}
+
+fn pack(block: &Block, out: &mut [u8]) {
+    for (at, run, first) in RUNS {
+        for (i, byte) in out[at..at + run].iter_mut().enumerate() {
+            let codes = block.codes[first + i..].iter().step_by(run);
+            // Of four codes, as if a fifth were 0.
+            let count = if run == 4 { 4 } else { 5 };
+            let codes = codes.take(count).chain(std::iter::repeat_n(&0, 5 - count));
+            let number = codes.fold(0, |number, code| 3 * number + u32::from(*code));
+            // The least fraction of 256 that is at least that of 243.
+            *byte = (number * 256).div_ceil(243) as u8;
+        }
+    }
+    put_f16(out, 52, block.d);
 }

@@ -1,0 +1,253 @@
+//! `gllm quantize`: the same model in fewer bits.
+//!
+//! The file is written beside its final name as `OUT.part`, brought to the disk, and renamed: under
+//! its name there is a whole file or none. Whatever ends the command before removes the part.
+
+use crate::args::Quantize;
+use crate::{End, Failure, load, signal};
+use gllm_kernels::error::{Size, quoted};
+use gllm_kernels::model::{Conversion, Format, Nearness, Sink, Tensor};
+use gllm_kernels::{Error, Result};
+use std::fs::{self, File, Metadata, TryLockError};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+/// Runs the command.
+pub fn quantize(args: &Quantize) -> Result<End, Failure> {
+    signal::catch();
+    let Some(main) = args.format.or(args.bits) else {
+        return Err(Failure::Usage("give --bits or --type".to_string()));
+    };
+    check_target(args)?;
+    let model = load::open(Some(&args.input))?;
+    let policy = Policy { main, pure: args.pure, tied: model.tensor("output.weight").is_none() };
+    let formats = model.tensors().iter().map(|t| fitting(policy.wanted(t), t)).collect();
+    let conversion = Conversion::new(&model, formats, main)?;
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let mut part = Part::create(args)?;
+    let bar = match io::stderr().is_terminal() {
+        true => indicatif::ProgressBar::new(conversion.bytes()),
+        false => indicatif::ProgressBar::hidden(),
+    };
+    let total = Nearness::default();
+    let mut writing = Writing { part: &mut part, bar, policy, total, failed: None };
+    let finished = conversion.run(threads, &mut writing)?;
+    let Writing { bar, total, failed, .. } = writing;
+    bar.finish_and_clear();
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    if let (false, Some(signal)) = (finished, signal::caught()) {
+        return Ok(End::Interrupted(signal));
+    }
+    model.verify_unchanged()?;
+    part.sync()?;
+    check_target(args)?;
+    part.rename(&args.output)?;
+    let elements: f64 = model.tensors().iter().map(|t| t.elements() as f64).sum();
+    writeln!(
+        io::stdout(),
+        "{} -> {}, {:.2} bits a weight, error {:.3}%",
+        Size(model.file_bytes()),
+        Size(conversion.bytes()),
+        8.0 * conversion.bytes() as f64 / elements.max(1.0),
+        100.0 * total.relative()
+    )?;
+    Ok(End::Done)
+}
+
+/// What tensors are to become.
+#[derive(Clone, Copy)]
+struct Policy {
+    main: Format,
+    pure: bool,
+    /// Whether the embedding is the head as well.
+    tied: bool,
+}
+
+impl Policy {
+    /// The format that a tensor is wanted in, whether or not its rows fit.
+    fn wanted(&self, tensor: &Tensor) -> Format {
+        let name = tensor.name.as_str();
+        let kept = tensor.dims.len() < 2
+            || !name.ends_with(".weight")
+            || name.contains("_norm.")
+            // It picks experts.
+            || name.ends_with("ffn_gate_inp.weight");
+        let head = name == "output.weight" || self.tied && name == "token_embd.weight";
+        if kept {
+            tensor.format
+        } else if head && !self.pure && bits(self.main) < bits(Format::Q6_K) {
+            // An error in the head goes straight to the logits.
+            Format::Q6_K
+        } else {
+            self.main
+        }
+    }
+}
+
+/// The wanted format or, where a tensor's rows are not whole blocks of it, the next of those with
+/// blocks of 32 that has no fewer bits; and F16 where nothing else fits.
+fn fitting(wanted: Format, tensor: &Tensor) -> Format {
+    const LADDER: [Format; 4] = [Format::IQ4_NL, Format::Q5_0, Format::Q8_0, Format::F16];
+    let cols = tensor.dims.last().copied().unwrap_or(1);
+    let fits = |format: &Format| format.row_bytes(cols).is_some();
+    let next = LADDER.into_iter().filter(|f| bits(*f) >= bits(wanted)).find(fits);
+    if fits(&wanted) { wanted } else { next.unwrap_or(Format::F16) }
+}
+
+/// Bits of 256 elements.
+fn bits(format: Format) -> usize {
+    8 * 256 / format.block_len() * format.block_bytes()
+}
+
+/// The file as it is written, and what is said of it meanwhile.
+struct Writing<'p> {
+    part: &'p mut Part,
+    bar: indicatif::ProgressBar,
+    policy: Policy,
+    total: Nearness,
+    /// Of writing to standard output.
+    failed: Option<io::Error>,
+}
+
+impl Sink for Writing<'_> {
+    fn put(&mut self, bytes: &[u8]) -> Result<bool> {
+        if signal::caught().is_some() || self.failed.is_some() {
+            return Ok(false);
+        }
+        self.part.write(bytes)?;
+        self.bar.inc(bytes.len() as u64);
+        Ok(true)
+    }
+
+    fn done(&mut self, tensor: &Tensor, format: Format, near: Option<Nearness>) {
+        let Some(near) = near else { return };
+        self.total.add(near);
+        let name = quoted(&tensor.name);
+        let name = name.trim_matches('"');
+        let (from, to) = (tensor.format.name(), format.name());
+        let error = 100.0 * near.relative();
+        let wanted = self.policy.wanted(tensor);
+        let why = match (wanted == format, tensor.dims.last()) {
+            (false, Some(cols)) => format!("  (rows of {cols} do not fit {})", wanted.name()),
+            _ => String::new(),
+        };
+        let line = format!("{name:<32} {from:>6} -> {to:<6} error {error:7.3}%{why}");
+        self.bar.suspend(|| {
+            if let Err(error) = writeln!(io::stdout(), "{line}") {
+                self.failed = Some(error);
+            }
+        });
+    }
+}
+
+/// Refuses to write where a file is that is to be kept.
+fn check_target(args: &Quantize) -> Result<(), Failure> {
+    let refuse = |what: &str| {
+        let name = args.output.display().to_string().escape_debug().to_string();
+        Err(Failure::Message(format!("{name}: {what}")))
+    };
+    let found = match fs::metadata(&args.output) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(&args.output, error).into()),
+        Ok(found) => found,
+    };
+    if fs::metadata(&args.input).is_ok_and(|input| same_file(&input, &found)) {
+        return refuse("is the file that is read");
+    }
+    if !found.is_file() {
+        return refuse("there is something that is not a regular file");
+    }
+    if !args.force {
+        return refuse("there is such a file; --force replaces it");
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn same_file(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &Metadata, _: &Metadata) -> bool {
+    false
+}
+
+/// The file until it is whole. It is locked, and removed when this is dropped.
+struct Part {
+    path: PathBuf,
+    file: BufWriter<File>,
+    renamed: bool,
+}
+
+impl Part {
+    /// Makes the part of the file to write. One that a process left behind when it was killed is
+    /// replaced; one that another process is writing is not.
+    fn create(args: &Quantize) -> Result<Part, Failure> {
+        let mut path = args.output.clone().into_os_string();
+        path.push(".part");
+        let path = PathBuf::from(path);
+        let fail = |error| Failure::from(Error::io(&path, error));
+        if let Ok(old) = fs::symlink_metadata(&path)
+            && old.is_file()
+        {
+            let name = path.display().to_string().escape_debug().to_string();
+            if fs::metadata(&args.input).is_ok_and(|input| same_file(&input, &old)) {
+                return Err(Failure::Message(format!("{name}: is the file that is read")));
+            }
+            match File::open(&path).map_err(fail)?.try_lock() {
+                Ok(()) => fs::remove_file(&path).map_err(fail)?,
+                Err(TryLockError::WouldBlock) => {
+                    let what = format!("{name}: another process is writing it");
+                    return Err(Failure::Message(what));
+                }
+                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            }
+        }
+        let file = File::create_new(&path).map_err(fail)?;
+        let part = Part { path: path.clone(), file: BufWriter::new(file), renamed: false };
+        match part.file.get_ref().try_lock() {
+            Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => {
+                Err(fail(error))
+            }
+            _ => Ok(part),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io(&self.path, e))
+    }
+
+    /// Brings all that was written to the disk.
+    fn sync(&mut self) -> Result<()> {
+        let synced = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        synced.map_err(|e| Error::io(&self.path, e))
+    }
+
+    /// Gives the file its name.
+    fn rename(mut self, to: &Path) -> Result<()> {
+        fs::rename(&self.path, to).map_err(|e| Error::io(to, e))?;
+        self.renamed = true;
+        // The name is on the disk when the folder is; not every system lets one ask for that.
+        let folder = to.parent().filter(|f| !f.as_os_str().is_empty());
+        if let Ok(folder) = File::open(folder.unwrap_or(Path::new("."))) {
+            let _ = folder.sync_all();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Nothing more can be done if this fails too.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
