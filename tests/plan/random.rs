@@ -297,7 +297,7 @@ const NMSE: f64 = 1e-4;
 fn check(format: Format, choices: &[Choice]) {
     let w = weights(format);
     // Every other layer keeps its cache in 8 bits.
-    let kept = |cache: &Cache| if cache.layer % 2 == 0 { DType::Q8_0 } else { DType::F16 };
+    let kept = |cache: &Cache| if cache.layer.is_multiple_of(2) { DType::Q8_0 } else { DType::F16 };
     let graph = graph(&w, choices).with_caches(kept).unwrap();
     let tokens: Vec<u32> = (0..13).map(|i| i * 17 % VOCABULARY as u32).collect();
     let backend = CpuBackend::detect().with_threads(1).unwrap();
