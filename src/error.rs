@@ -85,6 +85,14 @@ pub enum Error {
         /// The position of the row.
         position: usize,
     },
+    /// A call of a device's driver that failed.
+    #[error("device: {call}: {what}")]
+    Device {
+        /// The call, and what it was for.
+        call: String,
+        /// What the driver said.
+        what: String,
+    },
     /// A tokenizer that the file describes badly, or text that cannot be encoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

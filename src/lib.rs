@@ -9,8 +9,9 @@
 //! 2. [`graph`]: the step as a graph, the meaning of every op in plain f32, the architectures.
 //! 3. [`plan`]: launches, memory, and the proof that no value is overwritten too early.
 //! 4. [`cpu`]: SIMD kernels, threads, and the session that replays a plan on them.
-//! 5. [`replay`]: prompts in chunks, then a token a step.
-//! 6. [`text`]: tokenizers, chat templates, stop strings.
+//! 5. [`cuda`]: prebuilt kernels, and the session that replays a plan as one captured graph.
+//! 6. [`replay`]: prompts in chunks, then a token a step.
+//! 7. [`text`]: tokenizers, chat templates, stop strings.
 //!
 //! [`embedded`] is the small model that comes with the crate.
 
@@ -26,6 +27,8 @@ pub mod graph;
 pub mod plan;
 
 pub mod cpu;
+
+pub mod cuda;
 
 pub mod replay;
 

@@ -9,7 +9,7 @@ use gllm_kernels::graph::op::Sampler;
 use gllm_kernels::model::Format;
 use std::path::PathBuf;
 
-/// Runs transformer language models on the CPU: plans a decode step once, replays it per token.
+/// Runs transformer language models on the CPU or a CUDA device: plans a decode step once, replays it per token.
 ///
 /// Without a command it continues a prompt with the small model that is built in.
 #[derive(Parser)]
@@ -79,11 +79,23 @@ impl Files {
     }
 }
 
+/// What to run on.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Choice {
+    /// A CUDA device if there is one that can be used, else the CPU
+    Auto,
+    Cpu,
+    Cuda,
+}
+
 /// Where to run and how much to keep.
 #[derive(Args)]
 pub struct Machine {
     #[command(flatten)]
     pub files: Files,
+    /// What to run on
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub backend: Choice,
     /// Positions of the context [default: what prompt and answer need]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub ctx: Option<usize>,

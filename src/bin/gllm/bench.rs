@@ -5,10 +5,10 @@
 //! or from what `--depth` says. Both want a token of each step; llama-bench, less than that, logits.
 
 use crate::args::Bench;
-use crate::load::{self, Loaded};
+use crate::load::{self, AnySession, Chosen, Device, Loaded};
 use crate::run::rate;
 use crate::{End, Failure, signal};
-use gllm_kernels::cpu::{CpuSession, read_bandwidth};
+use gllm_kernels::cpu::read_bandwidth;
 use gllm_kernels::error::quoted;
 use gllm_kernels::replay::{Generator, Plans};
 use serde::Serialize;
@@ -19,7 +19,10 @@ use std::time::Instant;
 struct Report {
     model: String,
     backend: &'static str,
-    isa: &'static str,
+    /// Why this backend was taken.
+    why: String,
+    /// The instruction set, or the device.
+    isa: String,
     threads: usize,
     repeat: usize,
     load_seconds: f64,
@@ -48,11 +51,13 @@ struct Run {
 struct Reads {
     bytes_per_token: u64,
     bytes_per_second: f64,
-    /// What the machine reads with so many threads.
-    read_bytes_per_second: f64,
+    /// What the machine reads with so many threads; not measured on a device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_bytes_per_second: Option<f64>,
     /// The one as a share of the other: the median of neighbours in time, for a machine that is
     /// shared does not read equally fast all the time.
-    share_of_bandwidth: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_bandwidth: Option<f64>,
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -85,22 +90,25 @@ pub fn bench(args: &Bench) -> Result<End, Failure> {
     let deepest = args.depth.iter().copied().max().unwrap_or(0);
     let needs = deepest.saturating_add(args.prompt.max(args.n));
     let context = load::check_context(args.machine.ctx.unwrap_or(needs).max(needs))?;
-    let isa = load::backend(&args.machine)?.isa();
     let start = Instant::now();
-    let Loaded { plans, mut generator, threads } = load::load(&model, &args.machine, context)?;
+    let Loaded { plans, mut generator, chosen } = {
+        let limits = load::one_sequence(&args.machine, context);
+        load::load(&model, &args.machine, limits)?
+    };
     let load_seconds = start.elapsed().as_secs_f64();
     let mut runs = Vec::new();
     for &depth in &args.depth {
-        let Some(measured) = measure(args, &plans, &mut generator, threads, depth)? else {
+        let Some(measured) = measure(args, &plans, &mut generator, &chosen, depth)? else {
             return Ok(signal::caught().map_or(End::Done, End::Interrupted));
         };
         runs.extend(measured);
     }
     let report = Report {
         model: model.name().to_string(),
-        backend: "cpu",
-        isa: isa.name(),
-        threads,
+        backend: chosen.name(),
+        isa: chosen.unit(),
+        threads: chosen.threads(),
+        why: chosen.why,
         repeat: args.repeat,
         load_seconds,
         weight_bytes_per_token: plans.one.weight_bytes_per_token(),
@@ -119,8 +127,8 @@ pub fn bench(args: &Bench) -> Result<End, Failure> {
 fn measure(
     args: &Bench,
     plans: &Plans,
-    generator: &mut Generator<CpuSession>,
-    threads: usize,
+    generator: &mut Generator<AnySession>,
+    chosen: &Chosen,
     depth: usize,
 ) -> Result<Option<Vec<Run>>, Failure> {
     let go_on = || signal::caught().is_none();
@@ -160,7 +168,9 @@ fn measure(
             }
             if round > 0 {
                 decode.push(rate(args.n, start.elapsed()));
-                roofs.push(read_bandwidth(threads)?);
+                if let Device::Cpu(cpu) = &chosen.device {
+                    roofs.push(read_bandwidth(cpu.threads())?);
+                }
             }
         }
     }
@@ -172,13 +182,14 @@ fn measure(
         let bytes_per_token = plans.bytes_per_token(depth + args.n / 2);
         let shares =
             decode.iter().zip(&roofs).map(|(rate, roof)| rate * bytes_per_token as f64 / roof);
-        let share_of_bandwidth = median(shares.collect());
+        let shares: Vec<f64> = shares.collect();
+        let some = |values: Vec<f64>| (!values.is_empty()).then(|| median(values));
         let mut run = Run::new("tg", args.n, depth, decode);
         run.reads = Some(Reads {
             bytes_per_token,
             bytes_per_second: bytes_per_token as f64 * run.tokens_per_second,
-            read_bytes_per_second: median(roofs),
-            share_of_bandwidth,
+            read_bytes_per_second: some(roofs),
+            share_of_bandwidth: some(shares),
         });
         runs.push(run);
     }
@@ -199,8 +210,11 @@ impl Report {
             write!(out, "{name:<16} {rate:>9.1} {min:>9.1} {max:>9.1}")?;
             if let Some(reads) = &run.reads {
                 let (mb, gb) = (reads.bytes_per_token as f64 / 1e6, reads.bytes_per_second / 1e9);
-                let (share, roof) = (reads.share_of_bandwidth, reads.read_bytes_per_second / 1e9);
-                write!(out, " {mb:>9.1} {gb:>7.1}  {:.0}% of {roof:.1} GB/s", 100.0 * share)?;
+                write!(out, " {mb:>9.1} {gb:>7.1}")?;
+                let roof = (reads.share_of_bandwidth, reads.read_bytes_per_second);
+                if let (Some(share), Some(roof)) = roof {
+                    write!(out, "  {:.0}% of {:.1} GB/s", 100.0 * share, roof / 1e9)?;
+                }
             }
             writeln!(out)?;
         }

@@ -12,7 +12,7 @@ pub fn plan(args: &Plan) -> Result<End, Failure> {
     let model = load::open(args.model.as_deref())?;
     let default = load::trained_context(&model).unwrap_or(4096).clamp(1, 4096);
     let context = load::check_context(args.machine.ctx.unwrap_or(default))?;
-    let (_, _, plans) = load::plan(&model, &args.machine, context)?;
+    let (_, plans) = load::plan(&model, &args.machine, load::one_sequence(&args.machine, context))?;
     write!(io::stdout().lock(), "{}", plans.many)?;
     Ok(End::Done)
 }

@@ -1,12 +1,14 @@
 //! From a path to a model that is ready to run.
 
 use crate::Failure;
-use crate::args::Machine;
+use crate::args::{Choice, Machine};
 use gllm_kernels::cpu::{CpuBackend, CpuSession, simd::Isa};
+use gllm_kernels::cuda::{CudaBackend, CudaSession};
 use gllm_kernels::error::quoted;
 use gllm_kernels::graph::{Graph, arch};
+use gllm_kernels::graph::op::Sampler;
 use gllm_kernels::model::Model;
-use gllm_kernels::plan::Limits;
+use gllm_kernels::plan::{Limits, Session, StepInput, Traffic};
 use gllm_kernels::replay::{Generator, Plans};
 use gllm_kernels::{Error, embedded};
 use std::env;
@@ -21,8 +23,46 @@ pub fn open(path: Option<&Path>) -> Result<Model, Failure> {
     })
 }
 
-/// The backend that the command line asks for.
-pub fn backend(machine: &Machine) -> Result<CpuBackend, Failure> {
+/// What runs a model.
+pub enum Device {
+    Cpu(CpuBackend),
+    Cuda(Box<CudaBackend>),
+}
+
+/// A device, and why it was taken.
+pub struct Chosen {
+    pub device: Device,
+    pub why: String,
+}
+
+impl Chosen {
+    /// The backend's name.
+    pub fn name(&self) -> &'static str {
+        match self.device {
+            Device::Cpu(_) => "cpu",
+            Device::Cuda(_) => "cuda",
+        }
+    }
+
+    /// What computes: the instruction set, or the device.
+    pub fn unit(&self) -> String {
+        match &self.device {
+            Device::Cpu(cpu) => cpu.isa().name().to_string(),
+            Device::Cuda(cuda) => cuda.device().name.clone(),
+        }
+    }
+
+    /// Threads of the CPU; 1 beside a device.
+    pub fn threads(&self) -> usize {
+        match &self.device {
+            Device::Cpu(cpu) => cpu.threads(),
+            Device::Cuda(_) => 1,
+        }
+    }
+}
+
+/// The CPU as the command line wants it.
+fn cpu(machine: &Machine) -> Result<CpuBackend, Failure> {
     let mut backend = CpuBackend::detect();
     if let Some(threads) = machine.threads {
         backend = backend.with_threads(threads)?;
@@ -55,6 +95,27 @@ pub fn isa_names() -> String {
     Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ")
 }
 
+/// A CUDA device if there is one, else the CPU; or what was asked for by name.
+pub fn backend(machine: &Machine) -> Result<Chosen, Failure> {
+    let on_cpu = |why: String| Ok(Chosen { device: Device::Cpu(cpu(machine)?), why });
+    let on_cuda =
+        |cuda: CudaBackend, why: String| Chosen { device: Device::Cuda(cuda.into()), why };
+    match machine.backend {
+        Choice::Cpu => on_cpu("as asked".to_string()),
+        Choice::Cuda => Ok(on_cuda(CudaBackend::open()?, "as asked".to_string())),
+        Choice::Auto if machine.threads.is_some() || machine.isa.is_some() => {
+            on_cpu("threads or an instruction set were asked for".to_string())
+        }
+        Choice::Auto => match CudaBackend::open() {
+            Ok(cuda) => {
+                let why = format!("found {}", cuda.device().name);
+                Ok(on_cuda(cuda, why))
+            }
+            Err(e) => on_cpu(e.to_string()),
+        },
+    }
+}
+
 /// The context a model was trained for.
 pub fn trained_context(model: &Model) -> Option<usize> {
     let architecture = model.meta().get_str("general.architecture").ok()??;
@@ -68,37 +129,103 @@ pub fn graph(model: &Model, machine: &Machine) -> Result<Graph, Failure> {
     Ok(graph.with_caches(|_| machine.kv.dtype())?)
 }
 
-/// Plans a model for `context` positions.
-pub fn plan(
-    model: &Model,
-    machine: &Machine,
-    context: usize,
-) -> Result<(CpuBackend, Graph, Plans), Failure> {
-    let backend = backend(machine)?;
+/// Plans a model. Where the device was not asked for by name and refuses
+/// the model, the CPU takes it.
+pub fn plan(model: &Model, machine: &Machine, limits: Limits) -> Result<(Chosen, Plans), Failure> {
+    let chosen = backend(machine)?;
     let graph = graph(model, machine)?;
-    let limits = Limits { rows: machine.chunk.min(context), outs: 1, slots: 1, context };
-    let plans = Plans::new(&graph, &backend, limits)?;
-    Ok((backend, graph, plans))
+    let plans = match &chosen.device {
+        Device::Cpu(cpu) => Plans::new(&graph, cpu, limits),
+        Device::Cuda(cuda) => match Plans::new(&graph, &**cuda, limits) {
+            Err(e) if machine.backend == Choice::Auto => {
+                let cpu = cpu(machine)?;
+                let plans = Plans::new(&graph, &cpu, limits)?;
+                return Ok((Chosen { device: Device::Cpu(cpu), why: e.to_string() }, plans));
+            }
+            plans => plans,
+        },
+    };
+    Ok((chosen, plans?))
+}
+
+/// A session on either.
+pub enum AnySession {
+    Cpu(Box<CpuSession>),
+    Cuda(Box<CudaSession>),
+}
+
+impl AnySession {
+    fn get(&self) -> &dyn Session {
+        match self {
+            AnySession::Cpu(s) => &**s,
+            AnySession::Cuda(s) => &**s,
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut dyn Session {
+        match self {
+            AnySession::Cpu(s) => &mut **s,
+            AnySession::Cuda(s) => &mut **s,
+        }
+    }
+}
+
+impl Session for AnySession {
+    fn limits(&self) -> &Limits {
+        self.get().limits()
+    }
+
+    fn run(&mut self, input: &StepInput<'_>) -> gllm_kernels::Result<()> {
+        self.get_mut().run(input)
+    }
+
+    fn step(&mut self) -> gllm_kernels::Result<u32> {
+        self.get_mut().step()
+    }
+
+    fn sampled(&self) -> &[u32] {
+        self.get().sampled()
+    }
+
+    fn set_sampler(&mut self, sampler: &Sampler) -> gllm_kernels::Result<()> {
+        self.get_mut().set_sampler(sampler)
+    }
+
+    fn peek(&mut self, output: usize) -> Option<Vec<f32>> {
+        self.get_mut().peek(output)
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.get().traffic()
+    }
 }
 
 /// A model with its memory.
 pub struct Loaded {
     pub plans: Plans,
-    pub generator: Generator<CpuSession>,
-    pub threads: usize,
+    pub generator: Generator<AnySession>,
+    pub chosen: Chosen,
+}
+
+/// One sequence of `context` positions, its prompt in chunks, a token at a time.
+pub fn one_sequence(machine: &Machine, context: usize) -> Limits {
+    Limits { rows: machine.chunk.min(context), outs: 1, slots: 1, context }
 }
 
 /// Plans and loads; shows on a terminal that it is at work.
-pub fn load(model: &Model, machine: &Machine, context: usize) -> Result<Loaded, Failure> {
-    let (backend, _, plans) = plan(model, machine, context)?;
+pub fn load(model: &Model, machine: &Machine, limits: Limits) -> Result<Loaded, Failure> {
+    let (chosen, plans) = plan(model, machine, limits)?;
     let spinner = indicatif::ProgressBar::new_spinner();
     spinner.set_message(format!("loading {}", model.name()));
     spinner.enable_steady_tick(Duration::from_millis(100));
-    let session = plans.load(&backend, model);
+    let session = match &chosen.device {
+        Device::Cpu(cpu) => plans.load(cpu, model).map(|s| AnySession::Cpu(s.into())),
+        Device::Cuda(cuda) => plans.load(&**cuda, model).map(|s| AnySession::Cuda(s.into())),
+    };
     spinner.finish_and_clear();
     let session = session?;
     model.verify_unchanged()?;
-    Ok(Loaded { plans, generator: Generator::new(session), threads: backend.threads() })
+    Ok(Loaded { plans, generator: Generator::new(session), chosen })
 }
 
 /// Refuses a context that no position could be counted in.

@@ -1,10 +1,11 @@
 //! `gllm perplexity`: how well a model predicts a text.
 
 use crate::args::Perplexity;
-use crate::{End, Failure, load, run, signal};
+use crate::load::{self, Loaded};
+use crate::{End, Failure, run, signal};
 use gllm_kernels::error::quoted;
 use gllm_kernels::plan::Limits;
-use gllm_kernels::replay::{Plans, perplexity as measure};
+use gllm_kernels::replay::perplexity as measure;
 use gllm_kernels::text::{Encode, Tokenizer};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -34,16 +35,14 @@ pub fn perplexity(args: &Perplexity) -> Result<End, Failure> {
     let tokens = tokenizer.encode(&text, Encode { bos: true, special: false })?;
     let bos = if vocab.add_bos() { vocab.bos() } else { None };
     let context = load::check_context(args.window)?;
-    let backend = load::backend(&args.machine)?;
     let rows = args.machine.chunk.min(ROWS).min(context);
     let limits = Limits { rows, outs: rows, slots: 1, context };
-    let plans = Plans::new(&load::graph(&model, &args.machine)?, &backend, limits)?;
-    let mut session = plans.load(&backend, &model)?;
-    model.verify_unchanged()?;
+    let Loaded { mut generator, .. } = load::load(&model, &args.machine, limits)?;
+    let session = generator.session();
     let spinner = indicatif::ProgressBar::new_spinner();
     let windows = tokens.len() / args.window;
     let mut done = 0;
-    let found = measure(&mut session, &tokens, args.window, bos, |so_far| {
+    let found = measure(session, &tokens, args.window, bos, |so_far| {
         done += 1;
         spinner.set_message(format!("window {done} of {windows}: {:.4}", so_far.value()));
         spinner.tick();

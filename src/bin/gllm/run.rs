@@ -1,7 +1,7 @@
 //! `gllm run`: a prompt and its continuation.
 
 use crate::args::{DEMO_PROMPT, Run};
-use crate::load::{self, Loaded};
+use crate::load::{self, Chosen, Device, Loaded};
 use crate::{End, Failure, signal};
 use gllm_kernels::Error;
 use gllm_kernels::cpu::read_bandwidth;
@@ -20,6 +20,9 @@ const LONGEST_PROMPT: u64 = 64 << 20;
 #[derive(Serialize)]
 struct Report {
     model: String,
+    /// What ran it, and why that was taken.
+    backend: &'static str,
+    why: String,
     prompt_ids: Vec<u32>,
     ids: Vec<u32>,
     text: String,
@@ -53,7 +56,10 @@ pub fn run(args: Run) -> Result<End, Failure> {
         let what = format!("the prompt has {} tokens", prompt_ids.len());
         return Err(Error::Context { context, what, wants: wanted }.into());
     }
-    let Loaded { plans, mut generator, threads } = load::load(&model, &args.machine, context)?;
+    let Loaded { plans, mut generator, chosen } = {
+        let limits = load::one_sequence(&args.machine, context);
+        load::load(&model, &args.machine, limits)?
+    };
     generator.set_sampler(&sampler)?;
 
     let mut shown = Shown::new(args.json);
@@ -113,11 +119,13 @@ pub fn run(args: Run) -> Result<End, Failure> {
         prompt: prompt_ids.len(),
         steps,
         bytes,
-        threads,
+        chosen,
     };
     if args.json {
         let report = Report {
             model: model.name().to_string(),
+            backend: rates.chosen.name(),
+            why: rates.chosen.why,
             prompt_ids,
             ids,
             text: shown.text,
@@ -240,19 +248,24 @@ struct Rates {
     prompt: usize,
     steps: usize,
     bytes: u64,
-    threads: usize,
+    chosen: Chosen,
 }
 
 impl Rates {
     /// The closing line.
     fn print(&self) {
         let speed = self.bytes as f64 * self.decode;
-        let share = match read_bandwidth(self.threads) {
-            Ok(roof) if self.steps > 0 => {
+        let roof = match self.chosen.device {
+            Device::Cpu(_) => read_bandwidth(self.chosen.threads()).ok(),
+            Device::Cuda(_) => None,
+        };
+        let share = match roof {
+            Some(roof) if self.steps > 0 => {
                 format!(", {:.0}% of {:.1} GB/s", 100.0 * speed / roof, roof / 1e9)
             }
             _ => String::new(),
         };
+        eprintln!("backend {} ({}): {}", self.chosen.name(), self.chosen.unit(), self.chosen.why);
         eprintln!(
             "prefill {} tokens at {:.1}/s, decode {} tokens at {:.1}/s; {:.1} MB a token, {:.1} GB/s{share}",
             self.prompt,

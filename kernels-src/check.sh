@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Rebuilds the cubins and compares them with those that are checked in, byte for byte; then looks at
+# what no test on one chip can see: spills, resources of the smaller chips, and instructions.
+set -euo pipefail
+here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
+fresh="$(mktemp -d)"
+trap 'rm -rf "$fresh"' EXIT
+"$here/build.sh" "$fresh"
+for path in "$fresh"/MANIFEST "$fresh"/sm_*/*.cubin; do
+  cmp "$path" "$here/../cubins/${path#"$fresh"/}" || { echo "run kernels-src/build.sh"; exit 1; }
+done
+stale="$(cd "$here/../cubins" && find . -type f ! -name README.md | while read -r f; do [ -e "$fresh/$f" ] || echo "$f"; done)"
+test -z "$stale" || { echo "nothing builds $stale"; exit 1; }
+
+# Columns: arch file kernel arguments hash compiler registers stack shared bytes.
+awk '!/^#/ {
+  if ($8 > 0) { print $1, $3 ": " $8 " bytes of stack"; bad = 1 }
+  # Two blocks of 256 threads, or one of 1,024, must fit the 65,536 registers.
+  if ($7 > ($3 == "pick" ? 64 : 128)) { print $1, $3 ": " $7 " registers"; bad = 1 }
+  if ($9 > 24576) { print $1, $3 ": " $9 " bytes of static shared memory"; bad = 1 }
+} END { exit bad }' "$fresh/MANIFEST"
+
+tools="${GLLM_CUDA_TOOLS:-$here/../target/cuda-tools}"
+bin="$(echo "$tools"/lib/python3*/site-packages/nvidia/cu13/bin)"
+sass() { PATH="$bin:$PATH" "$bin/cuobjdump" -sass "$fresh/$1" 2>/dev/null; }
+has() { grep -qE "$2" "$fresh/sass" || { echo "$1: no $2"; exit 1; }; }
+lacks() { ! grep -qE "$2" "$fresh/sass" || { echo "$1: $2"; exit 1; }; }
+for arch in sm_80 sm_86 sm_89 sm_90a; do
+  sass "$arch/gemv.cubin" > "$fresh/sass"
+  has "$arch gemv" 'IDP\.4A\.U8\.S8'
+  has "$arch gemv" 'LDS\.128'
+  if [ "$arch" = sm_90a ]; then
+    # Weights by bulk copies, completion by barriers, programmatic launches.
+    has "$arch gemv" 'UBLKCP'
+    has "$arch gemv" 'SYNCS\.PHASECHK'
+    has "$arch gemv" 'ACQBULK'
+  else
+    has "$arch gemv" 'LDGSTS\.E\.BYPASS\.128'
+    lacks "$arch gemv" 'UBLKCP|SYNCS|ACQBULK'
+  fi
+  # Weights are never read through the non-coherent path ahead of the ring.
+  sass "$arch/gemm.cubin" > "$fresh/sass"
+  has "$arch gemm" 'HMMA\.16816\.F32\.BF16'
+  has "$arch gemm" 'LDSM\.16\.M88\.4'
+done
+echo "cubins: $(grep -vc '^#' "$fresh/MANIFEST") kernels as built, no stack, instructions as meant"

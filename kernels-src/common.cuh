@@ -1,0 +1,115 @@
+// What all kernels share: types that the host mirrors (src/cuda/abi.rs), conversions, and how a
+// kernel waits for the one before it. No header of the toolkit is needed.
+//
+// Memory that an earlier kernel of the same step wrote is read with `cg_*` only, and never through
+// a pointer that is `const __restrict__`: with programmatic launches a kernel is on its SM before
+// its predecessor has finished, so a line of L1 may be stale and the non-coherent path is a race.
+#pragma once
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEV __device__ __forceinline__
+#define KERNEL extern "C" __global__ void
+
+#if __CUDA_ARCH__ >= 900
+#define HOPPER 1
+#else
+#define HOPPER 0
+#endif
+
+constexpr u32 FULL = 0xffffffffu;
+#define INFINITY __int_as_float(0x7f800000)
+
+// Rows of a panel, units of a span (see layout.cuh), warps of a block.
+constexpr u32 PANEL = 4;
+constexpr u32 SPAN = 32;
+constexpr u32 WARPS = 8;
+
+// Lets the next kernel of the stream onto the chip; it waits for our end before it reads what we
+// write. Without programmatic launches both do nothing.
+DEV void pdl_launch_next() {
+#if HOPPER
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Every thread of every kernel must pass here, also those without work: a kernel that ended before
+// its predecessor would let its successor start too early.
+DEV void pdl_wait() {
+#if HOPPER
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Loads past L1, for what an earlier kernel of the step wrote. No asm: the compiler may put several
+// on their way before it uses the first.
+DEV float cg_f32(const float* p) { return __ldcg(p); }
+DEV float4 cg_f32x4(const float* p) { return __ldcg((const float4*)p); }
+DEV u32 cg_u32(const u32* p) { return __ldcg(p); }
+DEV uint4 cg_u32x4(const void* p) { return __ldcg((const uint4*)p); }
+
+DEV float half_to_f32(u32 h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)h));
+  return f;
+}
+DEV u16 f32_to_half(float f) {
+  u16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+  return h;
+}
+// The lower and the upper bf16 of a word.
+DEV float bf16_low(u32 w) { return __uint_as_float(w << 16); }
+DEV float bf16_high(u32 w) { return __uint_as_float(w & 0xffff0000u); }
+// `a` in the lower half.
+DEV u32 bf16x2(float a, float b) {
+  u32 w;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(b), "f"(a));
+  return w;
+}
+
+DEV u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+DEV float warp_sum(float v) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(FULL, v, o);
+  return v;
+}
+DEV float warp_max(float v) {
+#pragma unroll
+  for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL, v, o));
+  return v;
+}
+// The sum over a block of at most 32 warps, in one fixed order, for all threads.
+DEV float block_sum(float v, float* shared32) {
+  v = warp_sum(v);
+  u32 warps = (blockDim.x + 31) / 32;
+  if (threadIdx.x % 32 == 0) shared32[threadIdx.x / 32] = v;
+  __syncthreads();
+  float sum = 0;
+  for (u32 i = 0; i < warps; i++) sum += shared32[i];
+  __syncthreads();
+  return sum;
+}
+
+// Elementwise functions, numbered as in src/cuda/abi.rs.
+enum Unary : u32 { SILU, GELU, RELU, SIGMOID, TANH, SCALE, SOFTCAP };
+enum Binary : u32 { ADD, MUL };
+
+// Not inline: it is long, and is called once an element at most.
+__device__ __noinline__ float unary(u32 kind, float x, float c) {
+  switch (kind) {
+    case SILU: return x / (1.0f + expf(-x));
+    case GELU: return 0.5f * x * (1.0f + tanhf(0.7978846f * (x + 0.044715f * x * x * x)));
+    // NaN stays NaN.
+    case RELU: return x < 0.0f ? 0.0f : x;
+    case SIGMOID: return 1.0f / (1.0f + expf(-x));
+    case TANH: return tanhf(x);
+    case SCALE: return c * x;
+    default: return c * tanhf(x / c);
+  }
+}
+DEV float binary(u32 kind, float a, float b) { return kind == ADD ? a + b : a * b; }

@@ -1,0 +1,143 @@
+// How a weight matrix lies in memory. The host writes it (src/cuda/layout.rs draws it).
+//
+// A *unit* is what a lane takes at once: 32 columns of a row of planes, 16 bytes of floats. A *span*
+// is up to 32 units of the 4 rows of a *panel*, one unit a lane; a panel is its spans in order.
+//
+//   span of planes   lo [row][piece][unit] · hi [row][unit] · scales [row][unit] · d [row][unit/8]
+//   span of floats   [row][unit] of 16 bytes
+#pragma once
+#include "common.cuh"
+
+enum Kind : u32 { F32 = 0, F16 = 1, BF16 = 2, PLANES = 3 };
+enum Min : u32 { ZERO = 0, ONE = 1, TWO = 2 };
+// What a code stands for: itself, its entry in a table (4 bits), its double.
+enum Codes : u32 { PLAIN = 0, TABLE = 1, DOUBLE = 2 };
+// Scales: f16 a unit, f16 times integers, powers of two.
+enum Levels : u32 { LEVEL_ONE = 0, LEVEL_TWO = 1, EXPONENT = 2 };
+
+struct Matrix {
+  const u8* data;
+  u32 rows, cols;
+  // Units of a row, spans of a row, bytes of a full span and of a panel.
+  u32 units, spans, span_bytes, panel_bytes;
+  u32 kind;
+  // Planes: bits of each, scales a unit (1 or 2), levels of scales, where zero is.
+  u32 lo, hi, halves, levels, min;
+  int zero;
+  u32 codes;
+  u32 table[4];
+};
+
+// Where the parts of a span of `n` units begin.
+struct SpanAt {
+  u32 hi, scales, d;
+};
+DEV u32 scale_bytes(const Matrix& m) {
+  if (m.levels != LEVEL_ONE) return m.halves * (m.min == TWO ? 2 : 1);
+  return m.min == ONE ? 4 : 2;
+}
+DEV u32 d_bytes(const Matrix& m) { return m.min == TWO ? 4 : 2; }
+DEV SpanAt span_at(const Matrix& m, u32 n) {
+  SpanAt at;
+  at.hi = PANEL * n * 4 * m.lo;
+  at.scales = at.hi + PANEL * n * 4 * m.hi;
+  at.d = at.scales + PANEL * n * scale_bytes(m);
+  return at;
+}
+DEV u32 span_units(const Matrix& m, u32 span) {
+  u32 rest = m.units - span * SPAN;
+  return rest < SPAN ? rest : SPAN;
+}
+
+// Four codes of a plane, a byte each: quad `q` of the unit whose words are `w`.
+template <int BITS>
+DEV u32 quad(const u32* w, int q) {
+  if constexpr (BITS == 8) return w[q];
+  constexpr int PER = 8 / BITS;
+  constexpr u32 MASK = BITS == 4 ? 0x0f0f0f0fu : BITS == 2 ? 0x03030303u : 0x01010101u;
+  return (w[q / PER] >> ((q % PER) * BITS)) & MASK;
+}
+
+// The entries of a table of 16 bytes that four codes name.
+DEV u32 look_up(const u32* table, u32 codes) {
+  u32 select = (codes | codes >> 4);
+  select = (select & 0xff) | ((select >> 8) & 0xff00);
+  // Three bits of each code pick within a half, the fourth picks the half.
+  u32 low = __byte_perm(table[0], table[1], select & 0x7777);
+  u32 high = __byte_perm(table[2], table[3], select & 0x7777);
+  u32 mask = ((codes >> 3) & 0x01010101u) * 0xffu;
+  return (low & ~mask) | (high & mask);
+}
+
+// The scales of one unit of one row, as f32: value = s[h] * (code - zero) + m[h].
+struct Scales {
+  float s0, s1, m0, m1;
+};
+// `span` is where the span lies, in shared or global memory.
+DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) {
+  SpanAt at = span_at(m, n);
+  Scales r;
+  r.m0 = r.m1 = 0.0f;
+  const u8* p = span + at.scales + (row * n + unit) * scale_bytes(m);
+  if (m.levels == EXPONENT) {
+    u32 e = *p;
+    r.s0 = r.s1 = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    return r;
+  }
+  if (m.levels == LEVEL_ONE) {
+    if (m.min == ONE) {
+      u32 w = *(const u32*)p;
+      r.s0 = half_to_f32(w & 0xffff);
+      r.m0 = half_to_f32(w >> 16);
+    } else {
+      r.s0 = half_to_f32(*(const u16*)p);
+    }
+    r.s1 = r.s0;
+    r.m1 = r.m0;
+    return r;
+  }
+  u32 eighths = (n + 7) / 8;
+  const u8* pd = span + at.d + (row * eighths + unit / 8) * d_bytes(m);
+  float d = half_to_f32(*(const u16*)pd);
+  r.s0 = d * (float)(i8)p[0];
+  r.s1 = m.halves == 2 ? d * (float)(i8)p[1] : r.s0;
+  if (m.min == TWO) {
+    float dm = half_to_f32(*(const u16*)(pd + 2));
+    r.m0 = -(dm * (float)p[m.halves]);
+    r.m1 = m.halves == 2 ? -(dm * (float)p[3]) : r.m0;
+  }
+  return r;
+}
+
+// One value, slowly: for embeddings, which read one row a token.
+DEV float value_at(const Matrix& m, u32 row, u32 col) {
+  u32 per = m.kind == PLANES ? 32 : m.kind == F32 ? 4 : 8;
+  u32 u = col / per, e = col % per, span = u / SPAN, unit = u % SPAN, r = row % PANEL;
+  u32 n = span_units(m, span);
+  const u8* p = m.data + (u64)(row / PANEL) * m.panel_bytes + (u64)span * m.span_bytes;
+  if (m.kind == F32) return *(const float*)(p + (r * n + unit) * 16 + e * 4);
+  if (m.kind != PLANES) {
+    u32 h = *(const u16*)(p + (r * n + unit) * 16 + e * 2);
+    return m.kind == F16 ? half_to_f32(h) : __uint_as_float(h << 16);
+  }
+  u32 q = e / 4, code = 0;
+  {
+    u32 per_word = 8 / m.lo, word = q / per_word, shift = (q % per_word) * m.lo;
+    // 8 bits come in two pieces of 16 bytes.
+    u32 bytes = m.lo == 8 ? 16 : 4 * m.lo, pieces = m.lo == 8 ? 2 : 1;
+    u32 piece = word * 4 / bytes, in = word * 4 % bytes;
+    u32 w = *(const u32*)(p + ((r * pieces + piece) * n + unit) * bytes + in);
+    code = (w >> (shift + 8 * (e % 4))) & ((1u << m.lo) - 1);
+  }
+  if (m.hi) {
+    u32 per_word = 8 / m.hi, word = q / per_word, shift = (q % per_word) * m.hi;
+    u32 w = *(const u32*)(p + span_at(m, n).hi + (r * n + unit) * 4 * m.hi + word * 4);
+    code |= ((w >> (shift + 8 * (e % 4))) & ((1u << m.hi) - 1)) << m.lo;
+  }
+  if (m.codes == TABLE) code = (m.table[code / 4] >> (8 * (code % 4))) & 0xff;
+  if (m.codes == DOUBLE) code *= 2;
+  Scales s = scales_of(m, p, n, r, unit);
+  float scale = e < 16 ? s.s0 : s.s1, add = e < 16 ? s.m0 : s.m1;
+  float v = scale * (float)((int)code - m.zero);
+  return m.min == ZERO ? v : __fadd_rn(v, add);
+}

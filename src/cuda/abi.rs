@@ -1,0 +1,286 @@
+//! What kernels are given, byte for byte as `kernels-src/*.cuh` declares it.
+//!
+//! Addresses are device addresses. A unit test and assertions in the kernels hold the sizes to the
+//! same numbers.
+
+/// Outputs of a panel.
+pub(super) const PANEL: usize = 4;
+/// Units of a span.
+pub(super) const SPAN: usize = 32;
+/// Warps of a block that multiplies.
+pub(super) const WARPS: usize = 8;
+/// Column domains of a product, and parts of all of them.
+pub(super) const MAX_DOMAINS: usize = 3;
+/// Operations and registers of an elementwise epilogue.
+pub(super) const MAX_OPS: usize = 14;
+pub(super) const MAX_REGISTERS: usize = 12;
+/// Operations and jobs of a list of row-local work.
+pub(super) const MAX_ROW_OPS: usize = 40;
+pub(super) const MAX_JOBS: usize = 6;
+/// Positions of a chunk of attention.
+pub(super) const CHUNK: usize = 64;
+/// Elements of one key head's output that a block keeps in registers.
+pub(super) const OWN: usize = 8 * 256;
+/// Tiles of a product with many rows.
+pub(super) const TILE_M: usize = 64;
+pub(super) const TILE_N: usize = 128;
+pub(super) const TILE_K: usize = 32;
+/// Depth of a ring where completion is counted in groups of copies.
+pub(super) const PLAIN_STAGES: usize = 3;
+/// Depth of a ring with barriers, at most.
+pub(super) const MAX_STAGES: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Matrix {
+    pub data: u64,
+    pub rows: u32,
+    pub cols: u32,
+    pub units: u32,
+    pub spans: u32,
+    pub span_bytes: u32,
+    pub panel_bytes: u32,
+    pub kind: u32,
+    pub lo: u32,
+    pub hi: u32,
+    pub halves: u32,
+    pub levels: u32,
+    pub min: u32,
+    pub zero: i32,
+    pub codes: u32,
+    pub table: [u32; 4],
+}
+
+/// Where an operand is.
+pub(super) const REGISTER: u32 = 0;
+pub(super) const ROWS: u32 = 1;
+pub(super) const VECTOR: u32 = 2;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Operand {
+    pub at: u64,
+    pub place: u32,
+    /// The register's number, or elements from a row to the next.
+    pub n: u32,
+}
+
+impl Operand {
+    pub(super) fn register(n: u32) -> Self {
+        Operand { at: 0, place: REGISTER, n }
+    }
+}
+
+/// What an elementwise operation does.
+pub(super) const UNARY: u32 = 0;
+pub(super) const BINARY: u32 = 1;
+pub(super) const PUT: u32 = 2;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct ElementOp {
+    pub what: u32,
+    pub to: u32,
+    pub kind: u32,
+    pub c: f32,
+    pub a: Operand,
+    pub b: Operand,
+}
+
+/// Forms of an epilogue.
+pub(super) const STORE: u32 = 0;
+pub(super) const RESIDUAL: u32 = 1;
+pub(super) const GATED: u32 = 2;
+pub(super) const CODE: u32 = 3;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Epilogue {
+    pub form: u32,
+    pub kind: u32,
+    pub count: u32,
+    pub unused: u32,
+    pub c: f32,
+    pub out_stride: u32,
+    pub out: u64,
+    pub residual: Operand,
+    pub ops: [ElementOp; MAX_OPS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Domain {
+    pub parts: u32,
+    pub part: [u32; 2],
+    pub page: [u32; 2],
+    pub unused: u32,
+    pub epilogue: Epilogue,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Gemv {
+    pub x: u64,
+    pub norm: u64,
+    pub eps: f32,
+    pub cols: u32,
+    pub domains: u32,
+    pub stages: u32,
+    pub stage_bytes: u32,
+    /// Warps that share a panel, as a power of two.
+    pub share: u32,
+    pub rings: u32,
+    pub unused: u32,
+    pub first: [u32; MAX_DOMAINS + 1],
+    pub domain: [Domain; MAX_DOMAINS],
+    pub part: [Matrix; 2 * MAX_DOMAINS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Gemm {
+    pub high: u64,
+    pub low: u64,
+    pub rows: u32,
+    pub stride: u32,
+    pub domains: u32,
+    pub unused: u32,
+    pub first: [u32; MAX_DOMAINS + 1],
+    pub domain: [Domain; MAX_DOMAINS],
+    pub part: [Matrix; 2 * MAX_DOMAINS],
+}
+
+/// What a row-local operation does.
+pub(super) const R_EMBED: u32 = 0;
+pub(super) const R_SELECT: u32 = 1;
+pub(super) const R_NORM: u32 = 2;
+pub(super) const R_ROPE: u32 = 3;
+pub(super) const R_UNARY: u32 = 4;
+pub(super) const R_BINARY: u32 = 5;
+pub(super) const R_SLICE: u32 = 6;
+pub(super) const R_PUT: u32 = 7;
+pub(super) const R_STORE: u32 = 8;
+pub(super) const R_SPLIT: u32 = 9;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct RowOp {
+    pub what: u32,
+    pub to: u32,
+    pub len: u32,
+    pub kind: u32,
+    pub c: f32,
+    pub n0: u32,
+    pub n1: u32,
+    pub n2: u32,
+    pub a: Operand,
+    pub b: Operand,
+    pub aux: u64,
+    pub aux2: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Job {
+    pub first_block: u32,
+    pub unit: u32,
+    pub op: u32,
+    pub ops: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct RowList {
+    pub tokens: u64,
+    pub positions: u64,
+    pub slots: u64,
+    pub outs: u64,
+    pub jobs: u32,
+    pub width: u32,
+    pub job: [Job; MAX_JOBS],
+    pub table: Matrix,
+    pub op: [RowOp; MAX_ROW_OPS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Attend {
+    pub q: u64,
+    pub out: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub positions: u64,
+    pub slots: u64,
+    pub partial: u64,
+    pub arrived: u64,
+    pub q_stride: u32,
+    pub out_stride: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub dim: u32,
+    pub context: u32,
+    pub window: u32,
+    pub chunks: u32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub split: u32,
+    pub unused: u32,
+}
+
+/// In device memory; rewritten when the caller changes how to sample.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct SamplerState {
+    pub temperature: f32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub penalty: f32,
+    pub top_k: u32,
+    pub last_n: u32,
+    pub seed: u64,
+    pub draws: u64,
+}
+
+/// Bytes of what a block found: key, score, id, flag.
+pub(super) const BEST_BYTES: usize = 24;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Sample {
+    pub logits: u64,
+    pub adjusted: u64,
+    pub best: u64,
+    pub tokens: u64,
+    pub positions: u64,
+    pub slots: u64,
+    pub outs: u64,
+    pub history: u64,
+    pub sampled: u64,
+    pub sampler: u64,
+    pub result: u64,
+    pub stride: u32,
+    pub vocabulary: u32,
+    pub rows: u32,
+    pub blocks: u32,
+    pub context: u32,
+    pub advance: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_the_kernels_assert() {
+        let sizes = [
+            size_of::<Gemv>(),
+            size_of::<Gemm>(),
+            size_of::<RowList>(),
+            size_of::<Attend>(),
+            size_of::<Sample>(),
+            size_of::<SamplerState>(),
+            BEST_BYTES,
+        ];
+        assert_eq!(sizes, [2776, 2760, 3416, 112, 112, 40, 24]);
+    }
+}

@@ -1,0 +1,222 @@
+//! Whole graphs: small models in every format, and graphs at random.
+
+use crate::common::{
+    Noise, SMALL, Shape, bits, cuda, llama, llama_weights, nmse, random, reference, run,
+};
+use gllm_kernels::cpu::CpuBackend;
+use gllm_kernels::graph::{
+    AttendOptions, Builder, Graph, MemoryWeights, NodeId, RopeLayout, RopeOptions, UnaryKind,
+};
+use gllm_kernels::model::Format;
+
+/// What is left between a backend and the reference is the f16 of the caches.
+const NMSE: f64 = 2e-6;
+
+fn tokens(n: usize, vocabulary: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * 71 % vocabulary) as u32).collect()
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_small_model_in_every_format() {
+    let backend = cuda();
+    let mut failed = Vec::new();
+    for &format in Format::all() {
+        let w = llama_weights(&SMALL, format);
+        let g = llama(&SMALL, &w);
+        let tokens = tokens(150, SMALL.vocabulary);
+        let want = reference(&g, &w, 160, &tokens);
+        let cpu = run(&g, &w, &CpuBackend::detect(), true, 150, 160, &tokens);
+        let base = nmse(&cpu, &want);
+        let errors: Vec<f64> = [1, 50, 150]
+            .iter()
+            .map(|&chunk| nmse(&run(&g, &w, &backend, true, chunk, 160, &tokens), &want))
+            .collect();
+        println!(
+            "{:<8} cpu {base:.1e}, chunks of 1, 50, 150: {:.1e} {:.1e} {:.1e}",
+            format.name(),
+            errors[0],
+            errors[1],
+            errors[2]
+        );
+        if errors.iter().any(|&e| e > NMSE.max(1.5 * base)) {
+            failed.push(format!("{} {errors:?}", format.name()));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn heads_of_every_width_windows_and_long_contexts() {
+    let backend = cuda();
+    for (heads, kv, head, window, head_norm) in [
+        (4, 4, 32, None, false),
+        (8, 1, 128, Some(70), true),
+        (4, 1, 256, Some(5), true),
+        (9, 3, 64, Some(64), false),
+        (6, 2, 80, None, true),
+    ] {
+        let s = Shape { heads, kv, head, window, head_norm, ..SMALL };
+        let w = llama_weights(&s, Format::BF16);
+        let g = llama(&s, &w);
+        let tokens = tokens(333, s.vocabulary);
+        let want = reference(&g, &w, 400, &tokens);
+        let one = run(&g, &w, &backend, true, 1, 400, &tokens);
+        let many = run(&g, &w, &backend, true, 200, 400, &tokens);
+        let (a, b) = (nmse(&one, &want), nmse(&many, &want));
+        assert!(a <= NMSE && b <= NMSE, "{heads} {kv} {head} {window:?}: {a:.1e} {b:.1e}");
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn the_same_bits_again_and_whatever_stands_beside() {
+    let backend = cuda();
+    for format in [Format::BF16, Format::Q4_0] {
+        let w = llama_weights(&SMALL, format);
+        let g = llama(&SMALL, &w);
+        let all = tokens(130, SMALL.vocabulary);
+        let want = bits(&run(&g, &w, &backend, true, 130, 140, &all));
+        assert!(want == bits(&run(&g, &w, &backend, true, 130, 140, &all)), "run again");
+        assert!(want == bits(&run(&g, &w, &backend, false, 130, 140, &all)), "without reuse");
+        for chunk in [2, 37, 64] {
+            assert!(
+                want == bits(&run(&g, &w, &backend, true, chunk, 140, &all)),
+                "chunks of {chunk}"
+            );
+        }
+        let one = bits(&run(&g, &w, &backend, true, 1, 140, &all));
+        assert!(one == bits(&run(&g, &w, &backend, true, 1, 140, &all)), "one row again");
+        assert!(one == bits(&run(&g, &w, &backend, false, 1, 140, &all)), "one row without reuse");
+    }
+}
+
+const WIDTHS: [usize; 3] = [32, 64, 96];
+const HEAD: usize = 16;
+const VOCABULARY: usize = 50;
+
+/// Every tensor that a random graph may ask for.
+fn weights(format: Format) -> MemoryWeights {
+    let mut w = MemoryWeights::new();
+    let mut seed = 1;
+    let mut matrix = |w: &mut MemoryWeights, name: String, rows: usize, cols: usize| {
+        seed += 1;
+        let bytes = random(format, seed, rows * cols, 0.1);
+        w.insert_bytes(&name, format, &[rows, cols], bytes).unwrap();
+    };
+    for inputs in WIDTHS {
+        for outputs in WIDTHS {
+            for copy in 0..3 {
+                matrix(&mut w, format!("m.{inputs}.{outputs}.{copy}.weight"), outputs, inputs);
+            }
+        }
+        matrix(&mut w, format!("head.{inputs}.weight"), VOCABULARY, inputs);
+        let norm: Vec<f32> =
+            Noise::new(inputs as u64).take(inputs).iter().map(|v| 1.0 + v / 4.0).collect();
+        w.insert(&format!("norm.{inputs}.weight"), &[inputs], &norm).unwrap();
+        w.insert(&format!("bias.{inputs}.weight"), &[inputs], &Noise::new(7).take(inputs)).unwrap();
+    }
+    let norm: Vec<f32> = Noise::new(3).take(HEAD).iter().map(|v| 1.0 + v / 4.0).collect();
+    w.insert(&format!("norm.{HEAD}.weight"), &[HEAD], &norm).unwrap();
+    matrix(&mut w, "embed.weight".into(), VOCABULARY, WIDTHS[1]);
+    w
+}
+
+/// A graph of ops that `noise` picks, over values that it picks.
+fn random_graph(w: &MemoryWeights, noise: &mut Noise) -> Graph {
+    let mut b = Builder::new(w);
+    let mut values: Vec<NodeId> = vec![b.embed("embed").unwrap()];
+    let mut layer = 0;
+    for _ in 0..2 + noise.bits() % 12 {
+        let mut pick = |n: usize| (noise.bits() >> 33) as usize % n;
+        let a = values[values.len() - 1 - pick(values.len().min(5))];
+        let (width, to, y) = (b.dims(a)[0], WIDTHS[pick(3)], pick(30));
+        let made = match pick(12) {
+            0..=2 => b.linear(a, &format!("m.{width}.{to}.{}", y % 3)).unwrap(),
+            3 => b.rms_norm(a, &format!("norm.{width}"), 1e-5).unwrap(),
+            4 | 5 => {
+                let other = values.iter().rev().find(|&&v| v != a && b.dims(v)[0] == width);
+                let sum = b.add(a, other.copied().unwrap_or(a)).unwrap();
+                b.scale(sum, 0.7).unwrap()
+            }
+            6 => {
+                let kinds =
+                    [UnaryKind::Silu, UnaryKind::Gelu, UnaryKind::Tanh, UnaryKind::Scale(0.5)];
+                b.unary(a, kinds[y % 4]).unwrap()
+            }
+            7 => {
+                let gate = b.linear(a, &format!("m.{width}.{to}.0")).unwrap();
+                let up = b.linear(a, &format!("m.{width}.{to}.1")).unwrap();
+                let gate = b.silu(gate).unwrap();
+                b.mul(gate, up).unwrap()
+            }
+            8 | 9 => {
+                let q = b.linear(a, &format!("m.{width}.96.0")).unwrap();
+                let k = b.linear(a, &format!("m.{width}.32.1")).unwrap();
+                let v = b.linear(a, &format!("m.{width}.32.2")).unwrap();
+                let (q, k) = (b.heads(q, 96 / HEAD).unwrap(), b.heads(k, 2).unwrap());
+                let v = b.heads(v, 2).unwrap();
+                let q = if y % 2 == 0 {
+                    b.rms_norm(q, &format!("norm.{HEAD}"), 1e-5).unwrap()
+                } else {
+                    q
+                };
+                let layout = if y % 3 == 0 { RopeLayout::Half } else { RopeLayout::Neighbour };
+                let rope = RopeOptions { layout, ..RopeOptions::default() };
+                let (q, k) = (b.rope(q, rope).unwrap(), b.rope(k, rope).unwrap());
+                let options = AttendOptions {
+                    layer,
+                    scale: 0.25,
+                    window: (y % 5 == 0).then_some(5),
+                    softcap: (y % 7 == 0).then_some(3.0),
+                };
+                layer += 1;
+                let a = b.attend(q, k, v, options).unwrap();
+                b.merge(a).unwrap()
+            }
+            10 => {
+                let bias = b.weight(&format!("bias.{width}")).unwrap();
+                b.add(a, bias).unwrap()
+            }
+            _ if width > 32 => b.slice(a, 16, width - 32).unwrap(),
+            _ => b.mul(a, a).unwrap(),
+        };
+        values.push(made);
+    }
+    let x = values.last().copied().unwrap();
+    let width = b.dims(x)[0];
+    let x = b.select(x).unwrap();
+    let x = b.rms_norm(x, &format!("norm.{width}"), 1e-5).unwrap();
+    let logits = b.linear(x, &format!("head.{width}")).unwrap();
+    let token = b.sample(logits).unwrap();
+    b.output(logits);
+    b.output(token);
+    b.finish()
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn random_graphs() {
+    let backend = cuda();
+    let tokens: Vec<u32> = (0..13).map(|i| i * 17 % VOCABULARY as u32).collect();
+    let mut failed = Vec::new();
+    for format in [Format::F32, Format::Q4_1, Format::Q8_0] {
+        let w = weights(format);
+        for case in 0..40 {
+            let g = random_graph(&w, &mut Noise::new(case + 1));
+            let want = reference(&g, &w, 24, &tokens);
+            for (chunk, reuse) in [(13, true), (13, false), (1, true), (5, true)] {
+                let error = nmse(&run(&g, &w, &backend, reuse, chunk, 24, &tokens), &want);
+                // A random graph may amplify rounding: squares, norms of small rows.
+                if error > 1e-4 {
+                    failed.push(format!(
+                        "{} case {case}, chunk {chunk}, reuse {reuse}: {error:.1e}",
+                        format.name()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}

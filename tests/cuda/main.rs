@@ -1,0 +1,12 @@
+//! The CUDA backend against the f32 reference and the CPU backend.
+//!
+//! Everything here needs a device and is ignored without being asked for; `tests/gpu.sh` asks.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+mod graphs;
+mod models;
+mod ops;
+mod replay;
+mod sampling;

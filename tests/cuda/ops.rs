@@ -1,0 +1,198 @@
+//! Products of every format at every kind of shape, and what may follow a product.
+
+use crate::common::{Noise, cuda, nmse, random, reference, run};
+use gllm_kernels::cpu::CpuBackend;
+use gllm_kernels::graph::{Builder, Graph, MemoryWeights, NodeId, UnaryKind};
+use gllm_kernels::model::Format;
+
+/// Rows of about 1 through an f32 table, then what `build` makes of them.
+fn graph(w: &MemoryWeights, build: impl Fn(&mut Builder<'_>, NodeId) -> NodeId) -> Graph {
+    let mut b = Builder::new(w);
+    let x = b.embed("x").unwrap();
+    let y = build(&mut b, x);
+    b.output(y);
+    b.finish()
+}
+
+const TOKENS: usize = 150;
+
+fn table(cols: usize) -> MemoryWeights {
+    let mut w = MemoryWeights::new();
+    w.insert("x.weight", &[TOKENS, cols], &Noise::new(3).take(TOKENS * cols)).unwrap();
+    w
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * 37 % TOKENS) as u32).collect()
+}
+
+/// What SPEC/accuracy.md allows products with block weights; floats are held to it as well.
+const NMSE: f64 = 2e-9;
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn products_of_every_format_and_shape() {
+    let backend = cuda();
+    let mut failed = Vec::new();
+    for &format in Format::all() {
+        let mut worst = 0.0f64;
+        for (outputs, cols) in [(1, 256), (5, 256), (64, 512), (129, 1280), (300, 2304), (70, 8192)]
+        {
+            let mut w = table(cols);
+            let bytes = random(format, 7, outputs * cols, 0.1);
+            w.insert_bytes("w.weight", format, &[outputs, cols], bytes).unwrap();
+            let g = graph(&w, |b, x| b.linear(x, "w").unwrap());
+            for rows in [1, 3, 130] {
+                let tokens = tokens(if rows == 1 { 2 } else { rows });
+                let want = reference(&g, &w, TOKENS, &tokens);
+                let got = run(&g, &w, &backend, true, rows, TOKENS, &tokens);
+                let error = nmse(&got, &want);
+                worst = worst.max(error);
+                // Few outputs may have little left to be relative to; then the CPU, which rounds
+                // rows the same way, is as far off.
+                let cpu =
+                    nmse(&run(&g, &w, &CpuBackend::detect(), true, rows, TOKENS, &tokens), &want);
+                if error > NMSE.max(1.5 * cpu) {
+                    failed.push(format!(
+                        "{} {outputs} x {cols}, {rows} rows: {error:.1e}",
+                        format.name()
+                    ));
+                }
+            }
+        }
+        println!("{:<8} {worst:.1e}", format.name());
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn float_products_of_odd_shapes() {
+    let backend = cuda();
+    for format in [Format::F32, Format::F16, Format::BF16] {
+        for (outputs, cols) in [(3, 1), (7, 50), (64, 63), (130, 1031)] {
+            let mut w = table(cols);
+            let bytes = random(format, 7, outputs * cols, 0.1);
+            w.insert_bytes("w.weight", format, &[outputs, cols], bytes).unwrap();
+            let g = graph(&w, |b, x| b.linear(x, "w").unwrap());
+            for rows in [1, 65] {
+                let tokens = tokens(rows.max(2));
+                let want = reference(&g, &w, TOKENS, &tokens);
+                let got = run(&g, &w, &backend, true, rows, TOKENS, &tokens);
+                let error = nmse(&got, &want);
+                assert!(
+                    error <= NMSE,
+                    "{} {outputs} x {cols}, {rows} rows: {error:.1e}",
+                    format.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn embeddings_are_bit_for_bit() {
+    let backend = cuda();
+    for &format in Format::all() {
+        let mut w = MemoryWeights::new();
+        let bytes = random(format, 5, 9 * 768, 1.0);
+        w.insert_bytes("x.weight", format, &[9, 768], bytes).unwrap();
+        let g = graph(&w, |_, x| x);
+        let tokens: Vec<u32> = (0..9).rev().collect();
+        let want = reference(&g, &w, 16, &tokens);
+        for rows in [1, 9] {
+            assert_eq!(run(&g, &w, &backend, true, rows, 16, &tokens), want, "{}", format.name());
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn what_follows_a_product() {
+    let backend = cuda();
+    let (cols, outputs) = (512, 260);
+    let mut failed = Vec::new();
+    for (first, second) in [
+        (Format::BF16, Format::BF16),
+        (Format::F32, Format::F16),
+        (Format::Q4_0, Format::Q4_0),
+        (Format::Q4_K, Format::Q6_K),
+    ] {
+        let mut w = table(cols);
+        for (name, format, seed) in [("a", first, 1), ("b", second, 2), ("c", first, 3)] {
+            let bytes = random(format, seed, outputs * cols, 0.1);
+            w.insert_bytes(&format!("{name}.weight"), format, &[outputs, cols], bytes).unwrap();
+        }
+        w.insert("bias.weight", &[outputs], &Noise::new(9).take(outputs)).unwrap();
+        w.insert("norm.weight", &[cols], &Noise::new(4).take(cols)).unwrap();
+        w.insert("short.weight", &[26], &Noise::new(5).take(26)).unwrap();
+        type Build = fn(&mut Builder<'_>, NodeId) -> NodeId;
+        let cases: [(&str, Build); 9] = [
+            ("bias", |b, x| {
+                let (y, w) = (b.linear(x, "a").unwrap(), b.weight("bias").unwrap());
+                b.add(y, w).unwrap()
+            }),
+            ("gated", |b, x| {
+                let (g, u) = (b.linear(x, "a").unwrap(), b.linear(x, "b").unwrap());
+                let g = b.gelu(g).unwrap();
+                b.mul(g, u).unwrap()
+            }),
+            ("gated, the other way round", |b, x| {
+                let (u, g) = (b.linear(x, "a").unwrap(), b.linear(x, "b").unwrap());
+                let g = b.silu(g).unwrap();
+                b.mul(u, g).unwrap()
+            }),
+            ("sum of products", |b, x| {
+                let (y, z) = (b.linear(x, "a").unwrap(), b.linear(x, "b").unwrap());
+                let y = b.tanh(y).unwrap();
+                let y = b.add(y, z).unwrap();
+                let y = b.scale(y, 0.3).unwrap();
+                b.softcap(y, 2.0).unwrap()
+            }),
+            ("three products", |b, x| {
+                let (y, z) = (b.linear(x, "a").unwrap(), b.linear(x, "b").unwrap());
+                let u = b.linear(x, "c").unwrap();
+                let y = b.mul(y, z).unwrap();
+                b.add(y, u).unwrap()
+            }),
+            ("doubled", |b, x| {
+                let y = b.linear(x, "a").unwrap();
+                b.add(y, y).unwrap()
+            }),
+            ("normed heads", |b, x| {
+                let y = b.linear(x, "a").unwrap();
+                let y = b.heads(y, 10).unwrap();
+                b.rms_norm(y, "short", 1e-5).unwrap()
+            }),
+            ("norm before", |b, x| {
+                let x = b.rms_norm(x, "norm", 1e-5).unwrap();
+                let y = b.linear(x, "a").unwrap();
+                b.relu(y).unwrap()
+            }),
+            ("slices", |b, x| {
+                let y = b.linear(x, "a").unwrap();
+                let (u, v) = (b.slice(y, 3, 100).unwrap(), b.slice(y, 120, 100).unwrap());
+                let u = b.unary(u, UnaryKind::Sigmoid).unwrap();
+                b.mul(u, v).unwrap()
+            }),
+        ];
+        for (what, build) in cases {
+            let g = graph(&w, build);
+            for rows in [1, 70] {
+                let tokens = tokens(rows.max(2));
+                let want = reference(&g, &w, TOKENS, &tokens);
+                let got = run(&g, &w, &backend, true, rows, TOKENS, &tokens);
+                let error = nmse(&got, &want);
+                if error > 4.0 * NMSE {
+                    failed.push(format!(
+                        "{what}, {} {}, {rows} rows: {error:.1e}",
+                        first.name(),
+                        second.name()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}

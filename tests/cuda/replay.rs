@@ -1,0 +1,149 @@
+//! The loop: nothing allocated, nothing crosses but the token, and errors that end well.
+
+use crate::common::{SMALL, cuda, llama, llama_weights};
+use gllm_kernels::cuda::CudaSession;
+use gllm_kernels::model::Format;
+use gllm_kernels::plan::{Limits, Session, StepInput};
+use gllm_kernels::replay::{Generator, Plans};
+use gllm_kernels::{Error, Result};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Counting;
+
+thread_local! {
+    static COUNT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+static ALL: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|c| c.set(c.get() + 1));
+        ALL.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(p, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn session(context: usize) -> Result<CudaSession> {
+    let w = llama_weights(&SMALL, Format::BF16);
+    let graph = llama(&SMALL, &w);
+    let backend = cuda();
+    let limits = Limits { rows: 32, outs: 4, slots: 4, context };
+    Plans::new(&graph, &backend, limits)?.load(&backend, &w)
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_step_allocates_nothing_and_moves_a_token() {
+    let mut generator = Generator::new(session(2100).unwrap());
+    generator.prefill(&[1, 2, 3], || true).unwrap();
+    // The first is the prefill's; the second step looks the driver's function up.
+    generator.next_token().unwrap();
+    generator.next_token().unwrap();
+    let (nodes, kernels) = generator.session().graph_nodes().unwrap().unwrap();
+    assert!(nodes == kernels && nodes > 10, "{kernels} of {nodes} nodes are kernels");
+    let (before, free) =
+        (generator.session().traffic(), generator.session().free_memory().unwrap());
+    let count = COUNT.with(std::cell::Cell::get);
+    for _ in 0..1000 {
+        generator.next_token().unwrap();
+    }
+    assert_eq!(COUNT.with(std::cell::Cell::get), count);
+    let after = generator.session().traffic();
+    assert_eq!((after.steps - before.steps, after.bytes_in - before.bytes_in), (1000, 0));
+    assert!(after.bytes_out - before.bytes_out <= 8000);
+    assert_eq!(generator.session().free_memory().unwrap(), free);
+    println!("{nodes} nodes, 1000 steps: {} bytes out", after.bytes_out - before.bytes_out);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn the_captured_step_equals_the_step_that_is_launched() {
+    // The same tokens by replay, and fed one by one.
+    let mut replayed = Generator::new(session(600).unwrap());
+    replayed.prefill(&[5, 6, 7], || true).unwrap();
+    let tokens: Vec<u32> = (0..500).map(|_| replayed.next_token().unwrap()).collect();
+    let logits = replayed.session().peek(0).unwrap();
+    let mut fed = session(600).unwrap();
+    let first = StepInput { tokens: &[5, 6, 7], positions: &[0, 1, 2], slots: &[0; 3], outs: &[2] };
+    fed.run(&first).unwrap();
+    for (i, pair) in tokens.windows(2).enumerate() {
+        assert_eq!(fed.sampled(), [pair[0]], "token {i}");
+        let position = 3 + i as u32;
+        let one = StepInput { tokens: &pair[..1], positions: &[position], slots: &[0], outs: &[0] };
+        fed.run(&one).unwrap();
+    }
+    let same =
+        fed.peek(0).unwrap().iter().map(|v| v.to_bits()).eq(logits.iter().map(|v| v.to_bits()));
+    assert!(same, "other logits");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_batch_gives_each_sequence_what_it_gets_in_any_other() {
+    let batch = |starts: &[u32]| -> Vec<Vec<u32>> {
+        let mut session = session(64).unwrap();
+        let n = starts.len();
+        let slots: Vec<u32> = (0..n as u32).map(|s| 3 - s).collect();
+        let outs: Vec<u32> = (0..n as u32).collect();
+        let mut last = starts.to_vec();
+        let mut tokens = vec![Vec::new(); n];
+        for position in 0..30u32 {
+            let positions = vec![position; n];
+            let step =
+                StepInput { tokens: &last, positions: &positions, slots: &slots, outs: &outs };
+            session.run(&step).unwrap();
+            last = session.sampled().to_vec();
+            tokens.iter_mut().zip(&last).for_each(|(t, &id)| t.push(id));
+        }
+        tokens
+    };
+    let all = batch(&[3, 50, 99, 120]);
+    let pair = batch(&[99, 3]);
+    assert_eq!(pair, [all[2].clone(), all[0].clone()]);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn sessions_come_and_go_and_memory_stays() {
+    drop(session(64).unwrap());
+    let free = session(64).unwrap().free_memory().unwrap();
+    for _ in 0..100 {
+        let mut s = session(64).unwrap();
+        s.run(&StepInput { tokens: &[1], positions: &[0], slots: &[0], outs: &[0] }).unwrap();
+        s.step().unwrap();
+    }
+    let after = session(64).unwrap().free_memory().unwrap();
+    // Drivers keep what they took in steps of 2 MiB.
+    assert!(free.abs_diff(after) <= 2 << 20, "{free} {after}");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn what_does_not_fit_is_refused_before_it_is_allocated() {
+    match session(1 << 28) {
+        Err(Error::Memory { needs, has, hint, .. }) => {
+            assert!(needs > has && hint.contains("--ctx"), "{hint}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let mut s = session(64).unwrap();
+    let bad = |tokens: &[u32], position: u32, slot: u32| {
+        let (positions, slots) = (vec![position; tokens.len()], vec![slot; tokens.len()]);
+        let input = StepInput { tokens, positions: &positions, slots: &slots, outs: &[] };
+        s.run(&input).is_err()
+    };
+    let mut bad = bad;
+    assert!(bad(&[300], 0, 0) && bad(&[1], 64, 0) && bad(&[1], 0, 4) && bad(&[], 0, 0));
+    assert!(s.step().is_err(), "nothing was sampled");
+}
