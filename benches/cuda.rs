@@ -126,16 +126,16 @@ impl Weights for Random {
         Some((format, dims.into()))
     }
 
-    fn bytes(&self, name: &str) -> Option<&[u8]> {
+    fn bytes(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
         let (format, rows, cols) = *self.tensors.get(name)?;
         if name == "norm.weight" {
-            return Some(&self.ones);
+            return Some(self.ones.as_slice().into());
         }
         // Not all from the same place, on whole blocks.
         let (len, block) = (rows * format.row_bytes(cols)?, format.block_bytes());
         let room = (self.bytes.len() - len) / block;
         let start = name.bytes().fold(7usize, |h, b| h.wrapping_mul(31) ^ b as usize) % (room + 1);
-        self.bytes.get(start * block..start * block + len)
+        self.bytes.get(start * block..start * block + len).map(Into::into)
     }
 }
 

@@ -148,7 +148,7 @@ impl Layout {
             m.halves = (UNIT / q.group) as u32;
             m.levels = match q.scale {
                 Scale::One => 0,
-                Scale::TwoLevel => 1,
+                Scale::TwoLevel | Scale::Nibbles => 1,
                 Scale::Exponent => 2,
             };
             match q.codes {
@@ -237,7 +237,7 @@ impl Layout {
                         }
                     }
                     Scale::Exponent => put(to, scale, &block.scales[j].to_le_bytes()),
-                    Scale::TwoLevel => {
+                    Scale::TwoLevel | Scale::Nibbles => {
                         for h in 0..halves {
                             let group = j * halves + h;
                             put(to, scale + h, &block.scales[group].to_le_bytes());
@@ -262,7 +262,7 @@ fn fits(q: &Quant) -> bool {
     let groups = q.group == 16 || q.group == 32;
     let blocks = match q.scale {
         Scale::One => q.block.is_multiple_of(UNIT) && q.group == UNIT && q.min != Min::TwoLevel,
-        Scale::TwoLevel => q.block == 8 * UNIT && q.min != Min::One,
+        Scale::TwoLevel | Scale::Nibbles => q.block == 8 * UNIT && q.min != Min::One,
         Scale::Exponent => {
             q.block.is_multiple_of(UNIT) && q.group == UNIT && matches!(q.min, Min::Zero(_))
         }
@@ -281,7 +281,7 @@ fn scale_bytes(q: &Quant) -> usize {
     match q.scale {
         Scale::One => 2 * (1 + usize::from(q.min == Min::One)),
         Scale::Exponent => 1,
-        Scale::TwoLevel => halves * (1 + usize::from(q.min == Min::TwoLevel)),
+        Scale::TwoLevel | Scale::Nibbles => halves * (1 + usize::from(q.min == Min::TwoLevel)),
     }
 }
 
@@ -289,7 +289,7 @@ fn scale_bytes(q: &Quant) -> usize {
 fn d_bytes(q: &Quant) -> usize {
     match q.scale {
         Scale::One | Scale::Exponent => 0,
-        Scale::TwoLevel => 2 * (1 + usize::from(q.min == Min::TwoLevel)),
+        Scale::TwoLevel | Scale::Nibbles => 2 * (1 + usize::from(q.min == Min::TwoLevel)),
     }
 }
 

@@ -122,8 +122,7 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
     let arg = |i: usize| node.args.get(i).map(|&a| &graph.node(a).op);
     let input = |i: usize, kind| matches!(arg(i), Some(Op::Input(x)) if x.kind == kind);
     let weight = |i: usize| matches!(arg(i), Some(Op::Weight(_)));
-    let rows_of_step =
-        |n: usize| input(n, InputKind::Positions) && input(n + 1, InputKind::Slots);
+    let rows_of_step = |n: usize| input(n, InputKind::Positions) && input(n + 1, InputKind::Slots);
     match &node.op {
         Op::LayerNorm(_)
         | Op::Concat(_)
@@ -146,7 +145,7 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
             Some("its tokens are computed")
         }
         Op::Select(_) if !input(1, InputKind::Outs) => Some("its rows are computed"),
-        
+
         Op::Rope(_) if !input(1, InputKind::Positions) => Some("its positions are computed"),
         Op::Rope(_) if node.args.len() > 2 && !weight(2) => Some("its factors are computed"),
         Op::Store(_) if !rows_of_step(2) => Some("its positions are computed"),
@@ -1235,7 +1234,7 @@ mod tests {
         let x = b.embed("x").unwrap();
         let q = b.heads(x, 3).unwrap();
         let options =
-            crate::graph::AttendOptions { layer: 0, scale: 1.0, ..Default::default() };
+            crate::graph::AttendOptions { layer: 0, scale: 1.0, window: None, softcap: None };
         let y = b.attend(q, q, q, options).unwrap();
         b.output(y);
         let limits = Limits { rows: 1, outs: 1, slots: 1, context: 8 };

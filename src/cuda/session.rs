@@ -188,12 +188,16 @@ impl CudaSession {
     /// memory of its own, and the copy of one runs under the repacking of the others.
     fn fill(&self, tensors: &[Tensor], weights: &dyn Weights) -> Result<()> {
         const PIECE: usize = 8 << 20;
-        let mut pieces: Vec<Piece<'_>> = Vec::new();
+        let gone = |name: &str| Error::Invalid(format!("the tensor {} is gone", quoted(name)));
+        let mut sources = Vec::new();
         for tensor in tensors {
-            let name = &tensor.name;
-            let missing = || Error::Invalid(format!("the tensor {} is gone", quoted(name)));
+            sources.push(weights.bytes(&tensor.name).ok_or_else(|| gone(&tensor.name))?);
+        }
+        let mut pieces: Vec<Piece<'_>> = Vec::new();
+        for (tensor, src) in tensors.iter().zip(&sources) {
+            let (name, src): (_, &[u8]) = (&tensor.name, src);
+            let missing = || gone(name);
             let (format, dims) = weights.find(name).ok_or_else(missing)?;
-            let src = weights.bytes(name).ok_or_else(missing)?;
             let ty = TensorType { dtype: DType::Weight(format), lead: Lead::Fixed, dims };
             let wants = tensor_kind(&ty).map(|k| k.bytes());
             if wants != Some(tensor.kind.bytes()) {
@@ -264,7 +268,7 @@ impl CudaSession {
             if let Some((_, name)) = &table.factors {
                 let gone = || Error::Invalid(format!("the tensor {} is gone", quoted(name)));
                 let (format, _) = weights.find(name).ok_or_else(gone)?;
-                format.decode(weights.bytes(name).ok_or_else(gone)?, &mut factors)?;
+                format.decode(&weights.bytes(name).ok_or_else(gone)?, &mut factors)?;
             }
             let mut bytes = Vec::new();
             let room = context.checked_mul(rope.dim).and_then(|n| n.checked_mul(4));
