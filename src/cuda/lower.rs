@@ -60,8 +60,11 @@ impl TensorKind {
     }
 }
 
-/// Bytes of a cache: `[slots][heads][positions][dim]` of f16.
+/// Bytes of a cache: `[slots][heads][positions][dim]` of f16; no other type is kept yet.
 pub(super) fn cache_bytes(ty: &TensorType, limits: &Limits) -> Option<usize> {
+    if ty.dtype != DType::F16 {
+        return None;
+    }
     let positions = limits.slots.checked_mul(limits.context)?;
     ty.width().checked_mul(2)?.checked_mul(positions)
 }
@@ -538,6 +541,9 @@ impl Registers {
     }
 }
 
+/// Columns of a product: the kernel, the weights and where they are, and what becomes of them.
+type Multiplied = (Product, Vec<(Layout, u64)>, Epilogue);
+
 /// A list of row-local operations in the making.
 struct List {
     ops: Vec<RowOp>,
@@ -851,7 +857,7 @@ impl Lowering<'_> {
         let raw_stride = count(raw)?;
         let mut raw_at = self.bases.raw;
         // What is multiplied: parts with their epilogue, by kernel.
-        let mut products: Vec<(Product, Vec<(Layout, u64)>, Epilogue)> = Vec::new();
+        let mut products: Vec<Multiplied> = Vec::new();
         let mut later: Vec<(Columns, Vec<Operand>)> = Vec::new();
         for d in domains {
             let mut parts = Vec::new();
@@ -912,8 +918,7 @@ impl Lowering<'_> {
             }
         }
         // The kernel puts a value into both of the first two registers.
-        let mut next = 2;
-        for &id in &d.nodes {
+        for (next, &id) in (2..).zip(&d.nodes) {
             let node = self.graph.node(id);
             let a = self.operand(&known, self.arg(id, 0)?)?;
             let mut op = ElementOp { to: next, a, ..ElementOp::default() };
@@ -934,7 +939,6 @@ impl Lowering<'_> {
             if let Some(b) = self.put(id)? {
                 ops.push(put(Operand::register(next), b));
             }
-            next += 1;
         }
         let register = |o: &Operand, n| o.place == abi::REGISTER && o.n == n;
         let mut e = Epilogue { form: CODE, count: count(ops.len())?, ..Epilogue::default() };
@@ -981,7 +985,7 @@ impl Lowering<'_> {
         cols: usize,
         row: Operand,
         norm: (u64, f32),
-        domains: &[(Product, Vec<(Layout, u64)>, Epilogue)],
+        domains: &[Multiplied],
     ) -> Result<()> {
         let Some((product, ..)) = domains.first() else { return Ok(()) };
         let layouts: Vec<Layout> = domains.iter().flat_map(|d| d.1.iter().map(|p| p.0)).collect();
