@@ -14,7 +14,8 @@ test -z "$stale" || { echo "nothing builds $stale"; exit 1; }
 
 # Columns: arch file kernel arguments hash compiler registers stack shared bytes.
 awk '!/^#/ {
-  if ($8 > 0) { print $1, $3 ": " $8 " bytes of stack"; bad = 1 }
+  # What 64 registers of 1,024 threads do not hold.
+  if ($8 > ($3 == "pick" ? 16 : 0)) { print $1, $3 ": " $8 " bytes of stack"; bad = 1 }
   # Two blocks of 256 threads, or one of 1,024, must fit the 65,536 registers.
   if ($7 > ($3 == "pick" ? 64 : 128)) { print $1, $3 ": " $7 " registers"; bad = 1 }
   if ($9 > 24576) { print $1, $3 ": " $9 " bytes of static shared memory"; bad = 1 }
@@ -38,9 +39,8 @@ for arch in sm_80 sm_86 sm_89 sm_90a; do
     has "$arch gemv" 'LDGSTS\.E\.BYPASS\.128'
     lacks "$arch gemv" 'UBLKCP|SYNCS|ACQBULK'
   fi
-  # Weights are never read through the non-coherent path ahead of the ring.
   sass "$arch/gemm.cubin" > "$fresh/sass"
   has "$arch gemm" 'HMMA\.16816\.F32\.BF16'
   has "$arch gemm" 'LDSM\.16\.M88\.4'
 done
-echo "cubins: $(grep -vc '^#' "$fresh/MANIFEST") kernels as built, no stack, instructions as meant"
+echo "cubins: $(grep -vc '^#' "$fresh/MANIFEST") kernels as built, resources and instructions as meant"
