@@ -14,7 +14,7 @@ use super::{Model, Tensor};
 use crate::error::{Error, Result, quoted};
 
 /// Elements that are in memory at a time.
-const SLAB: usize = 8 << 20;
+const SLAB: usize = 2 << 20;
 
 /// Elements that a thread takes at a time.
 const PIECE: usize = 64 << 10;
@@ -236,6 +236,10 @@ impl Rows {
                 let (x, y) = (f64::from(*x), f64::from(*y));
                 sum.squares += x * x;
                 sum.errors += (x - y) * (x - y);
+            }
+            if !sum.errors.is_finite() {
+                let what = format!("values are too large for {}", self.to.name());
+                return Err((row, Error::Invalid(what)));
             }
         }
         Ok(sum)

@@ -406,3 +406,135 @@ fn hostile_graph_files_end_soon_within_little_memory() {
         );
     }
 }
+
+/// The built-in model in a folder of its own, and a name for what is made of it.
+fn to_quantize(name: &str) -> (PathBuf, String, String) {
+    let folder = folder(name);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let (input, output) = (path("tiny.gguf"), path("out.gguf"));
+    fs::write(&input, TINY).unwrap();
+    (folder, input, output)
+}
+
+/// The names of a folder's files.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn quantized_models_run() {
+    let (folder, input, output) = to_quantize("quantized");
+    for (arguments, some) in [
+        (&["--bits", "8"][..], "Q8_0"),
+        (&["--bits", "4"], "Q4_K"),
+        (&["--bits", "2", "--pure"], "Q2_K"),
+        (&["--bits", "1", "--threads", "3"], "Q1_0"),
+        (&["--type", "mxfp4"], "MXFP4"),
+        (&["--type", "F16"], "F16"),
+    ] {
+        let all = [&["quantize", &input, &output, "--force"][..], arguments].concat();
+        let said = run(&all);
+        let lines = text(&said.stdout);
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        // A line a tensor that changes, with its error, and the total.
+        assert!(lines.lines().count() > 50 && lines.contains(some), "{lines}");
+        assert!(lines.lines().all(|line| line.contains("error ") && line.contains('%')), "{lines}");
+        assert!(lines.lines().last().unwrap().contains("bits a weight"));
+        let info = text(&run(&["info", &output]).stdout);
+        assert!(info.contains("general.quantization_version"), "{info}");
+        assert!(run(&["run", &output, "-p", "The king", "-n", "4"]).status.success());
+        assert_eq!(names(&folder), ["out.gguf", "tiny.gguf"]);
+    }
+    // Eight bits say what the model says.
+    let say = |path: &str| run(&["run", path, "-p", "The king said", "-n", "12"]).stdout;
+    assert!(run(&["quantize", &input, &output, "--force", "--type", "F32"]).status.success());
+    assert_eq!(say(&input), say(&output));
+}
+
+#[test]
+fn quantize_keeps_files_that_are_there() {
+    let (folder, input, output) = to_quantize("quantize_keeps");
+    refused(&["quantize", &input, &input, "--bits", "8", "--force"], "the file that is read");
+    let link = folder.join("link.gguf");
+    fs::hard_link(&input, &link).unwrap();
+    let link = link.to_str().unwrap();
+    refused(&["quantize", &input, link, "--bits", "8", "--force"], "the file that is read");
+    fs::write(&output, "precious").unwrap();
+    refused(&["quantize", &input, &output, "--bits", "8"], "--force");
+    assert_eq!(fs::read(&output).unwrap(), b"precious");
+    assert_eq!(fs::read(&input).unwrap(), TINY);
+    let gone = folder.join("gone");
+    refused(&["quantize", gone.to_str().unwrap(), &output, "--bits", "8", "--force"], "gone");
+    assert_eq!(fs::read(&output).unwrap(), b"precious");
+    refused(&["quantize", &input, folder.to_str().unwrap(), "--bits", "8", "--force"], "regular");
+    let nowhere = folder.join("no/out.gguf");
+    refused(&["quantize", &input, nowhere.to_str().unwrap(), "--bits", "8"], "No such file");
+    // The part of a file is a file that is read, too.
+    let part = format!("{output}.part");
+    fs::write(&part, TINY).unwrap();
+    refused(&["quantize", &part, &output, "--bits", "8", "--force"], "the file that is read");
+    assert_eq!(fs::read(&part).unwrap(), TINY);
+    // One that was left behind is replaced, one that is being written is not.
+    let writing = fs::File::open(&part).unwrap();
+    writing.lock().unwrap();
+    refused(&["quantize", &input, &output, "--bits", "8", "--force"], "another process");
+    drop(writing);
+    assert!(run(&["quantize", &input, &output, "--bits", "8", "--force"]).status.success());
+    assert_eq!(names(&folder), ["link.gguf", "out.gguf", "tiny.gguf"]);
+    for arguments in
+        [&["--bits", "3"][..], &["--type", "Q9"], &["--bits", "8", "--type", "F16"], &[]]
+    {
+        let all = [&["quantize", &input, &output][..], arguments].concat();
+        assert_eq!(run(&all).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn quantize_leaves_nothing_on_a_full_disk() {
+    let (folder, input, output) = to_quantize("quantize_full");
+    // A file may have 100 KiB here; without the trap the system would end the process.
+    let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\"";
+    let args = ["quantize", &input, &output, "--type", "F16"];
+    let said = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_gllm")])
+        .args(args)
+        .output()
+        .unwrap();
+    let error = text(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{error}");
+    assert!(error.lines().count() == 1 && error.contains("out.gguf.part: "), "{error}");
+    assert_eq!(names(&folder), ["tiny.gguf"]);
+}
+
+#[test]
+fn ctrl_c_ends_quantize_without_a_trace() {
+    use gllm_kernels::model::{Format, GgufWriter};
+    let folder = folder("quantize_ctrl_c");
+    let (input, output) = (folder.join("in.gguf"), folder.join("out.gguf"));
+    // Enough to be at it for a while.
+    let (rows, cols) = (16 << 10, 4096);
+    let values: Vec<u8> = (0..rows * cols).flat_map(|i| [(i % 251) as u8, 0x3c]).collect();
+    let file = GgufWriter::new().tensor("a.weight", Format::F16, &[rows, cols], &values).finish();
+    fs::write(&input, file).unwrap();
+    let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+    let mut child = gllm(&["quantize", input, output, "--type", "IQ4_NL", "--threads", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while names(&folder).len() < 2 {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    }
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: a signal to our own child.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert_eq!(names(&folder), ["in.gguf"]);
+    assert!(output.stderr.is_empty());
+}

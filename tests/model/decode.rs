@@ -13,7 +13,7 @@ macro_rules! fixtures {
 }
 
 /// Format, blocks, and what they decode to.
-fn fixtures() -> Vec<(Format, &'static [u8], Vec<u32>)> {
+pub(crate) fn fixtures() -> Vec<(Format, &'static [u8], Vec<u32>)> {
     let all = fixtures! {
         F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K
         IQ4_NL MXFP4 TQ1_0 TQ2_0 Q1_0 Q2_0

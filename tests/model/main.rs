@@ -1,7 +1,9 @@
 //! The model room: formats decode as published, sound files are read, all others refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod convert;
 mod decode;
+mod encode;
 mod files;
 mod fuzz;
 mod malformed;

@@ -32,28 +32,30 @@ pub struct Packing {
 }
 
 impl Quant {
-    /// Writes the block that is nearest to `x`, the finite values of one, into `out`, its bytes.
-    ///
-    /// # Panics
-    /// When there are too few values or bytes.
-    pub(super) fn encode(&self, x: &[f32], block: &mut Block, out: &mut [u8]) {
+    /// Writes the blocks that are nearest to `values`, which are finite and whole blocks, into
+    /// `bytes`, which are as many blocks.
+    pub(super) fn encode(&self, values: &[f32], bytes: &mut [u8]) {
         let fit = Fit { quant: self, levels: Levels::of(self) };
-        // Squares of ordinary size, whatever the values': the file's numbers grow back at the end.
-        let unit = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-        let inverse = inverse(unit);
-        let unit = if inverse > 0.0 { unit } else { 1.0 };
+        let mut block = Block::default();
         let mut scaled = [0.0; MOST];
-        for (to, x) in scaled.iter_mut().zip(&x[..self.block]) {
-            *to = x * inverse;
+        let blocks = bytes.chunks_exact_mut(self.bytes);
+        for (bytes, x) in blocks.zip(values.chunks_exact(self.block)) {
+            // Squares of ordinary size, whatever the values': the file's numbers grow back later.
+            let unit = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+            let inverse = inverse(unit);
+            let unit = if inverse > 0.0 { unit } else { 1.0 };
+            for (to, x) in scaled.iter_mut().zip(x) {
+                *to = x * inverse;
+            }
+            let x = &scaled[..self.block];
+            match (self.scale, self.min) {
+                (Scale::One, Min::Zero(_)) => fit.scale(x, unit, &mut block),
+                (Scale::One, _) => fit.scale_and_min(x, unit, &mut block),
+                (Scale::TwoLevel | Scale::Nibbles, _) => fit.two_levels(x, unit, &mut block),
+                (Scale::Exponent, _) => fit.exponents(x, unit, &mut block),
+            }
+            (self.packing.pack)(&block, bytes);
         }
-        let x = &scaled[..self.block];
-        match (self.scale, self.min) {
-            (Scale::One, Min::Zero(_)) => fit.scale(x, unit, block),
-            (Scale::One, _) => fit.scale_and_min(x, unit, block),
-            (Scale::TwoLevel | Scale::Nibbles, _) => fit.two_levels(x, unit, block),
-            (Scale::Exponent, _) => fit.exponents(x, unit, block),
-        }
-        (self.packing.pack)(block, out);
     }
 }
 
@@ -106,10 +108,15 @@ impl Levels {
                 }
             }
             Levels::Table(first, rises) => {
-                for (out, x) in out.iter_mut().zip(x) {
-                    let y = x * t + shift;
-                    let above = rises.iter().map(|(at, rise)| if y > *at { *rise } else { 0.0 });
-                    *out = above.fold(*first, |level, rise| level + rise);
+                // One level after the other over all elements, which the processor does at once.
+                let mut shifted = [0.0; MOST];
+                for ((out, y), x) in out.iter_mut().zip(&mut shifted).zip(x) {
+                    (*out, *y) = (*first, x * t + shift);
+                }
+                for (at, rise) in rises {
+                    for (out, y) in out.iter_mut().zip(&shifted) {
+                        *out += if y > at { *rise } else { 0.0 };
+                    }
                 }
             }
         }
@@ -208,12 +215,13 @@ fn search_min(levels: &Levels, x: &[f32], most: f32) -> Best {
         levels.nearest(x, t, -min * t, y);
         let (cx, c, cc) = (dot(x, y), dot(y, ones), dot(y, y));
         let determinant = count * cc - c * c;
-        let mut scale = (count * cx - c * sum) / determinant;
-        let mut min = (cc * sum - c * cx) / determinant;
-        if determinant <= 0.0 {
-            (scale, min) = (0.0, (sum / count).min(most));
-        } else if min > most {
-            (scale, min) = ((cx - most * c) / cc, most);
+        let (mut scale, mut min) = match determinant > 0.0 {
+            true => ((count * cx - c * sum) / determinant, (cc * sum - c * cx) / determinant),
+            // One code for all.
+            false => (0.0, sum / count),
+        };
+        if min > most {
+            (scale, min) = (if cc > 0.0 { (cx - most * c) / cc } else { 0.0 }, most);
         }
         let gain = 2.0 * (scale * cx + min * sum)
             - (scale * (scale * cc + 2.0 * min * c) + count * min * min);

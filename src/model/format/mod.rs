@@ -358,13 +358,7 @@ impl Format {
                     return Err(Error::Invalid(what));
                 }
             }
-            Kind::Blocks(quant) => {
-                let mut block = Block::default();
-                let blocks = bytes.chunks_exact_mut(quant.bytes);
-                for (bytes, x) in blocks.zip(values.chunks_exact(quant.block)) {
-                    quant.encode(x, &mut block, bytes);
-                }
-            }
+            Kind::Blocks(quant) => quant.encode(values, bytes),
         }
         Ok(())
     }
