@@ -83,19 +83,27 @@ impl Policy {
         } else if head && !self.pure && bits(self.main) < bits(Format::Q6_K) {
             // An error in the head goes straight to the logits.
             Format::Q6_K
+        } else if self.main == Format::Q2_K && !self.pure && writes_residual(name) {
+            // So does, through all layers that follow, one in what layers add.
+            Format::Q3_K
         } else {
             self.main
         }
     }
 }
 
-/// The wanted format or, where a tensor's rows are not whole blocks of it, the next of those with
-/// blocks of 32 that has no fewer bits; and F16 where nothing else fits.
+/// Whether a layer's result comes straight out of this matrix, or is a mean of what does.
+fn writes_residual(name: &str) -> bool {
+    ["attn_v.weight", "attn_output.weight", "ffn_down.weight"].iter().any(|end| name.ends_with(end))
+}
+
+/// The wanted format or, where a tensor's rows are not whole blocks of it, the least of those with
+/// blocks of 32 that has more bits; and F16 where nothing else fits.
 fn fitting(wanted: Format, tensor: &Tensor) -> Format {
-    const LADDER: [Format; 4] = [Format::IQ4_NL, Format::Q5_0, Format::Q8_0, Format::F16];
+    const LADDER: [Format; 4] = [Format::IQ4_NL, Format::Q5_0, Format::Q5_1, Format::Q8_0];
     let cols = tensor.dims.last().copied().unwrap_or(1);
     let fits = |format: &Format| format.row_bytes(cols).is_some();
-    let next = LADDER.into_iter().filter(|f| bits(*f) >= bits(wanted)).find(fits);
+    let next = LADDER.into_iter().filter(|f| bits(*f) > bits(wanted)).find(fits);
     if fits(&wanted) { wanted } else { next.unwrap_or(Format::F16) }
 }
 

@@ -94,6 +94,14 @@ impl Levels {
         }
     }
 
+    /// How far the farthest are apart.
+    fn step(&self) -> f32 {
+        match self {
+            Levels::Steps(..) => 1.0,
+            Levels::Table(_, rises) => rises.last().map_or(1.0, |rise| rise.1),
+        }
+    }
+
     /// The levels nearest to `t * x + shift`.
     fn nearest(&self, x: &[f32], t: f32, shift: f32, out: &mut [f32]) {
         // Beyond 1.5 * 2²³ an f32 has no fraction.
@@ -108,15 +116,19 @@ impl Levels {
                 }
             }
             Levels::Table(first, rises) => {
-                // One level after the other over all elements, which the processor does at once.
-                let mut shifted = [0.0; MOST];
-                for ((out, y), x) in out.iter_mut().zip(&mut shifted).zip(x) {
-                    (*out, *y) = (*first, x * t + shift);
-                }
-                for (at, rise) in rises {
-                    for (out, y) in out.iter_mut().zip(&shifted) {
-                        *out += if y > at { *rise } else { 0.0 };
+                // Elements share scales in multiples of 16: so many at once, level after level.
+                let chunks = out.as_chunks_mut::<16>().0.iter_mut().zip(x.as_chunks::<16>().0);
+                for (out, x) in chunks {
+                    let y = x.map(|x| x * t + shift);
+                    let mut level = [*first; 16];
+                    for (at, rise) in rises {
+                        for (level, y) in level.iter_mut().zip(&y) {
+                            // As a mask: a choice would be made lane by lane.
+                            let above = u32::from(*y > *at).wrapping_neg();
+                            *level += f32::from_bits(rise.to_bits() & above);
+                        }
                     }
+                    *out = level;
                 }
             }
         }
@@ -155,10 +167,11 @@ struct Best {
     gain: f32,
 }
 
-/// How far the farthest value is tried to lie beyond the farthest level, in tenths of a step.
-fn tries((low, high): (f32, f32)) -> std::ops::RangeInclusive<i32> {
+/// How far the farthest value is tried to lie beyond the farthest level, in steps between levels.
+fn tries((low, high): (f32, f32)) -> impl Iterator<Item = f32> {
     // With few levels it pays to cut the farthest values off.
-    -9..=if high - low < 4.0 { 30 } else { 9 }
+    let most = if high - low < 4.0 { 30 } else { 9 };
+    (-9..=most).step_by(2).map(|tenths| tenths as f32 / 10.0)
 }
 
 /// The scale that brings `levels` nearest to `x`, whose squares count by the weights `w`.
@@ -185,10 +198,11 @@ fn search(levels: &Levels, x: &[f32], w: &[f32]) -> Best {
     let max = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
     let (low, high) = levels.ends();
     let reach = high.max(-low);
+    let step = levels.step();
     let signs: &[f32] = if low == -high { &[1.0] } else { &[1.0, -1.0] };
     for sign in signs {
-        for tenths in tries((low, high)) {
-            consider(sign * (reach + tenths as f32 / 10.0) * inverse(max), &mut best);
+        for beyond in tries((low / step, high / step)) {
+            consider(sign * (reach + beyond * step) * inverse(max), &mut best);
         }
     }
     for _ in 0..4 {
@@ -231,9 +245,8 @@ fn search_min(levels: &Levels, x: &[f32], most: f32) -> Best {
         }
         better
     };
-    for tenths in tries((0.0, top)) {
-        let steps = top + tenths as f32 / 10.0;
-        consider((high - low) / steps, low, &mut best);
+    for beyond in tries((0.0, top)) {
+        consider((high - low) / (top + beyond), low, &mut best);
     }
     for _ in 0..4 {
         let Best { scale, min, .. } = best;
@@ -288,14 +301,14 @@ impl Fit<'_> {
 
     fn exponents(&self, x: &[f32], unit: f32, block: &mut Block) {
         let (_, reach) = self.levels.ends();
-        // The power of two with which the farthest value is at most the farthest level.
-        let exact = (unit / reach).log2().ceil() as i32 + 128;
+        // The power of two above what brings the farthest value to the farthest level.
+        let exact = ((unit / reach).to_bits() >> 23) as i32 + 2;
         let mut least = f32::INFINITY;
         let mut y = [0.0; MOST];
         // The scales 0 and 1 are below the normal numbers, and so are their values.
         for e in (exact - 2..=exact).map(|e| e.clamp(2, 254) as u8) {
             let scale = exponent(e) / unit;
-            self.levels.nearest(x, inverse(scale), 0.0, &mut y);
+            self.levels.nearest(x, inverse(scale), 0.0, &mut y[..x.len()]);
             let error = x.iter().zip(&y).map(|(x, y)| (x - y * scale).powi(2)).sum::<f32>();
             if error < least || unit == 0.0 {
                 least = error;
