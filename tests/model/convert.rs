@@ -158,6 +158,14 @@ fn what_does_not_fit_is_named() {
     let conversion = Conversion::new(&old, FORMATS.to_vec(), Format::Q4_K).unwrap();
     let error = conversion.run(3, &mut Kept::up_to(usize::MAX)).unwrap_err().to_string();
     assert_eq!(error, "tensor \"a.weight\", row 299: element 7 is NaN");
+    // Rows count from the tensor's first, however many are in memory at a time.
+    let file = GgufWriter::new()
+        .tensor("a.weight", Format::F32, &[4200, 512], &floats(4200 * 512, Some(4199 * 512 + 3)))
+        .finish();
+    let old = Model::from_static("test", file.leak()).unwrap();
+    let conversion = Conversion::new(&old, vec![Format::Q8_0], Format::Q8_0).unwrap();
+    let error = conversion.run(3, &mut Kept::up_to(usize::MAX)).unwrap_err().to_string();
+    assert_eq!(error, "tensor \"a.weight\", row 4199: element 3 is NaN");
     let file = GgufWriter::new()
         .tensor("a.weight", Format::F32, &[1, 32], &f32::MAX.to_le_bytes().repeat(32))
         .finish();
