@@ -98,6 +98,15 @@ fn weights(format: Format) -> MemoryWeights {
 /// A choice for a node: what, and of what.
 type Choice = (u8, u8, u8);
 
+/// What a cache keeps of a row. Products of products may shrink it below what f16 can hold; the
+/// bias brings it back.
+fn kept(b: &mut Builder<'_>, row: NodeId, copy: usize) -> NodeId {
+    let width = b.dims(row)[0];
+    let row = b.linear(row, &format!("m.{width}.32.{copy}")).unwrap();
+    let bias = b.weight("bias.32").unwrap();
+    b.add(row, bias).unwrap()
+}
+
 /// Makes a graph by appending what the choices say to the values so far.
 fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
     let mut b = Builder::new(w);
@@ -132,8 +141,7 @@ fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
             }
             8 | 9 => {
                 let q = b.linear(a, &format!("m.{width}.96.0")).unwrap();
-                let k = b.linear(a, &format!("m.{width}.32.1")).unwrap();
-                let v = b.linear(a, &format!("m.{width}.32.2")).unwrap();
+                let (k, v) = (kept(&mut b, a, 1), kept(&mut b, a, 2));
                 let (q, k) = (b.heads(q, 96 / HEAD).unwrap(), b.heads(k, 2).unwrap());
                 let v = b.heads(v, 2).unwrap();
                 let q = if y % 2 == 0 {
@@ -193,7 +201,7 @@ fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
             17 => {
                 // Norms of whole rows, heads with weights of their own, slopes and sinks.
                 let q = b.linear(a, &format!("m.{width}.96.0")).unwrap();
-                let k = b.linear(a, &format!("m.{width}.32.1")).unwrap();
+                let k = kept(&mut b, a, 1);
                 let q = b.layer_norm(q, Some("norm.96"), 1e-5).unwrap();
                 let (q, k) = (b.heads(q, 96 / HEAD).unwrap(), b.heads(k, 2).unwrap());
                 let k = b.rms_norm(k, "heads.norm", 1e-5).unwrap();
