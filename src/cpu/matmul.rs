@@ -15,14 +15,15 @@
 //!
 //! [`planes`] takes up to 8 rows of activations at once, so that the work of taking codes apart
 //! is shared; the scales of a span become f32 once and are shared likewise. In between, a tile's
-//! outputs are kept in a few registers or a few cache lines.
+//! outputs are kept in a few registers or a few cache lines. Where there are many rows, [`words`] do the
+//! same with other instructions.
 
 use std::ops::Range;
 
 use super::float::FloatArgs;
 use super::quantize::{Activations, BLOCK, BOTH, HIGH, RECORD};
 use super::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE, Width};
-use super::simd::{Isa, Simd, ahead};
+use super::simd::{Isa, Kernels, Simd, ahead};
 use crate::model::format::{Codes, Min, Quant, Scale};
 
 /// Where a kernel finds its scales: one a group,
@@ -478,12 +479,42 @@ pub unsafe fn matmul(
         "{layout:?}, {acts:?}, {} bytes, {tiles:?}",
         packed.len()
     );
-    let (kernels, ahead) = (isa.kernels(), ahead());
+    let kernels = isa.kernels();
+    let (rows, end) = match kernels.words {
+        // SAFETY: the caller's promise.
+        Some(words) => unsafe {
+            words::product(words, layout, packed, acts, tiles.clone(), out, stride)
+        },
+        None => (0, tiles.start),
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        some_rows(kernels, layout, packed, acts, rows..acts.rows, tiles.start..end, out, stride);
+        some_rows(kernels, layout, packed, acts, 0..acts.rows, end..tiles.end, out, stride);
+    }
+}
+
+/// [`matmul`] for some of the rows, up to 8 of them at a time.
+///
+/// # Safety
+/// As [`matmul`].
+#[expect(clippy::too_many_arguments, reason = "a product and what part of it")]
+unsafe fn some_rows(
+    kernels: &Kernels,
+    layout: &Layout,
+    packed: &[u8],
+    acts: &Activations,
+    rows: Range<usize>,
+    tiles: Range<usize>,
+    out: *mut f32,
+    stride: usize,
+) {
+    let ahead = ahead();
     // Where the last tile's outputs go when it is not whole.
     let mut rest = [[0.0; TILE]; BLOCK];
     let row_bytes = layout.cols() * if matches!(layout.store, Store::Floats(_)) { 4 } else { 2 };
     let chunk = (CHUNK_BYTES / row_bytes).next_multiple_of(BLOCK);
-    for chunk in (0..acts.rows).step_by(chunk).map(|r| r..acts.rows.min(r + chunk)) {
+    for chunk in rows.clone().step_by(chunk).map(|r| r..rows.end.min(r + chunk)) {
         for tile in tiles.clone() {
             let first = tile * TILE;
             let outputs = TILE.min(layout.rows() - first);
@@ -509,7 +540,7 @@ pub unsafe fn matmul(
                     let (y, stride) = if whole { (to, stride) } else { (buffer, TILE) };
                     match layout.store {
                         Store::Planes(quant, shape) => {
-                            let (groups, step) = (layout.cols() / GROUP, acts.block * RECORD);
+                            let (groups, step) = (layout.cols() / GROUP, acts.step());
                             let args =
                                 PlanesArgs { quant, tile, groups, x, step, y, stride, ahead };
                             by_rows.planes[shape](&args);
@@ -554,3 +585,4 @@ pub fn matmul_all(isa: Isa, layout: &Layout, packed: &[u8], acts: &Activations, 
 
 #[cfg(test)]
 mod tests;
+pub(super) mod words;

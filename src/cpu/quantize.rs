@@ -18,6 +18,11 @@
 //!                                             |the same of the high digit alone                    |   |
 //! ```
 //!
+//! After the records, where there are blocks of 8 rows and where a processor multiplies 16 bits, are the integers themselves, for
+//! [`super::matmul::words`], block by block: `[groups][16 pairs][8 rows]` of two i16 each, those of a pair two columns apart, as
+//! they come out of a quad of codes: columns 0 and 2, 1 and 3, 4 and 6, …; then `[8 rows]` of their scales,
+//! and `[8 rows]` of scale times sum.
+//!
 //! Several rows are stored together, in *blocks* of as many rows as there are, up to 8: the
 //! records of a block go group by group, `[groups][rows]`, so a kernel that takes several rows
 //! at once finds them at constant distances from one pointer. For float weights it is the same
@@ -53,6 +58,13 @@ pub(super) const HIGH: Places = Places { scale: 92, sums: 96, scaled: 108 };
 /// The most rows of a block.
 pub(super) const BLOCK: usize = 8;
 
+/// Bytes of a block's group in 16 bits.
+pub(super) const WORDS: usize = SUMS + 4 * BLOCK;
+/// Where in them the scales are,
+pub(super) const SCALES: usize = GROUP * 2 * BLOCK;
+/// and where the products of scale and sum.
+pub(super) const SUMS: usize = SCALES + 4 * BLOCK;
+
 /// What a matmul takes its activations as.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Precision {
@@ -68,7 +80,10 @@ pub enum Precision {
 /// Bytes that [`Activations`] of `rows` rows need. `None` when they cannot be counted.
 pub fn activation_bytes(precision: Precision, cols: usize, rows: usize) -> Option<usize> {
     let row = match precision {
-        Precision::Int8 => cols.div_ceil(GROUP).checked_mul(RECORD)?,
+        Precision::Int8 => {
+            let words = if block_rows(rows) == BLOCK { WORDS / BLOCK } else { 0 };
+            cols.div_ceil(GROUP).checked_mul(RECORD + words)?
+        }
         Precision::F32 => cols.checked_mul(4)?,
         Precision::Bf16 => cols.checked_next_multiple_of(2)?.checked_mul(4)?,
     };
@@ -84,6 +99,8 @@ fn block_rows(rows: usize) -> usize {
 #[derive(Clone, Copy, Debug)]
 pub struct Activations {
     data: *mut u8,
+    /// The integers of 16 bits, where there are any.
+    words: *mut u8,
     pub(super) precision: Precision,
     pub(super) cols: usize,
     pub(super) rows: usize,
@@ -104,13 +121,15 @@ impl Activations {
     /// As long as this or a copy is used, `data` must be valid for reads and writes of
     /// [`activation_bytes`] bytes. It should lie at a multiple of 64.
     pub unsafe fn new(data: *mut u8, precision: Precision, cols: usize, rows: usize) -> Self {
-        Activations { data, precision, cols, rows, block: block_rows(rows) }
+        let acts =
+            Activations { data, words: data, precision, cols, rows, block: block_rows(rows) };
+        Activations { words: acts.at(rows.next_multiple_of(acts.block)), ..acts }
     }
 
     /// Rows `first .. first + rows` alone. `first` must be a multiple of [`BLOCK`].
     pub(super) fn part(&self, first: usize, rows: usize) -> Self {
         debug_assert!(first.is_multiple_of(self.block) && first + rows <= self.rows);
-        Activations { data: self.at(first), rows, ..*self }
+        Activations { data: self.at(first), words: self.words_at(first), rows, ..*self }
     }
 
     /// Groups of 32 columns, the last of them perhaps shorter: what [`quantize`](Self::quantize)
@@ -133,13 +152,15 @@ impl Activations {
         match self.precision {
             Precision::Int8 => {
                 assert!(self.cols.is_multiple_of(GROUP), "{self:?}");
-                let step = self.block * RECORD;
+                let step = self.step();
                 let x = &x[groups.start * GROUP..groups.end * GROUP];
                 // SAFETY: the assertions keep the records inside the memory that `new` was
                 // promised, and the caller has them to itself.
                 unsafe {
                     let to = at.add(groups.start * step);
-                    (isa.kernels().quantize)(&QuantizeArgs { x, to, step });
+                    let words = (isa.kernels().words.is_some() && self.block == BLOCK)
+                        .then(|| self.words_at(row).add(groups.start * WORDS));
+                    (isa.kernels().quantize)(&QuantizeArgs { x, to, words, step });
                 }
             }
             Precision::Bf16 => {
@@ -189,7 +210,21 @@ impl Activations {
             Precision::Bf16 => (4, self.cols.next_multiple_of(2)),
         };
         let (block, row) = (row / self.block, row % self.block);
-        self.data.wrapping_add((block * records * self.block + row) * record)
+        self.data.wrapping_add(block * records * self.step() + row * record)
+    }
+
+    /// Bytes from a group's records, or a column's, to the next one's.
+    pub(super) fn step(&self) -> usize {
+        match self.precision {
+            Precision::Int8 => self.block * RECORD,
+            Precision::F32 | Precision::Bf16 => self.block * 4,
+        }
+    }
+
+    /// Where the 16 bits of a row's first group are.
+    pub(super) fn words_at(&self, row: usize) -> *mut u8 {
+        let blocks = row / BLOCK * self.groups();
+        self.words.wrapping_add(blocks * WORDS + 4 * (row % BLOCK))
     }
 }
 
@@ -204,6 +239,8 @@ pub(super) struct QuantizeArgs<'a> {
     x: &'a [f32],
     /// The record of the first.
     to: *mut u8,
+    /// Where the row's 16 bits go, if there are such.
+    words: Option<*mut u8>,
     /// Bytes from one record to the next.
     step: usize,
 }
@@ -224,6 +261,23 @@ unsafe fn whole<S: Simd>(x: S::F) -> S::F {
     const ROUND: f32 = 12_582_912.0;
     // SAFETY: the caller's promise.
     unsafe { S::add(S::add(x, S::splat(ROUND)), S::splat(-ROUND)) }
+}
+
+/// Writes a group's integers in pairs, [`BLOCK`] pairs apart.
+///
+/// # Safety
+/// `to` must be valid for writes of 16 pairs.
+#[inline(always)]
+unsafe fn store_pairs(to: *mut u8, x: &[f32; GROUP]) {
+    // SAFETY: whole numbers of 16 bits.
+    let x = x.map(|x| unsafe { x.to_int_unchecked::<i32>() } as u32);
+    for (i, [a, b, c, d]) in x.as_chunks().0.iter().enumerate() {
+        for (pair, (even, odd)) in (2 * i..).zip([(a, c), (b, d)]) {
+            let word = even & 0xffff | odd << 16;
+            // SAFETY: the caller's promise.
+            unsafe { to.add(4 * BLOCK * pair).cast::<u32>().write_unaligned(word) };
+        }
+    }
 }
 
 pub(super) type QuantizeFn = unsafe fn(&QuantizeArgs);
@@ -250,6 +304,7 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                 (false, _) => (f32::NAN, 0.0),
             };
             let (mut highs, mut sums) = ([0, 0], [0, 0]);
+            let mut all = [0.0f32; GROUP];
             for at in (0..GROUP).step_by(S::LANES) {
                 // A product with NaN would not convert alike everywhere.
                 let x = if max.is_finite() {
@@ -258,12 +313,20 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                     S::splat(0.0)
                 };
                 let x = whole::<S>(x);
+                S::store(all.as_mut_ptr().add(at), x);
                 let high = whole::<S>(S::mul(x, S::splat(1.0 / BASE)));
                 let low = S::fma(high, S::splat(-BASE), x);
                 let half = 2 * at / GROUP;
                 let high = S::store_i8(to.add(at), high);
                 highs[half] += high;
                 sums[half] += BASE as i32 * high + S::store_i8(to.add(GROUP + at), low);
+            }
+            if let Some(words) = args.words {
+                let to = words.add(g * WORDS);
+                store_pairs(to, &all);
+                to.add(SCALES).cast::<f32>().write_unaligned(scale);
+                let scaled = (sums[0] + sums[1]) as f32 * scale;
+                to.add(SUMS).cast::<f32>().write_unaligned(scaled);
             }
             for (places, sums, scale) in [(BOTH, sums, scale), (HIGH, highs, scale * BASE)] {
                 let sums = [sums[0], sums[1], sums[0] + sums[1]];

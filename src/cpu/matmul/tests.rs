@@ -401,3 +401,23 @@ fn names() {
     }
     println!("available: {:?}", Isa::available().collect::<Vec<_>>());
 }
+
+#[test]
+fn many_rows() {
+    let mut random = Random(10);
+    // One tile and two, a tile that is not whole; spans that are not whole; rows with and without
+    // whole blocks.
+    for (outputs, cols) in [(57, 288), (32, 512)] {
+        let x = random.normals(133 * cols);
+        for weights in Weights::all(outputs, cols, &mut random) {
+            let want = bits(&product(Isa::Scalar, &weights, &x, 133));
+            for isa in Isa::available() {
+                for n in [63, 64, 70, 133] {
+                    let got = bits(&product(isa, &weights, &x, n));
+                    let name = &weights.name;
+                    assert!(got == want[..n * outputs], "{name} {outputs} x {cols}, {n}, {isa:?}");
+                }
+            }
+        }
+    }
+}

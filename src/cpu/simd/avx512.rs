@@ -4,16 +4,24 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{Kernels, Simd, kernels, ops};
+use super::{Kernels, Simd, kernels, ops, word_kernels};
 use crate::cpu::float::{FloatArgs, PAIRS, floats};
+use crate::cpu::matmul::words::Words;
 
 #[derive(Clone, Copy)]
 struct Avx512;
 
 kernels! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    KERNELS, Avx512, [8 4 2 1]
+    BYTE_KERNELS, Avx512, [8 4 2 1]
 }
+
+word_kernels! {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+    WORD_KERNELS, Avx512, 8
+}
+
+pub(in crate::cpu) static KERNELS: Kernels = Kernels { words: Some(&WORD_KERNELS), ..BYTE_KERNELS };
 
 /// With `vdpbf16ps` for BF16, and all else as without.
 pub(in crate::cpu) static BF16_KERNELS: Kernels = {
@@ -24,6 +32,21 @@ pub(in crate::cpu) static BF16_KERNELS: Kernels = {
     }
     Kernels { pairs: Some(&[pairs::<8>, pairs::<4>, pairs::<2>, pairs::<1>]), ..KERNELS }
 };
+
+impl Words for Avx512 {
+    ops! {
+        fn words(x: __m512i, zero: i32) -> [__m512i; 2] {
+            let low = _mm512_set1_epi16(0xff);
+            let zero = _mm512_set1_epi16(zero as i16);
+            let (even, odd) = (_mm512_and_si512(x, low), _mm512_srli_epi16::<8>(x));
+            [_mm512_sub_epi16(even, zero), _mm512_sub_epi16(odd, zero)]
+        }
+        fn store_words(at: *mut u8, x: __m512i) { _mm512_storeu_si512(at.cast(), x) }
+        fn dot_words(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+            _mm512_dpwssd_epi32(acc, w, x)
+        }
+    }
+}
 
 impl Simd for Avx512 {
     const LANES: usize = 16;

@@ -20,6 +20,7 @@ mod neon;
 mod scalar;
 
 use super::float::FloatFn;
+use super::matmul::words::WordKernels;
 use super::matmul::{PlanesFn, SHAPES};
 use super::quantize::QuantizeFn;
 
@@ -141,6 +142,8 @@ pub(super) struct Kernels {
     pub(super) quantize: QuantizeFn,
     /// For BF16 where pairs of them are multiplied at once, in the order of `by_rows`.
     pub(super) pairs: Option<&'static [FloatFn]>,
+    /// For many rows of integers of 16 bits.
+    pub(super) words: Option<&'static WordKernels>,
 }
 
 /// The kernels for one number of activation rows.
@@ -221,11 +224,70 @@ macro_rules! kernels {
                 )),*],
                 quantize,
                 pairs: None,
+                words: None,
             }
         };
     };
 }
 use kernels;
+
+/// The kernels for many rows, so many at once, for an instruction set that has [`Words`].
+///
+/// [`Words`]: super::matmul::words::Words
+macro_rules! word_kernels {
+    ($(#[$attr:meta])* $name:ident, $simd:ty, $rows:literal) => {
+        static $name: $crate::cpu::matmul::words::WordKernels = {
+            use $crate::cpu::matmul::words;
+
+            $(#[$attr])*
+            unsafe fn open<
+                const LO: u32,
+                const HI: u32,
+                const HALVES: bool,
+                const MIN: bool,
+                const SCALES: u8,
+            >(
+                args: &words::OpenArgs,
+            ) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { words::open::<$simd, LO, HI, HALVES, MIN, SCALES>(args) }
+            }
+
+            $(#[$attr])*
+            unsafe fn rows<const HALVES: bool, const MIN: bool, const N: usize>(
+                args: &words::RowsArgs,
+            ) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { words::rows::<$simd, HALVES, MIN, N, $rows>(args) }
+            }
+
+            words::WordKernels {
+                open: [
+                    None,
+                    None,
+                    None,
+                    Some(open::<2, 1, true, false, 2>),
+                    None,
+                    None,
+                    None,
+                    None,
+                    Some(open::<4, 0, false, true, 2>),
+                    Some(open::<4, 1, false, false, 0>),
+                    Some(open::<4, 1, false, true, 0>),
+                    Some(open::<4, 1, false, true, 2>),
+                    Some(open::<4, 2, true, false, 2>),
+                    None,
+                ],
+                rows: [
+                    [rows::<false, false, 1>, rows::<false, false, 2>],
+                    [rows::<true, false, 1>, rows::<true, false, 2>],
+                    [rows::<false, true, 1>, rows::<false, true, 2>],
+                ],
+            }
+        };
+    };
+}
+use word_kernels;
 
 /// The operations of an instruction set, each one unsafe expression.
 macro_rules! ops {

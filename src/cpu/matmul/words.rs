@@ -1,0 +1,295 @@
+//! Products of many rows: codes are opened to 16 bits once for all of them.
+//!
+//! Where a block of activations has 8 rows, one digit's instruction would be repeated for the
+//! other, and every row would broadcast its activations anew for every tile. Here an activation
+//! is one integer of 16 bits, and so is a code less its zero: a span of two tiles is opened into
+//! the first-level cache, with its scales as f32, and then meets all rows. What is broadcast is
+//! multiplied with both tiles, so that loads do not outnumber multiplications.
+//!
+//! The integers are the ones that [`planes`](super::planes) has, the sums are as exact, and the
+//! floats are added in the same order: the outputs are the same to the last bit.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::{LINE, SHAPES, Scales, quad};
+use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
+use crate::cpu::repack::{GROUP, Layout, SPAN, Span, Store, TILE};
+use crate::cpu::simd::Simd;
+use crate::model::format::{Min, Quant};
+
+/// An instruction set that multiplies pairs of 16-bit integers.
+///
+/// # Safety
+/// As [`Simd`].
+pub(in crate::cpu) trait Words: Simd {
+    /// The even bytes, and the odd ones, less `zero`, as 16 bits each.
+    unsafe fn words(x: Self::I, zero: i32) -> [Self::I; 2];
+    unsafe fn store_words(at: *mut u8, x: Self::I);
+    /// Adds to each lane the products of its two pairs of 16 bits. Wraps.
+    unsafe fn dot_words(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+}
+
+/// So many rows are worth opening a span for.
+const ENOUGH: usize = 64;
+
+/// Tiles that meet an activation at once.
+const TILES: usize = 2;
+
+/// Pairs of columns of a group.
+const PAIRS: usize = GROUP / 2;
+
+/// A span of two tiles.
+#[repr(C, align(64))]
+pub(in crate::cpu) struct Opened {
+    words: [[[i32; TILE]; TILES]; PAIRS * SPAN],
+    /// One a group of 32, or two where 16 columns share one.
+    scales: [[[f32; TILE]; TILES]; 2 * SPAN],
+    mins: [[[f32; TILE]; TILES]; SPAN],
+}
+
+/// A span of one tile to open, and where to.
+pub(in crate::cpu) struct OpenArgs {
+    quant: &'static Quant,
+    tile: *const u8,
+    groups: usize,
+    to: *mut Opened,
+    /// Which of the two it becomes.
+    index: usize,
+}
+
+pub(in crate::cpu) type OpenFn = unsafe fn(&OpenArgs);
+
+/// A block of activation rows to multiply with an opened span.
+pub(in crate::cpu) struct RowsArgs {
+    opened: *const Opened,
+    groups: usize,
+    /// The block's integers of the span's first group.
+    x: *const u8,
+    /// Bytes to the next block.
+    next: usize,
+    /// Pairs of columns that share a scale. The kernel could know it, but then all of them would be
+    /// unrolled and the multiplications taken apart, to shorten chains that are short enough.
+    pairs: usize,
+    /// Outputs of each row.
+    y: [*mut f32; BLOCK],
+    /// Whether the outputs begin with this span.
+    first: bool,
+}
+
+pub(in crate::cpu) type RowsFn = unsafe fn(&RowsArgs);
+
+/// The kernels: those that open a span, by shape, where there are any (codes of one plane with one
+/// scale are taken apart so quickly that nothing is gained); and those that multiply, for one tile and
+/// for two, by [`rows_index`].
+pub(in crate::cpu) struct WordKernels {
+    pub(in crate::cpu) open: [Option<OpenFn>; SHAPES],
+    pub(in crate::cpu) rows: [[RowsFn; TILES]; 3],
+}
+
+/// Whether a scale is shared by 16 columns, or there are minimums: no format of two digits has both.
+fn rows_index(quant: &Quant) -> usize {
+    match (quant.group != GROUP, quant.min) {
+        (true, _) => 1,
+        (false, Min::Zero(_)) => 0,
+        _ => 2,
+    }
+}
+
+/// Opens a span of one tile.
+///
+/// # Safety
+/// The target features of `S` must be on, and the arguments' pointers valid.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn open<
+    S: Words,
+    const LO: u32,
+    const HI: u32,
+    const HALVES: bool,
+    const MIN: bool,
+    const SCALES: u8,
+>(
+    args: &OpenArgs,
+) {
+    let span = Span::of(args.quant, args.groups);
+    let zero = if let Min::Zero(zero) = args.quant.min { zero } else { 0 };
+    for lane in (0..TILE).step_by(S::LANES) {
+        // SAFETY: a span of a tile, and an opened one to write, which the caller promised.
+        unsafe {
+            let to = &raw mut (*args.to).words;
+            let to = to.cast::<u8>().add(4 * (TILE * args.index + lane));
+            let scales = Scales::<S>::of::<SCALES, MIN>(args.tile, &span, lane);
+            let scale_at = |i: usize| &raw mut (*args.to).scales[i][args.index][lane];
+            // There are no tables here.
+            let none = S::set(0);
+            let mut w = args.tile.add(span.codes + 4 * lane);
+            for group in 0..args.groups {
+                macro_rules! quads {
+                    ($($i:literal)*) => { $(
+                        let words = S::words(quad::<S, LO, HI, 0>(w, $i, none), zero);
+                        for (i, words) in words.into_iter().enumerate() {
+                            let pair = PAIRS * group + 2 * $i + i;
+                            S::store_words(to.add(4 * TILE * TILES * pair), words);
+                        }
+                    )* };
+                }
+                quads! { 0 1 2 3 4 5 6 7 }
+                w = w.add(LINE * (LO + HI) as usize);
+                if HALVES {
+                    for i in [2 * group, 2 * group + 1] {
+                        S::store(scale_at(i), scales.at::<SCALES, MIN>(i).0);
+                    }
+                } else {
+                    let (scale, min) = scales.at::<SCALES, MIN>(group);
+                    S::store(scale_at(group), scale);
+                    if MIN {
+                        S::store(&raw mut (*args.to).mins[group][args.index][lane], min);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of a block of rows, `ROWS` of them at a time, with `N` opened tiles.
+///
+/// # Safety
+/// The target features of `S` must be on, and the arguments' pointers valid.
+#[inline(always)]
+pub(in crate::cpu) unsafe fn rows<
+    S: Words,
+    const HALVES: bool,
+    const MIN: bool,
+    const N: usize,
+    const ROWS: usize,
+>(
+    args: &RowsArgs,
+) {
+    let parts = if HALVES { 2 } else { 1 };
+    for (first, lane) in
+        (0..BLOCK).step_by(ROWS).flat_map(|r| (0..TILE).step_by(S::LANES).map(move |l| (r, l)))
+    {
+        // SAFETY: an opened span, records of its groups, and 16 outputs a tile of each row, all
+        // of which the caller promised.
+        unsafe {
+            let opened = args.opened;
+            let mut w = (&raw const (*opened).words).cast::<u8>().add(4 * lane);
+            let mut y = [[S::splat(0.0); N]; ROWS];
+            let at = |r: usize, n: usize| args.y[first + r].add(TILE * n + lane);
+            if !args.first {
+                for (r, y) in y.iter_mut().enumerate() {
+                    for (n, y) in y.iter_mut().enumerate() {
+                        *y = S::load_f32(at(r, n));
+                    }
+                }
+            }
+            for part in 0..parts * args.groups {
+                let record = args.x.add(part / parts * WORDS);
+                let mut x = record.add(part % parts * (SCALES / 2) + 4 * first);
+                let mut acc = [[S::set(0); N]; ROWS];
+                for _ in 0..args.pairs {
+                    S::prefetch(x.wrapping_add(args.next));
+                    let mut tiles = [S::set(0); N];
+                    for (n, tile) in tiles.iter_mut().enumerate() {
+                        *tile = S::load(w.add(4 * TILE * n));
+                    }
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let x = S::set(x.add(4 * r).cast::<i32>().read_unaligned());
+                        for (acc, tile) in acc.iter_mut().zip(tiles) {
+                            *acc = S::dot_words(*acc, tile, x);
+                        }
+                    }
+                    w = w.add(4 * TILE * TILES);
+                    x = x.add(4 * BLOCK);
+                }
+                let scales = (&raw const (*opened).scales).cast::<f32>().add(TILE * TILES * part);
+                let mins = (&raw const (*opened).mins).cast::<f32>().add(TILE * TILES * part);
+                for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
+                    let number = |at: usize| {
+                        let at = record.add(at + 4 * (first + r)).cast::<f32>();
+                        S::splat(at.read_unaligned())
+                    };
+                    let a = number(SCALES);
+                    for (n, (acc, y)) in acc.iter().zip(y).enumerate() {
+                        let scale = S::load_f32(scales.add(TILE * n + lane));
+                        *y = S::fma(S::mul(S::float(*acc), a), scale, *y);
+                        if MIN {
+                            let min = S::load_f32(mins.add(TILE * n + lane));
+                            *y = S::fma(number(SUMS), min, *y);
+                        }
+                    }
+                }
+            }
+            for (r, y) in y.iter().enumerate() {
+                for (n, y) in y.iter().enumerate() {
+                    S::store(at(r, n), *y);
+                }
+            }
+        }
+    }
+}
+
+/// Computes what of a product these kernels are for, as [`super::matmul`] says it: whole tiles of
+/// `tiles`, and of the activations whole blocks and a last one more than half full. Returns how many rows and where the
+/// tiles end.
+///
+/// # Safety
+/// As [`super::matmul`].
+pub(super) unsafe fn product(
+    kernels: &WordKernels,
+    layout: &Layout,
+    packed: &[u8],
+    acts: &Activations,
+    tiles: Range<usize>,
+    out: *mut f32,
+    stride: usize,
+) -> (usize, usize) {
+    let nothing = (0, tiles.start);
+    let Store::Planes(quant, shape) = layout.store else { return nothing };
+    let Some(open) = kernels.open.get(shape).copied().flatten() else { return nothing };
+    let end = tiles.end.min(layout.rows() / TILE);
+    let rows = match acts.rows % BLOCK {
+        rest if rest > BLOCK / 2 => acts.rows,
+        rest => acts.rows - rest,
+    };
+    if acts.block != BLOCK || rows < ENOUGH || end <= tiles.start {
+        return nothing;
+    }
+    let by_tiles = &kernels.rows[rows_index(quant)];
+    let mut opened = MaybeUninit::<Opened>::uninit();
+    // Outputs of rows that there are not.
+    let mut nobody = [0.0f32; TILES * TILE];
+    let (groups, pairs) = (layout.cols() / GROUP, quant.group.min(GROUP) / 2);
+    let mut at = 0;
+    for span in (0..groups).step_by(SPAN) {
+        let groups = SPAN.min(groups - span);
+        for tile in (tiles.start..end).step_by(TILES) {
+            let n = TILES.min(end - tile);
+            for index in 0..n {
+                let tile = packed[(tile + index) * layout.tile_bytes()..][at..].as_ptr();
+                let to = opened.as_mut_ptr();
+                // SAFETY: a span of a whole tile; the caller has the instruction set.
+                unsafe { open(&OpenArgs { quant, tile, groups, to, index }) };
+            }
+            for row in (0..rows).step_by(BLOCK) {
+                let x = acts.words_at(row).wrapping_add(span * WORDS);
+                let y = std::array::from_fn(|r| {
+                    if row + r < rows {
+                        out.wrapping_add((row + r) * stride + tile * TILE)
+                    } else {
+                        nobody.as_mut_ptr()
+                    }
+                });
+                let (opened, first) = (opened.as_ptr(), span == 0);
+                let args =
+                    RowsArgs { opened, groups, x, next: acts.groups() * WORDS, pairs, y, first };
+                // SAFETY: the span was opened; a block has integers of 8 rows whatever is in
+                // them; outputs of whole tiles, as the caller promised. It has the instruction
+                // set.
+                unsafe { by_tiles[n - 1](&args) };
+            }
+        }
+        at += Span::of(quant, groups).bytes;
+    }
+    (rows, end)
+}
