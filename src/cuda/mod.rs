@@ -100,6 +100,11 @@ impl Target for CudaTarget {
         "cuda"
     }
 
+    fn selects_early(&self) -> bool {
+        // What this does to a prompt has not been measured on a GPU yet.
+        false
+    }
+
     fn refuses(&self, graph: &Graph, group: &Group) -> Option<String> {
         lower::refuses(&self.0, graph, group)
     }
@@ -125,6 +130,10 @@ impl Target for CudaTarget {
 impl Target for CudaBackend {
     fn name(&self) -> &'static str {
         self.target.name()
+    }
+
+    fn selects_early(&self) -> bool {
+        self.target.selects_early()
     }
 
     fn refuses(&self, graph: &Graph, group: &Group) -> Option<String> {

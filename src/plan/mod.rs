@@ -4,7 +4,8 @@
 //!
 //! | pass | turns | into |
 //! |---|---|---|
-//! | [`merge`] | a graph | what its outputs need of it, with a single linear for all matrices that read the same rows |
+//! | [`lift`] | a graph, for steps with more rows than logits | the same with rows selected as early as can be |
+//! | [`merge`] | that | what its outputs need of it, with a single linear for all matrices that read the same rows |
 //! | [`fuse`] | that graph | [`Group`]s: what one launch computes, in run order |
 //! | [`live`] | groups | the values that leave their group, and until when each is needed |
 //! | [`assign`] | those | an offset for each: in place where that is safe, else the best-fitting gap |
@@ -20,6 +21,7 @@
 mod assign;
 mod backend;
 mod fuse;
+mod lift;
 mod live;
 mod merge;
 mod report;
@@ -194,7 +196,8 @@ impl Plan {
     ) -> Result<Plan> {
         let _span = tracing::info_span!("plan", rows = limits.rows).entered();
         check_limits(&limits)?;
-        let graph = merge::merge(graph)?;
+        let few = limits.outs < limits.rows && target.selects_early();
+        let graph = if few { merge::merge(&lift::lift(graph)?)? } else { merge::merge(graph)? };
         let groups = fuse::fuse(&graph);
         for (i, group) in groups.iter().enumerate() {
             if let Some(why) = target.refuses(&graph, group) {

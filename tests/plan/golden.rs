@@ -17,8 +17,10 @@ fn five_launches_a_layer() {
     let plan = tiny(LIMITS).unwrap();
     let model = gllm_kernels::embedded::tiny().unwrap();
     let layers = model.meta().get_u64("llama.block_count").unwrap().unwrap() as usize;
-    // The head and the sampling come on top.
-    assert_eq!(plan.groups().len(), 5 * layers + 2);
+    // The head and the sampling come on top, and of a prompt's residual before the last layer the
+    // rows that are wanted.
+    assert_eq!(plan.groups().len(), 5 * layers + 3);
+    assert_eq!(tiny(Limits { rows: 1, ..LIMITS }).unwrap().groups().len(), 5 * layers + 2);
     let report = plan.to_string();
     let launches: Vec<&str> =
         report.lines().skip_while(|l| *l != "launches").skip(1).take(5).collect();

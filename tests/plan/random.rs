@@ -269,6 +269,25 @@ fn run(
     all
 }
 
+/// Logits of the last tokens of all, which are fed at once: others need not be computed to the end.
+fn of_last(
+    graph: &Graph,
+    w: &MemoryWeights,
+    backend: CpuBackend,
+    outs: usize,
+    tokens: &[u32],
+) -> Vec<f32> {
+    let n = tokens.len();
+    let limits = Limits { rows: n, outs, slots: 2, context: CONTEXT };
+    let plan = Plan::new(graph, &backend, limits).unwrap();
+    let mut session = backend.load(vec![backend.lower(&plan).unwrap()], w).unwrap();
+    let positions: Vec<u32> = (0..n as u32).collect();
+    let outs = &positions[n - outs..];
+    let input = StepInput { tokens, positions: &positions, slots: &vec![1; n], outs };
+    session.run(&input).unwrap();
+    session.peek(0).unwrap().to_vec()
+}
+
 fn reference(graph: &Graph, w: &MemoryWeights, tokens: &[u32]) -> Vec<f32> {
     let mut reference = Reference::new(graph, w, CONTEXT, 2).unwrap();
     let n = tokens.len() as u32;
@@ -325,6 +344,10 @@ fn check(format: Format, choices: &[Choice]) {
     ] {
         let got = bits(&run(&graph, &w, backend, reuse, chunk, &tokens));
         assert!(got == want, "{what}: other bits");
+    }
+    for few in [1, 2] {
+        let got = bits(&of_last(&graph, &w, backend, few, &tokens));
+        assert!(got == want[want.len() - few * VOCABULARY..], "the last {few} alone: other bits");
     }
 }
 
