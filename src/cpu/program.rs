@@ -16,11 +16,12 @@ use crate::plan::{Bytes, Limits};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Rows that a product puts into strips before the epilogue takes them up.
+/// Rows that a product puts into strips before the epilogue takes them up: enough for
+/// [`super::matmul::words`].
 pub(super) const ROW_BLOCK: usize = 128;
 /// Columns of a strip in a step over one row: long spans, few calls.
 pub(super) const SPAN_ONE: usize = 256;
-/// Columns of a strip in a step over several rows: strips of [`ROW_BLOCK`] rows stay in L1.
+/// Columns of a strip in a step over several rows: strips of [`ROW_BLOCK`] rows stay in L2.
 pub(super) const SPAN_MANY: usize = 64;
 
 /// A lowered plan.
