@@ -29,7 +29,7 @@ pub use value::{Array, Strings, Value};
 pub use write::GgufWriter;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use smallvec::SmallVec;
 
@@ -39,6 +39,8 @@ use map::MappedFile;
 /// A model file, open for as long as this lives.
 pub struct Model {
     name: String,
+    /// Where it comes from, if that is a folder.
+    folder: Option<PathBuf>,
     data: Data,
     meta: Metadata,
     tensors: Vec<Tensor>,
@@ -120,12 +122,29 @@ impl Model {
         // A file that shrank under the reader looks broken in some odd way: say what happened.
         data.verify()?;
         let gguf::Header { meta, tensors, sorted } = header?;
-        Ok(Model { name, data, meta, tensors, sorted })
+        Ok(Model { name, folder: None, data, meta, tensors, sorted })
     }
 
     /// The path as it was given, escaped, for messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it is a folder rather than a file.
+    pub fn is_folder(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// The bytes of another file of the model's folder; nothing where there is none, or no folder.
+    ///
+    /// # Errors
+    /// When it is longer than `limit` or no regular file of that folder, or the system refuses.
+    pub(crate) fn beside(&self, file: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let Some(folder) = &self.folder else { return Ok(None) };
+        if folder.join(file).symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        read_regular(&safetensors::file_of(folder, file)?, limit).map(Some)
     }
 
     /// The header's keys and values.

@@ -105,7 +105,8 @@ pub(super) fn open(folder: &Path) -> Result<Model> {
             return Err(Error::file(&name, place, "comes twice"));
         }
     }
-    Ok(Model { name, data: Data::Shards(files), meta, tensors, sorted })
+    let (data, folder) = (Data::Shards(files), Some(folder.to_path_buf()));
+    Ok(Model { name, folder, data, meta, tensors, sorted })
 }
 
 /// The files that hold weights.

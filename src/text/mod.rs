@@ -11,7 +11,10 @@
 //! linear too (0.9, 0.6, 1.3 and 1.2 s). What spoke against it is that it panics on vocabularies
 //! that contradict themselves and brings 78 dependencies.
 
+mod chain;
+mod json;
 mod merge;
+mod normal;
 mod pre;
 mod stop;
 mod stream;

@@ -11,7 +11,9 @@
 //! tried after the first, and its match gives its last character back when more text follows; so
 //! a linear engine serves, without look-around and without a limit.
 
-use regex_automata::meta::Regex;
+use std::borrow::Cow;
+
+use regex_automata::meta::{Config, Regex};
 use regex_automata::{Anchored, Input, PatternID};
 
 use crate::error::{Error, Result, quoted};
@@ -27,22 +29,53 @@ pub(super) struct Pre {
     pub add_bos: bool,
 }
 
-#[derive(Debug)]
-struct Stage {
-    pattern: &'static str,
+impl Pre {
+    /// Its stages, in order.
+    pub fn stages(&self) -> Vec<Stage> {
+        self.stages.to_vec()
+    }
+}
+
+/// A pattern, and what becomes of its matches.
+#[derive(Clone, Debug)]
+pub(super) struct Stage {
+    pub pattern: Cow<'static, str>,
     /// Whether runs of spaces are cut as the module says.
-    spaces: bool,
+    pub spaces: bool,
+    pub keep: Keep,
+    /// Whether the matches are what lies between those of the pattern.
+    pub invert: bool,
+}
+
+/// What becomes of matches and of what lies between them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Keep {
+    /// Each is a piece.
+    Isolated,
+    /// Matches are left out.
+    Removed,
+    /// A match belongs to what is before it, if that is none.
+    WithPrevious,
+    /// A match belongs to what is after it, if that is none.
+    WithNext,
+    /// Neighbouring matches are one piece.
+    Contiguous,
+}
+
+const fn stage(pattern: &'static str, spaces: bool) -> Stage {
+    Stage { pattern: Cow::Borrowed(pattern), spaces, keep: Keep::Isolated, invert: false }
 }
 
 const fn plain(pattern: &'static str) -> Stage {
-    Stage { pattern, spaces: false }
+    stage(pattern, false)
 }
 
 const fn spaced(pattern: &'static str) -> Stage {
-    Stage { pattern, spaces: true }
+    stage(pattern, true)
 }
 
-const GPT2: Stage = spaced(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+");
+pub(super) const GPT2: Stage =
+    spaced(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+");
 const DIGIT: Stage = plain(r"\p{N}");
 const THREE_ASCII: Stage = plain("[0-9][0-9][0-9]");
 
@@ -180,55 +213,121 @@ pub(super) fn find(name: Option<&str>) -> Result<&'static Pre> {
 /// The stages of a pre-tokenizer, compiled.
 #[derive(Debug)]
 pub(super) struct Splitter {
-    stages: Vec<Regex>,
+    stages: Vec<Cutter>,
+}
+
+#[derive(Debug)]
+struct Cutter {
+    regex: Regex,
+    keep: Keep,
+    invert: bool,
+}
+
+/// Compiles patterns; the size of what comes of one is bounded, for it may be a file's.
+pub(super) fn compile(patterns: &[&str]) -> Result<Regex> {
+    Regex::builder()
+        .configure(Config::new().nfa_size_limit(Some(4 << 20)))
+        .build_many(patterns)
+        .map_err(|e| Error::Tokenizer(reason(&e)))
+}
+
+/// What the engine says of a pattern and why, in a line.
+fn reason(e: &dyn std::error::Error) -> String {
+    let mut last = e;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    // The message of a syntax error draws the pattern over several lines; its last names the fault.
+    let text = last.to_string();
+    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string()
 }
 
 impl Splitter {
-    pub fn new(pre: &Pre) -> Result<Self> {
+    pub fn new(stages: &[Stage]) -> Result<Self> {
         let compile = |stage: &Stage| {
-            let patterns: &[&str] =
-                if stage.spaces { &[stage.pattern, r"\s+"] } else { &[stage.pattern] };
-            Regex::new_many(patterns).map_err(|e| Error::Tokenizer(e.to_string()))
+            let both: &[&str] = &[&stage.pattern, r"\s+"];
+            let patterns = if stage.spaces { both } else { both.split_at(1).0 };
+            Ok(Cutter { regex: compile(patterns)?, keep: stage.keep, invert: stage.invert })
         };
-        Ok(Splitter { stages: pre.stages.iter().map(compile).collect::<Result<_>>()? })
+        Ok(Splitter { stages: stages.iter().map(compile).collect::<Result<_>>()? })
     }
 
-    /// Calls `word` with each word of `text` in order; together they are the text.
+    /// Whether there is nothing to split by.
+    pub fn is_empty(&self) -> bool {
+        self.stages.is_empty()
+    }
+
+    /// Calls `word` with each word of `text` in order; together they are the text, but for what a
+    /// stage leaves out.
     pub fn split(&self, text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
         cut(&self.stages, text, word)
     }
 }
 
-fn cut(stages: &[Regex], text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+fn cut(stages: &[Cutter], text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let Some((stage, rest)) = stages.split_first() else {
         return if text.is_empty() { Ok(()) } else { word(text) };
     };
-    let mut at = 0;
-    while at < text.len() {
-        // Most words follow each other without a gap, and an anchored search need not look for
-        // where its match began.
-        let here = Input::new(text).range(at..);
-        let found = stage
-            .search(&here.clone().anchored(Anchored::Yes))
-            .or_else(|| stage.search(&here.anchored(Anchored::No)));
-        let Some(m) = found else { break };
-        let (start, mut end) = (m.start(), m.end());
-        if m.pattern() != PatternID::ZERO && end < text.len() {
-            let run = text.get(start..end).unwrap_or_default();
-            let last = run.chars().next_back().map_or(0, char::len_utf8);
-            if last < run.len() {
-                end -= last;
-            }
-        }
-        if end <= at {
-            // No pattern of the table matches nothing; were one to, this is the way out.
-            break;
-        }
-        cut(rest, text.get(at..start).unwrap_or_default(), word)?;
-        cut(rest, text.get(start..end).unwrap_or_default(), word)?;
-        at = end;
+    let piece = |from: usize, to: usize| text.get(from..to).unwrap_or_default();
+    if stage.keep == Keep::Isolated {
+        return stage.matches(text, &mut |start, end, _| cut(rest, piece(start, end), word));
     }
-    cut(rest, text.get(at..).unwrap_or_default(), word)
+    let mut all: Vec<(usize, usize, bool)> = Vec::new();
+    stage.matches(text, &mut |start, end, matched| {
+        let matched = matched != stage.invert;
+        match (stage.keep, all.last_mut()) {
+            (Keep::Removed, _) if matched => {}
+            (Keep::Contiguous, Some(last)) if last.2 == matched => last.1 = end,
+            // A match that was joined counts as one: the next match stays alone.
+            (Keep::WithPrevious, Some(last)) if matched && !last.2 => {
+                (last.1, last.2) = (end, true)
+            }
+            (Keep::WithNext, Some(last)) if last.2 && !matched => (last.1, last.2) = (end, false),
+            _ => all.push((start, end, matched)),
+        }
+        Ok(())
+    })?;
+    all.into_iter().try_for_each(|(start, end, _)| cut(rest, piece(start, end), word))
+}
+
+impl Cutter {
+    /// Calls `piece` with start and end of each match and of what lies between, in order, and
+    /// whether it is a match. None is empty.
+    fn matches(
+        &self,
+        text: &str,
+        piece: &mut dyn FnMut(usize, usize, bool) -> Result<()>,
+    ) -> Result<()> {
+        let mut at = 0;
+        while at < text.len() {
+            // Most words follow each other without a gap, and an anchored search need not look for
+            // where its match began.
+            let here = Input::new(text).range(at..);
+            let found = self
+                .regex
+                .search(&here.clone().anchored(Anchored::Yes))
+                .or_else(|| self.regex.search(&here.anchored(Anchored::No)));
+            let Some(m) = found else { break };
+            let (start, mut end) = (m.start(), m.end());
+            if m.pattern() != PatternID::ZERO && end < text.len() {
+                let run = text.get(start..end).unwrap_or_default();
+                let last = run.chars().next_back().map_or(0, char::len_utf8);
+                if last < run.len() {
+                    end -= last;
+                }
+            }
+            if end <= at {
+                // No pattern of the table matches nothing; were one to, this is the way out.
+                break;
+            }
+            if at < start {
+                piece(at, start, false)?;
+            }
+            piece(start, end, true)?;
+            at = end;
+        }
+        if at < text.len() { piece(at, text.len(), false) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]
@@ -236,7 +335,7 @@ mod tests {
     use super::*;
 
     fn words(pre: &str, text: &str) -> Vec<String> {
-        let splitter = Splitter::new(find(Some(pre)).unwrap()).unwrap();
+        let splitter = Splitter::new(&find(Some(pre)).unwrap().stages()).unwrap();
         let mut out = Vec::new();
         let mut keep = |w: &str| {
             out.push(w.to_string());

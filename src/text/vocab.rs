@@ -14,13 +14,16 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use super::pre::{self, Pre};
+use super::normal::Normal;
+use super::pre::{self, Stage};
 use crate::error::{Error, Result, quoted};
 use crate::model::Metadata;
 
 /// Longer texts are decoded, but neither merged into nor matched: the longest token of any
 /// published vocabulary is a quarter of this, and the bound keeps encoding linear.
 pub(super) const MERGEABLE: usize = 1024;
+/// How SentencePiece writes a space.
+pub(super) const SPACE: &str = "\u{2581}";
 /// As many ids as 31 bits hold; files count tokens in `i32`.
 const MOST_TOKENS: usize = i32::MAX as usize;
 /// Names that end a generation wherever they are control tokens.
@@ -39,7 +42,8 @@ const ENDS: [&str; 7] = [
 pub enum Kind {
     /// Byte-level BPE: words by a pre-tokenizer, bytes merged in the order of a list.
     Bpe,
-    /// SentencePiece: characters merged by the score of what they become, bytes as a last resort.
+    /// SentencePiece: characters merged by the score of what they become, or in the order of a list,
+    /// bytes as a last resort.
     Spm,
 }
 
@@ -81,11 +85,66 @@ pub struct Source<'a> {
     pub chat_template: Option<&'a str>,
 }
 
+/// What is done to a text before neighbours merge, and how they merge.
+#[derive(Debug, Default)]
+pub(super) struct Cut {
+    /// What is done to it first.
+    pub normal: Vec<Normal>,
+    /// What then stands for a space, where that is not the space.
+    pub space: Option<&'static str>,
+    /// What is put before a text that does not begin with it.
+    pub lead: Lead,
+    /// How it is cut into words.
+    pub stages: Vec<Stage>,
+    /// How words are cut once more, their bytes written in BPE's alphabet.
+    pub after: Vec<Stage>,
+    /// Whether a word that is a token is taken as it is, before any merge.
+    pub whole_words: bool,
+    /// Whether neighbouring characters without a token make one unknown token.
+    pub fuse_unknown: bool,
+}
+
+/// When a text that does not begin with a space gets one.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) enum Lead {
+    #[default]
+    Never,
+    /// Each part between whole tokens.
+    Always,
+    /// Only the text's very beginning.
+    First,
+}
+
+/// How a token that is found whole meets the text around it.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Added {
+    /// Only where no letter or digit touches it.
+    pub single_word: bool,
+    /// With the white space before it.
+    pub lstrip: bool,
+    /// With the white space after it.
+    pub rstrip: bool,
+    /// In the text after normalizers rather than before.
+    pub normalized: bool,
+}
+
+/// What a vocabulary brings beside its [`Source`].
+#[derive(Default)]
+pub(super) struct More<'a> {
+    pub merges: Vec<(&'a str, &'a str)>,
+    pub added: HashMap<u32, Added>,
+    /// More ids that end a generation.
+    pub ends: Vec<u32>,
+}
+
 /// A checked vocabulary: every id in it is one of its own tokens.
 #[derive(Debug)]
 pub struct Vocab {
     pub(super) kind: Kind,
-    pub(super) pre: Option<&'static Pre>,
+    pub(super) cut: Cut,
+    /// Whether neighbours merge in the order of a list.
+    pub(super) ranked: bool,
+    added: HashMap<u32, Added>,
     bytes: Vec<u8>,
     /// Where each token's text ends in `bytes`.
     ends: Vec<u32>,
@@ -134,10 +193,23 @@ impl Vocab {
     }
 
     /// Checks a vocabulary from wherever it comes.
-    pub fn new(source: Source<'_>) -> Result<Self> {
-        let (kind, pre) = match source.model {
-            "gpt2" => (Kind::Bpe, Some(pre::find(source.pre)?)),
-            "llama" => (Kind::Spm, None),
+    pub fn new(mut source: Source<'_>) -> Result<Self> {
+        let (kind, cut) = match source.model {
+            "gpt2" => {
+                let pre = pre::find(source.pre)?;
+                _ = source.add_bos.get_or_insert(pre.add_bos);
+                let whole_words = pre.whole_words;
+                (Kind::Bpe, Cut { stages: pre.stages(), whole_words, ..Cut::default() })
+            }
+            "llama" => {
+                let space = Normal::Replace(" ".to_string(), SPACE.to_string());
+                let lead = Normal::Prepend(SPACE.to_string());
+                let lead = source.add_space_prefix.unwrap_or(true).then_some(lead);
+                (
+                    Kind::Spm,
+                    Cut { normal: lead.into_iter().chain([space]).collect(), ..Cut::default() },
+                )
+            }
             other => {
                 return Err(Error::Unsupported(format!(
                     "tokenizer model {}; known are \"gpt2\" (BPE) and \"llama\" (SentencePiece)",
@@ -145,6 +217,18 @@ impl Vocab {
                 )));
             }
         };
+        let ranked = kind == Kind::Bpe;
+        Self::with(source, kind, ranked, cut, More::default())
+    }
+
+    /// Checks a vocabulary whose ways are known.
+    pub(super) fn with(
+        source: Source<'_>,
+        kind: Kind,
+        ranked: bool,
+        cut: Cut,
+        more: More<'_>,
+    ) -> Result<Self> {
         let count = source.tokens.len();
         if count == 0 {
             return Err(bad("the vocabulary is empty"));
@@ -155,27 +239,32 @@ impl Vocab {
         }
         let mut vocab = Vocab {
             kind,
-            pre,
+            cut,
+            ranked,
+            added: more.added,
             bytes: reserved(total)?,
             ends: reserved(count)?,
             types: types(source.token_type.as_deref(), count)?,
-            order: order(kind, source.scores.as_deref(), count)?,
+            order: order(ranked, source.scores.as_deref(), count)?,
             index: Index::new(count)?,
             merges: HashMap::new(),
             bos: checked("bos", source.bos, count),
             eos: checked("eos", source.eos, count),
             unknown: checked("unknown", source.unknown, count),
-            add_bos: source.add_bos.unwrap_or(pre.is_none_or(|p| p.add_bos)),
+            add_bos: source.add_bos.unwrap_or(true),
             add_eos: source.add_eos.unwrap_or(false),
             add_space_prefix: source.add_space_prefix.unwrap_or(kind == Kind::Spm),
             end_ids: Vec::new(),
             chat_template: source.chat_template.map(str::to_string),
         };
         vocab.read_tokens(&source.tokens);
-        if kind == Kind::Bpe {
-            vocab.read_merges(&source.merges)?;
+        if ranked {
+            let pairs = more.merges.iter().map(|(l, r)| Some((l.as_bytes(), r.as_bytes())));
+            vocab.read_merges(source.merges.iter().map(|m| parts(m)).chain(pairs))?;
         }
-        vocab.find_stops(checked("eot", source.eot, count), checked("eom", source.eom, count));
+        let ends = [("eot", source.eot), ("eom", source.eom)];
+        let ends = ends.into_iter().chain(more.ends.iter().map(|&id| ("eos", Some(id))));
+        vocab.find_stops(ends.filter_map(|(name, id)| checked(name, id, count)).collect());
         Ok(vocab)
     }
 
@@ -195,16 +284,17 @@ impl Vocab {
         }
     }
 
-    /// Turns the list of merges into pairs of ids. A merge is two texts with a space between; the
-    /// first may begin with a space, which is why the search starts at the second byte.
-    fn read_merges(&mut self, merges: &[&[u8]]) -> Result<()> {
-        let room = self.merges.try_reserve(merges.len());
-        room.map_err(|_| bad(format!("no memory for {} merges", merges.len())))?;
+    /// Turns the list of merges into pairs of ids.
+    fn read_merges<'a>(
+        &mut self,
+        merges: impl Iterator<Item = Option<(&'a [u8], &'a [u8])>>,
+    ) -> Result<()> {
+        let count = merges.size_hint().0;
+        let room = self.merges.try_reserve(count);
+        room.map_err(|_| bad(format!("no memory for {count} merges")))?;
         let (mut dropped, mut joined) = (0usize, Vec::new());
         for (rank, merge) in (0u32..).zip(merges) {
-            let space = merge.iter().skip(1).position(|&b| b == b' ').map(|at| at + 1);
-            let parts = space.and_then(|at| Some((merge.get(..at)?, merge.get(at + 1..)?)));
-            let made = parts.and_then(|(left, right)| {
+            let made = merge.and_then(|(left, right)| {
                 joined.clear();
                 joined.extend_from_slice(left);
                 joined.extend_from_slice(right);
@@ -222,10 +312,10 @@ impl Vocab {
         Ok(())
     }
 
-    fn find_stops(&mut self, eot: Option<u32>, eom: Option<u32>) {
+    fn find_stops(&mut self, ends: Vec<u32>) {
         let named = ENDS.iter().filter_map(|name| self.id(name.as_bytes()));
         let control = named.filter(|&id| self.token_type(id) == Some(TokenType::Control));
-        let mut stops: Vec<u32> = control.chain(self.eos).chain(eot).chain(eom).collect();
+        let mut stops: Vec<u32> = control.chain(self.eos).chain(ends).collect();
         stops.sort_unstable();
         stops.dedup();
         self.end_ids = stops;
@@ -311,12 +401,17 @@ impl Vocab {
         text && self.text(id).is_some_and(|t| t.len() <= MERGEABLE)
     }
 
-    /// The rank of merging two neighbours, and what they become (BPE).
+    /// How a whole token meets the text around it.
+    pub(super) fn added(&self, id: u32) -> Added {
+        self.added.get(&id).copied().unwrap_or_default()
+    }
+
+    /// The rank of merging two neighbours, and what they become.
     pub(super) fn merge(&self, left: u32, right: u32) -> Option<(u32, u32)> {
         self.merges.get(&(left, right)).copied()
     }
 
-    /// The order of a text among possible merges, and its id (SentencePiece).
+    /// The order of a text among possible merges, and its id (by scores).
     pub(super) fn piece(&self, text: &[u8]) -> Option<(u32, u32)> {
         if text.len() > MERGEABLE {
             return None;
@@ -395,6 +490,13 @@ fn reserved<T>(count: usize) -> Result<Vec<T>> {
     Ok(v)
 }
 
+/// The two halves of a merge: texts with a space between. The first may begin with a space, which
+/// is why the search starts at the second byte.
+fn parts(merge: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = merge.iter().skip(1).position(|&b| b == b' ')? + 1;
+    Some((merge.get(..at)?, merge.get(at + 1..)?))
+}
+
 /// An id key. Some writers put -1 for "none".
 fn optional_id(meta: &Metadata, key: &str) -> Result<Option<u32>> {
     let Some(id) = meta.get_i64(key)? else { return Ok(None) };
@@ -445,11 +547,11 @@ fn types(raw: Option<&[i32]>, count: usize) -> Result<Vec<TokenType>> {
 }
 
 /// The order in which scores merge: the higher the score, the smaller the number.
-fn order(kind: Kind, scores: Option<&[f32]>, count: usize) -> Result<Vec<u32>> {
-    let mut out = reserved(count)?;
-    if kind == Kind::Bpe {
-        return Ok(out);
+fn order(ranked: bool, scores: Option<&[f32]>, count: usize) -> Result<Vec<u32>> {
+    if ranked {
+        return Ok(Vec::new());
     }
+    let mut out = reserved(count)?;
     let scores = scores.ok_or_else(|| bad("a SentencePiece vocabulary without scores"))?;
     if scores.len() != count {
         return Err(bad(format!("{} scores for {count} tokens", scores.len())));

@@ -344,3 +344,42 @@ fn names_lead_nowhere_else() {
     std::os::unix::fs::symlink("../../blobs/2", snapshot.join("model.safetensors")).unwrap();
     Model::open(&snapshot).unwrap();
 }
+
+/// A folder with a `tokenizer.json` from the command line: its text is the fixture's tokens.
+#[test]
+fn a_folder_runs_from_the_command_line() {
+    let fixture = fixture("llama");
+    let model = model("llama-text", &fixture, "F32", 1);
+    let letter = |id: u32| char::from_u32(0x4e00 + id).unwrap().to_string();
+    let vocab: serde_json::Map<_, _> = (0..61u32).map(|id| (letter(id), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": [],
+    });
+    fs::write(Path::new(model.name()).join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let run = |args: &[&str]| {
+        let gllm = std::process::Command::new(env!("CARGO_BIN_EXE_gllm"))
+            .args(args)
+            .args(["--threads", "1"])
+            .output()
+            .unwrap();
+        assert!(gllm.status.success(), "{}", String::from_utf8_lossy(&gllm.stderr));
+        String::from_utf8(gllm.stdout).unwrap()
+    };
+    let text = |ids: &[u32]| ids.iter().map(|&id| letter(id)).collect::<String>();
+    let out = run(&["run", model.name(), "-p", &text(&fixture.prompt), "-n", "30", "--json"]);
+    let out: serde_json::Value = serde_json::from_str(&out).unwrap();
+    // Token 2 ends a generation, as config.json says.
+    let wanted: Vec<u32> =
+        fixture.greedy.iter().copied().take(30).take_while(|&id| id != 2).collect();
+    assert!(wanted.len() > 5);
+    assert_eq!(out["prompt_ids"], serde_json::json!(fixture.prompt));
+    assert_eq!(out["ids"], serde_json::json!(wanted));
+    assert_eq!(out["text"], text(&wanted));
+    let out = run(&["bench", model.name(), "-p", "8", "-n", "4", "-r", "1", "--json"]);
+    assert!(out.contains("\"tg4\""), "{out}");
+    let file = Path::new(model.name()).join("text.txt");
+    fs::write(&file, text(&fixture.greedy)).unwrap();
+    let file = file.to_str().unwrap();
+    let out = run(&["perplexity", model.name(), file, "--window", "16", "--json"]);
+    assert!(out.contains("\"tokens\": 28"), "{out}");
+}

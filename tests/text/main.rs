@@ -6,6 +6,7 @@
 mod common;
 mod encode;
 mod hostile;
+mod json;
 mod real;
 mod stops;
 mod stream;

@@ -138,10 +138,11 @@ impl Kv {
 Examples:
   gllm run model.gguf -p \"The capital of France is\" -n 64
   gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
+  gllm run folder/ -p \"Once upon a time\"
   gllm run model.gguf -f story.txt --stop \"THE END\"
   echo \"Once upon a time\" | gllm run --json")]
 pub struct Run {
-    /// A GGUF file [default: the built-in model]
+    /// A GGUF file or a Hugging Face folder [default: the built-in model]
     pub model: Option<PathBuf>,
     /// The prompt
     #[arg(short, long, value_name = "TEXT", conflicts_with = "file")]
@@ -224,7 +225,7 @@ Examples:
   gllm bench model.gguf --depth 0,4096 -p 0 -n 64 -r 3
   gllm bench model.gguf --json")]
 pub struct Bench {
-    /// A GGUF file [default: the built-in model]
+    /// A GGUF file or a Hugging Face folder [default: the built-in model]
     pub model: Option<PathBuf>,
     /// Tokens of the prompt; 0 leaves prefill out
     #[arg(short, long, value_name = "N", default_value_t = 512)]
@@ -255,7 +256,7 @@ Examples:
   gllm perplexity model.gguf text.txt
   gllm perplexity model.gguf text.txt --window 256 --json")]
 pub struct Perplexity {
-    /// A GGUF file
+    /// A GGUF file or a Hugging Face folder
     pub model: PathBuf,
     /// A text file
     pub text: PathBuf,
@@ -304,7 +305,7 @@ pub struct Quantize {
 
 #[derive(Args)]
 pub struct Plan {
-    /// A GGUF file [default: the built-in model]
+    /// A GGUF file or a Hugging Face folder [default: the built-in model]
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub machine: Machine,
@@ -312,7 +313,7 @@ pub struct Plan {
 
 #[derive(Args)]
 pub struct Info {
-    /// A GGUF file [default: the built-in model]
+    /// A GGUF file or a Hugging Face folder [default: the built-in model]
     pub model: Option<PathBuf>,
     /// List all tensors as well
     #[arg(long)]
@@ -321,7 +322,7 @@ pub struct Info {
 
 #[derive(Args)]
 pub struct Graph {
-    /// A GGUF file [default: the built-in model]
+    /// A GGUF file or a Hugging Face folder [default: the built-in model]
     pub model: Option<PathBuf>,
     /// Print DOT instead
     #[arg(long)]

@@ -15,7 +15,7 @@ use std::env;
 use std::path::Path;
 use std::time::Duration;
 
-/// Opens a file, or the built-in model.
+/// Opens a file or folder, or the built-in model.
 pub fn open(path: Option<&Path>) -> Result<Model, Failure> {
     Ok(match path {
         Some(path) => Model::open(path)?,
@@ -119,7 +119,10 @@ pub fn backend(machine: &Machine) -> Result<Chosen, Failure> {
 /// The context a model was trained for.
 pub fn trained_context(model: &Model) -> Option<usize> {
     let architecture = model.meta().get_str("general.architecture").ok()??;
-    let length = model.meta().get_u64(&format!("{architecture}.context_length")).ok()??;
+    let own = format!("{architecture}.context_length");
+    let keys: &[&str] =
+        if model.is_folder() { &["max_position_embeddings", "n_positions"] } else { &[&own] };
+    let length = keys.iter().find_map(|key| model.meta().get_u64(key).ok()?)?;
     usize::try_from(length).ok()
 }
 

@@ -30,7 +30,7 @@ pub fn perplexity(args: &Perplexity) -> Result<End, Failure> {
     signal::catch();
     let text = run::read_file(&args.text)?;
     let model = load::open(Some(&args.model))?;
-    let tokenizer = Tokenizer::from_metadata(model.meta())?;
+    let tokenizer = Tokenizer::of(&model)?;
     let vocab = tokenizer.vocab();
     let tokens = tokenizer.encode(&text, Encode { bos: true, special: false })?;
     let bos = if vocab.add_bos() { vocab.bos() } else { None };

@@ -41,7 +41,7 @@ pub fn run(args: Run) -> Result<End, Failure> {
     let mut stops = Stops::new(&args.stop).map_err(|e| Failure::Usage(e.to_string()))?;
     let text = prompt(&args)?;
     let model = load::open(args.model.as_deref())?;
-    let tokenizer = Tokenizer::from_metadata(model.meta())?;
+    let tokenizer = Tokenizer::of(&model)?;
     let prompt_ids = encode(&args, &model, &tokenizer, &text)?;
     if prompt_ids.is_empty() {
         return Err(Failure::Message("the prompt has no tokens".to_string()));
