@@ -121,12 +121,14 @@ fn make<'w>(weights: &'w dyn Weights, name: &str) -> Option<Cow<'w, [u8]>> {
 impl Weights for Model {
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
         let found = self.tensor(name).map(|t| (t.format, t.dims.iter().copied().collect()));
-        found.or_else(|| find_made(self, name))
+        let packed = || self.packed_weight(name).map(|p| (p.format, Dims::from_slice(&p.dims)));
+        found.or_else(packed).or_else(|| find_made(self, name))
     }
 
     fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         let found = self.tensor(name).map(|t| Cow::Borrowed(Model::bytes(self, t)));
-        found.or_else(|| make(self, name))
+        let packed = || self.packed_bytes(self.packed_weight(name)?).map(Cow::Owned);
+        found.or_else(packed).or_else(|| make(self, name))
     }
 }
 

@@ -16,6 +16,7 @@ pub mod format;
 mod gguf;
 mod map;
 mod meta;
+mod packed;
 mod safetensors;
 mod text;
 mod value;
@@ -24,6 +25,7 @@ mod write;
 pub use convert::{Conversion, Nearness, Sink};
 pub use format::{Block, Codes, Format, Min, Packing, Quant, Scale};
 pub use meta::Metadata;
+pub use packed::Packed;
 pub(crate) use text::read_regular;
 pub use value::{Array, Strings, Value};
 pub use write::GgufWriter;
@@ -46,6 +48,8 @@ pub struct Model {
     tensors: Vec<Tensor>,
     /// Indices of `tensors`, sorted by name.
     sorted: Vec<usize>,
+    /// Weights that several tensors make, sorted by name.
+    packed: Vec<Packed>,
 }
 
 enum Data {
@@ -122,7 +126,7 @@ impl Model {
         // A file that shrank under the reader looks broken in some odd way: say what happened.
         data.verify()?;
         let gguf::Header { meta, tensors, sorted } = header?;
-        Ok(Model { name, folder: None, data, meta, tensors, sorted })
+        Ok(Model { name, folder: None, data, meta, tensors, sorted, packed: Vec::new() })
     }
 
     /// The path as it was given, escaped, for messages.
@@ -170,6 +174,22 @@ impl Model {
     pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
         let end = tensor.start.saturating_add(tensor.size);
         self.data.bytes(tensor.shard).get(tensor.start..end).unwrap_or_default()
+    }
+
+    /// Weights that a quantized checkpoint keeps in several tensors, sorted by name.
+    pub fn packed(&self) -> &[Packed] {
+        &self.packed
+    }
+
+    /// The packed weight of that name.
+    pub(crate) fn packed_weight(&self, name: &str) -> Option<&Packed> {
+        let found = self.packed.binary_search_by(|p| p.name.as_str().cmp(name)).ok()?;
+        self.packed.get(found)
+    }
+
+    /// The bytes of a packed weight, in its format.
+    pub(crate) fn packed_bytes(&self, packed: &Packed) -> Option<Vec<u8>> {
+        packed.bytes(&self.data)
     }
 
     /// How many bytes the whole file is.

@@ -8,7 +8,7 @@
 //!
 //! Offsets count from the data's beginning. A tensor lies inside its file and over no other; a name
 //! comes once in all shards. What is neither F32, F16 nor BF16 is left out, so asking for it says that
-//! it is not there.
+//! it is not there; of 32-bit words and bytes the weights of quantized checkpoints are made (`packed`).
 //!
 //! **Paths.** A shard's name is the index's text, so it must be bare and name a regular file of the
 //! folder. A link may lead to another place only in the hub's own cache, from a snapshot to its blobs.
@@ -24,6 +24,7 @@ use smallvec::SmallVec;
 use super::format::Format;
 use super::map::MappedFile;
 use super::meta::{Entry, Metadata};
+use super::packed::{self, Integers, Parts, Raw};
 use super::text::read_regular;
 use super::value::{Array, Value};
 use super::{Data, Model, Tensor};
@@ -84,12 +85,12 @@ pub(super) fn open(folder: &Path) -> Result<Model> {
     let config: serde_json::Value = serde_json::from_slice(&config)
         .map_err(|e| Error::file(&name, format!("config.json:{}", e.line()), "not JSON"))?;
     let meta = metadata(&name, &config)?;
-    let (mut files, mut tensors) = (Vec::new(), Vec::new());
+    let (mut files, mut tensors, mut raw) = (Vec::new(), Vec::new(), Vec::new());
     for (shard, file) in shards(folder, &name)?.into_iter().enumerate() {
         let path = file_of(folder, &file)?;
         let shown = format!("{name}/{}", file.escape_debug());
         let mapped = MappedFile::open(&path, &shown)?;
-        let read = read_header(&shown, mapped.bytes(), shard, &mut tensors);
+        let read = read_header(&shown, mapped.bytes(), shard, &mut tensors, &mut raw);
         mapped.verify()?;
         read?;
         files.push(mapped);
@@ -105,8 +106,23 @@ pub(super) fn open(folder: &Path) -> Result<Model> {
             return Err(Error::file(&name, place, "comes twice"));
         }
     }
+    raw.sort_unstable_by(|a: &Raw, b| a.name.cmp(&b.name));
+    if let Some([twice, _]) = raw.array_windows().find(|[a, b]| a.name == b.name) {
+        return Err(Error::file(&name, format!("tensor {}", quoted(&twice.name)), "comes twice"));
+    }
     let (data, folder) = (Data::Shards(files), Some(folder.to_path_buf()));
-    Ok(Model { name, folder, data, meta, tensors, sorted })
+    let parts = Parts {
+        name: &name,
+        meta: &meta,
+        tensors: tensors.iter().map(|t| (t.name.as_str(), t)).collect(),
+        raw: raw.iter().map(|r| (r.name.as_str(), r)).collect(),
+        data: &data,
+    };
+    let packed = packed::find(&parts);
+    // Zeros and groups were read: a file that shrank looks broken in some odd way.
+    data.verify()?;
+    let packed = packed?;
+    Ok(Model { name, folder, data, meta, tensors, sorted, packed })
 }
 
 /// The files that hold weights.
@@ -166,7 +182,13 @@ pub(super) fn file_of(folder: &Path, file: &str) -> Result<PathBuf> {
 }
 
 /// Adds the tensors of one file.
-fn read_header(name: &str, bytes: &[u8], shard: usize, out: &mut Vec<Tensor>) -> Result<()> {
+fn read_header(
+    name: &str,
+    bytes: &[u8],
+    shard: usize,
+    out: &mut Vec<Tensor>,
+    raw: &mut Vec<Raw>,
+) -> Result<()> {
     let bad = |what: String| Error::file(name, "header", what);
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| bad("too short".into()))?;
     let length = u64::from_le_bytes(*length);
@@ -192,11 +214,18 @@ fn read_header(name: &str, bytes: &[u8], shard: usize, out: &mut Vec<Tensor>) ->
         if start < end {
             ranges.push((start, end));
         }
-        let format = match described.dtype.as_str() {
-            "F32" => Format::F32,
-            "F16" => Format::F16,
-            "BF16" => Format::BF16,
+        let (format, integers) = match described.dtype.as_str() {
+            "F32" => (Format::F32, None),
+            "F16" => (Format::F16, None),
+            "BF16" => (Format::BF16, None),
+            "I32" => (Format::F32, Some(Integers::I32)),
+            "U8" => (Format::F32, Some(Integers::U8)),
             _ => continue,
+        };
+        let (element, kind) = match integers {
+            Some(Integers::U8) => (1, "U8"),
+            Some(Integers::I32) => (4, "I32"),
+            None => (format.block_bytes(), format.name()),
         };
         let dims: Option<SmallVec<[usize; 4]>> =
             described.shape.iter().map(|&d| usize::try_from(d).ok().filter(|&d| d > 0)).collect();
@@ -206,14 +235,19 @@ fn read_header(name: &str, bytes: &[u8], shard: usize, out: &mut Vec<Tensor>) ->
         if dims.is_empty() {
             dims.push(1);
         }
-        let size = dims.iter().try_fold(format.block_bytes(), |n, &d| n.checked_mul(d));
+        let size = dims.iter().try_fold(element, |n, &d| n.checked_mul(d));
         if size != Some(end - start) {
-            let what = format!("{} bytes do not make {} of {dims:?}", end - start, format.name());
+            let what = format!("{} bytes do not make {kind} of {dims:?}", end - start);
             return Err(fail(what));
         }
         let start = start + 8 + length;
         let (at, size) = (8, end + 8 + length - start);
-        out.push(Tensor { name: tensor, format, dims, at, start, size, shard });
+        match integers {
+            Some(kind) => {
+                raw.push(Raw { name: tensor, kind, dims: dims.to_vec(), start, size, shard })
+            }
+            None => out.push(Tensor { name: tensor, format, dims, at, start, size, shard }),
+        }
     }
     ranges.sort_unstable();
     if let Some(pair) = ranges.windows(2).find(|p| matches!(p, [a, b] if a.1 > b.0)) {

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod packed;
+
 use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::reference::{self, Reference};
 use gllm_kernels::graph::{Graph, arch};

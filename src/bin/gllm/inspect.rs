@@ -31,17 +31,23 @@ pub fn info(args: &Info) -> Result<End, Failure> {
         let entry = formats.entry(tensor.format.name()).or_default();
         *entry = (entry.0 + 1, entry.1 + tensor.size() as u64);
     }
-    writeln!(out, "\n{} tensors", model.tensors().len())?;
+    for packed in model.packed() {
+        let entry = formats.entry(packed.format.name()).or_default();
+        *entry = (entry.0 + 1, entry.1 + packed.size() as u64);
+    }
+    writeln!(out, "\n{} tensors", model.tensors().len() + model.packed().len())?;
     for (format, (count, bytes)) in formats {
         writeln!(out, "  {format:<6} {count:>6}  {}", Size(bytes))?;
     }
     writeln!(out, "\ninstruction set {}, of {}", isa.name(), load::isa_names())?;
     if args.tensors {
         writeln!(out)?;
-        for tensor in model.tensors() {
-            let name = quoted(&tensor.name);
+        let floats = model.tensors().iter().map(|t| (&t.name, t.format, &t.dims[..]));
+        let packed = model.packed().iter().map(|p| (&p.name, p.format, &p.dims[..]));
+        for (name, format, dims) in floats.chain(packed) {
+            let name = quoted(name);
             let name = name.trim_matches('"');
-            writeln!(out, "  {name:<40} {:<6} {:?}", tensor.format.name(), tensor.dims)?;
+            writeln!(out, "  {name:<40} {:<6} {dims:?}", format.name())?;
         }
     }
     out.flush()?;

@@ -20,6 +20,10 @@ pub fn quantize(args: &Quantize) -> Result<End, Failure> {
     };
     check_target(args)?;
     let model = load::open(Some(&args.input))?;
+    if model.is_folder() {
+        let what = "a folder; it is GGUF files that are read here";
+        return Err(Failure::Message(format!("{}: {what}", model.name())));
+    }
     let policy = Policy { main, pure: args.pure, tied: model.tensor("output.weight").is_none() };
     let formats = model.tensors().iter().map(|t| fitting(policy.wanted(t), t)).collect();
     let conversion = Conversion::new(&model, formats, main)?;
