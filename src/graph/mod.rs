@@ -17,6 +17,7 @@
 pub mod arch;
 mod builder;
 mod dot;
+mod encoded;
 mod names;
 pub mod op;
 pub mod reference;
@@ -26,6 +27,7 @@ mod types;
 mod weights;
 
 pub use builder::{AttendExtras, AttendOptions, Builder, RopeOptions};
+pub use encoded::Encoded;
 pub use names::Names;
 pub use op::{BinaryKind, Op, RopeLayout, UnaryKind};
 pub use types::{DType, Dims, Lead, TensorType};

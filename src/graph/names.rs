@@ -30,6 +30,24 @@ impl Names {
     }
 }
 
+impl Names {
+    /// Every name of a weight that the patterns know, with as many layers, and what it is called. Where
+    /// two are called the same the last counts.
+    pub fn all(&self, layers: usize) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        for (from, _) in &self.0 {
+            let weight = if from.ends_with(".weight") { "" } else { ".weight" };
+            let layers = if from.contains('*') { layers } else { 1 };
+            for layer in 0..layers {
+                let name = from.replacen('*', &layer.to_string(), 1) + weight;
+                let called = self.resolve(&name);
+                all.push((name, called));
+            }
+        }
+        all
+    }
+}
+
 /// What the `*` of `pattern` is in `name`; empty where there is none.
 fn matched<'n>(pattern: &str, name: &'n str) -> Option<&'n str> {
     let Some((before, after)) = pattern.split_once('*') else {
@@ -64,5 +82,9 @@ mod tests {
             assert_eq!(names.resolve(name), wanted);
         }
         assert_eq!(Names::default().resolve("blk.3.q.weight"), "blk.3.q.weight");
+        let all = names.all(2);
+        assert_eq!(all.len(), 1 + 3 * 2);
+        assert_eq!(all[0], pair("embed.weight", "wte.weight"));
+        assert_eq!(all[6], pair("blk.1.sinks.weight", "h.1.sinks"));
     }
 }

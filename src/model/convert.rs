@@ -168,6 +168,28 @@ fn shape(tensor: &Tensor) -> (usize, usize) {
     (rows.iter().product(), *cols)
 }
 
+/// Rows of `cols` elements in another format: the bytes that a conversion would write.
+///
+/// # Errors
+/// When a weight is not finite or too large; the error comes with its row.
+pub(crate) fn encode_rows(
+    from: Format,
+    to: Format,
+    cols: usize,
+    bytes: &[u8],
+    threads: usize,
+) -> Result<Vec<u8>, (usize, Error)> {
+    let misfit = || (0, Error::Invalid(format!("rows of {cols} are not stored in {}", to.name())));
+    let widths = from.row_bytes(cols).zip(to.row_bytes(cols)).filter(|w| w.0 > 0);
+    let (from_row, to_row) = widths.ok_or_else(misfit)?;
+    let mut out = Vec::new();
+    let size = bytes.len() / from_row * to_row;
+    out.try_reserve_exact(size).map_err(|_| (0, Error::Invalid("no memory".to_string())))?;
+    out.resize(size, 0);
+    Rows { from, to, cols, from_row, to_row }.convert(bytes, &mut out, threads)?;
+    Ok(out)
+}
+
 /// Rows to convert.
 struct Rows {
     from: Format,

@@ -17,15 +17,18 @@ mod gguf;
 mod map;
 mod meta;
 mod packed;
+mod policy;
 mod safetensors;
 mod text;
 mod value;
 mod write;
 
+pub(crate) use convert::encode_rows;
 pub use convert::{Conversion, Nearness, Sink};
 pub use format::{Block, Codes, Format, Min, Packing, Quant, Scale};
 pub use meta::Metadata;
 pub use packed::Packed;
+pub use policy::Policy;
 pub(crate) use text::read_regular;
 pub use value::{Array, Strings, Value};
 pub use write::GgufWriter;

@@ -538,3 +538,43 @@ fn ctrl_c_ends_quantize_without_a_trace() {
     assert_eq!(names(&folder), ["in.gguf"]);
     assert!(output.stderr.is_empty());
 }
+
+/// `--quantize` while loading is `gllm quantize` and then a run, bit for bit.
+#[test]
+fn weights_are_quantized_while_loading() {
+    let (folder, input, output) = to_quantize("on_load");
+    let words = folder.join("words.txt");
+    fs::write(
+        &words,
+        "The king said that he would go out to the sea, and so they all went. ".repeat(9),
+    )
+    .unwrap();
+    let words = words.to_str().unwrap();
+    let value = |path: &str, more: &[&str]| {
+        let all = [&["perplexity", path, words, "--window", "32", "--json"][..], more].concat();
+        let said = run(&all);
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        said["perplexity"].as_f64().unwrap().to_bits()
+    };
+    let plan = |path: &str, more: &[&str]| {
+        let said = run(&[&["plan", path, "--ctx", "64", "--backend", "cpu"][..], more].concat());
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        text(&said.stdout)
+    };
+    let mut values = vec![value(&input, &[])];
+    for bits in ["1", "2", "4", "8"] {
+        let made = run(&["quantize", &input, &output, "--force", "--bits", bits]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        let on_load = value(&input, &["--quantize", bits]);
+        assert_eq!(on_load, value(&output, &[]), "{bits} bits");
+        assert_eq!(plan(&input, &["--quantize", bits]), plan(&output, &[]), "{bits} bits");
+        values.push(on_load);
+    }
+    // The control: each is another model.
+    values.sort_unstable();
+    values.dedup();
+    assert_eq!(values.len(), 5);
+    let odd = run(&["run", &input, "-p", "a", "--quantize", "3"]);
+    assert!(text(&odd.stderr).contains("there are 1, 2, 4 and 8"), "{}", text(&odd.stderr));
+}

@@ -8,8 +8,8 @@ mod packed;
 
 use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::reference::{self, Reference};
-use gllm_kernels::graph::{Graph, arch};
-use gllm_kernels::model::Model;
+use gllm_kernels::graph::{Encoded, Graph, Weights, arch};
+use gllm_kernels::model::{Format, Model};
 use gllm_kernels::plan::{Limits, Session, StepInput};
 use gllm_kernels::replay::{Generator, Plans};
 use std::collections::BTreeMap;
@@ -384,4 +384,86 @@ fn a_folder_runs_from_the_command_line() {
     let file = file.to_str().unwrap();
     let out = run(&["perplexity", model.name(), file, "--window", "16", "--json"]);
     assert!(out.contains("\"tokens\": 28"), "{out}");
+}
+
+/// What a folder's weights become while they are loaded: which by the names that the graph file gives,
+/// what by the encoder.
+#[test]
+fn a_folder_is_quantized_by_its_graph_file() {
+    let config = serde_json::json!({
+        "model_type": "qwen3_moe", "hidden_size": 256, "num_hidden_layers": 2, "rms_norm_eps": 1e-6,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 61,
+        "num_experts": 2, "num_experts_per_tok": 1,
+    });
+    let mut tensors: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    let mut add = |name: &str, dims: &[usize]| drop(tensors.insert(name.into(), dims.to_vec()));
+    add("model.embed_tokens.weight", &[61, 256]);
+    add("model.norm.weight", &[256]);
+    for layer in 0..2 {
+        let mut own =
+            |name: &str, dims: &[usize]| add(&format!("model.layers.{layer}.{name}.weight"), dims);
+        own("input_layernorm", &[256]);
+        own("post_attention_layernorm", &[256]);
+        own("self_attn.q_proj", &[256, 256]);
+        own("self_attn.k_proj", &[128, 256]);
+        own("self_attn.v_proj", &[128, 256]);
+        own("self_attn.o_proj", &[256, 256]);
+        own("mlp.gate", &[2, 256]);
+        for expert in 0..2 {
+            own(&format!("mlp.experts.{expert}.gate_proj"), &[96, 256]);
+            own(&format!("mlp.experts.{expert}.up_proj"), &[96, 256]);
+            own(&format!("mlp.experts.{expert}.down_proj"), &[256, 96]);
+        }
+    }
+    let mut fixture = fixture("llama");
+    (fixture.config, fixture.tensors) = (config, tensors);
+    let model = model("on-load", &fixture, "F32", 1);
+    let (names, layers) = arch::names(model.meta(), &arch::Library::embedded()).unwrap();
+    let encoded = Encoded::new(&model, Format::Q2_K, &names, layers, 2);
+    for (name, wanted) in [
+        // The head as well, since there is no other.
+        ("model.embed_tokens.weight", Format::Q6_K),
+        ("model.norm.weight", Format::F32),
+        ("model.layers.1.input_layernorm.weight", Format::F32),
+        ("model.layers.1.self_attn.q_proj.weight", Format::Q2_K),
+        ("model.layers.1.self_attn.v_proj.weight", Format::Q3_K),
+        ("model.layers.1.self_attn.o_proj.weight", Format::Q3_K),
+        // It picks experts.
+        ("model.layers.1.mlp.gate.weight", Format::F32),
+        ("stack(model.layers.1.mlp.experts.*.up_proj.weight)", Format::Q2_K),
+        // Rows of 96 are no blocks of 256.
+        ("stack(model.layers.1.mlp.experts.*.down_proj.weight)", Format::IQ4_NL),
+    ] {
+        let (format, dims) = encoded.find(name).unwrap();
+        assert_eq!(format, wanted, "{name}");
+        let (plain, floats) = (Weights::bytes(&model, name).unwrap(), dims.iter().product());
+        let mut values = vec![0.0; floats];
+        Format::F32.decode(&plain, &mut values).unwrap();
+        let row = format.row_bytes(*dims.last().unwrap()).unwrap();
+        let mut bytes = vec![0; floats / dims.last().unwrap() * row];
+        format.encode(&values, &mut bytes).unwrap();
+        assert!(encoded.bytes(name).unwrap() == bytes, "{name}");
+    }
+    let graph = arch::build_with(model.meta(), &encoded, &arch::Library::embedded()).unwrap();
+    let backend = CpuBackend::detect().with_threads(2).unwrap();
+    let limits = Limits { rows: 4, outs: 1, slots: 1, context: 32 };
+    let session = Plans::new(&graph, &backend, limits).unwrap().load(&backend, &encoded).unwrap();
+    let mut generator = Generator::new(session);
+    generator.prefill(&[1, 2, 3], || true).unwrap();
+    assert!(generator.next_token().unwrap() < 61);
+    assert!(encoded.failure().is_none());
+    // A weight that is no number: an error that names it, rather than a tensor that is not there.
+    let file = Path::new(model.name()).join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[data..data + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let damaged = Model::open(Path::new(model.name())).unwrap();
+    let encoded = Encoded::new(&damaged, Format::Q2_K, &names, layers, 1);
+    assert!(encoded.bytes("model.embed_tokens.weight").is_none());
+    let error = encoded.failure().unwrap().to_string();
+    assert!(
+        error.contains("tensor \"model.embed_tokens.weight\", row 0: element 0 is NaN"),
+        "{error}"
+    );
 }

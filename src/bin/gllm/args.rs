@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use gllm_kernels::graph::DType;
 use gllm_kernels::graph::arch::Library;
 use gllm_kernels::graph::op::Sampler;
-use gllm_kernels::model::Format;
+use gllm_kernels::model::{Format, Policy};
 use std::path::PathBuf;
 
 /// Runs transformer language models on the CPU or a CUDA device: plans a decode step once, replays it per token.
@@ -111,6 +111,9 @@ pub struct Machine {
     /// How keys and values are kept: 16 bits an element, or 8.5
     #[arg(long, value_enum, value_name = "TYPE", default_value_t = Kv::F16)]
     pub kv: Kv,
+    /// Bring the weights to 1, 2, 4 or 8 bits while loading, as `gllm quantize --bits` would
+    #[arg(long, value_name = "BITS", value_parser = bits)]
+    pub quantize: Option<Format>,
 }
 
 /// How caches are kept.
@@ -138,7 +141,7 @@ impl Kv {
 Examples:
   gllm run model.gguf -p \"The capital of France is\" -n 64
   gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
-  gllm run folder/ -p \"Once upon a time\"
+  gllm run folder/ --quantize 4 -p \"Once upon a time\"
   gllm run model.gguf -f story.txt --stop \"THE END\"
   echo \"Once upon a time\" | gllm run --json")]
 pub struct Run {
@@ -356,13 +359,8 @@ fn positive(text: &str) -> Result<usize, String> {
 }
 
 fn bits(text: &str) -> Result<Format, String> {
-    match text {
-        "1" => Ok(Format::Q1_0),
-        "2" => Ok(Format::Q2_K),
-        "4" => Ok(Format::Q4_K),
-        "8" => Ok(Format::Q8_0),
-        _ => Err("there are 1, 2, 4 and 8; --type has all others".to_string()),
-    }
+    let found = text.parse().ok().and_then(Policy::of_bits);
+    found.ok_or_else(|| "there are 1, 2, 4 and 8; quantize --type has all others".to_string())
 }
 
 fn format(text: &str) -> Result<Format, String> {

@@ -6,13 +6,14 @@ use gllm_kernels::cpu::{CpuBackend, CpuSession, simd::Isa};
 use gllm_kernels::cuda::{CudaBackend, CudaSession};
 use gllm_kernels::error::quoted;
 use gllm_kernels::graph::op::Sampler;
-use gllm_kernels::graph::{Graph, arch};
+use gllm_kernels::graph::{Encoded, Graph, Weights, arch};
 use gllm_kernels::model::Model;
 use gllm_kernels::plan::{Limits, Session, StepInput, Traffic};
 use gllm_kernels::replay::{Generator, Plans};
 use gllm_kernels::{Error, embedded};
 use std::env;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 /// Opens a file or folder, or the built-in model.
@@ -126,17 +127,59 @@ pub fn trained_context(model: &Model) -> Option<usize> {
     usize::try_from(length).ok()
 }
 
+/// A model's weights as they will be in memory.
+enum Weighted<'m> {
+    AsTheyAre(&'m Model),
+    Encoded(Box<Encoded<'m>>),
+}
+
+impl<'m> Weighted<'m> {
+    fn new(model: &'m Model, machine: &Machine) -> Result<Self, Failure> {
+        let Some(main) = machine.quantize else { return Ok(Weighted::AsTheyAre(model)) };
+        let (names, layers) = arch::names(model.meta(), &machine.files.library())?;
+        let threads =
+            machine.threads.or_else(|| thread::available_parallelism().ok().map(usize::from));
+        let encoded = Encoded::new(model, main, &names, layers, threads.unwrap_or(1));
+        Ok(Weighted::Encoded(Box::new(encoded)))
+    }
+
+    fn get(&self) -> &dyn Weights {
+        match self {
+            Weighted::AsTheyAre(model) => *model,
+            Weighted::Encoded(encoded) => &**encoded,
+        }
+    }
+
+    /// Why loading failed: a weight that could not be encoded, or what the session said.
+    fn why(&self, error: Error) -> Error {
+        match self {
+            Weighted::AsTheyAre(_) => error,
+            Weighted::Encoded(encoded) => encoded.failure().unwrap_or(error),
+        }
+    }
+}
+
 /// The graph of a model, with caches as the command line says.
-pub fn graph(model: &Model, machine: &Machine) -> Result<Graph, Failure> {
-    let graph = arch::build_with(model.meta(), model, &machine.files.library())?;
+fn graph(model: &Model, weights: &dyn Weights, machine: &Machine) -> Result<Graph, Failure> {
+    let graph = arch::build_with(model.meta(), weights, &machine.files.library())?;
     Ok(graph.with_caches(|_| machine.kv.dtype())?)
 }
 
 /// Plans a model. Where the device was not asked for by name and refuses
 /// the model, the CPU takes it.
 pub fn plan(model: &Model, machine: &Machine, limits: Limits) -> Result<(Chosen, Plans), Failure> {
+    let weighted = Weighted::new(model, machine)?;
+    plan_with(model, weighted.get(), machine, limits)
+}
+
+fn plan_with(
+    model: &Model,
+    weights: &dyn Weights,
+    machine: &Machine,
+    limits: Limits,
+) -> Result<(Chosen, Plans), Failure> {
     let chosen = backend(machine)?;
-    let graph = graph(model, machine)?;
+    let graph = graph(model, weights, machine)?;
     let plans = match &chosen.device {
         Device::Cpu(cpu) => Plans::new(&graph, cpu, limits),
         Device::Cuda(cuda) => match Plans::new(&graph, &**cuda, limits) {
@@ -217,16 +260,18 @@ pub fn one_sequence(machine: &Machine, context: usize) -> Limits {
 
 /// Plans and loads; shows on a terminal that it is at work.
 pub fn load(model: &Model, machine: &Machine, limits: Limits) -> Result<Loaded, Failure> {
-    let (chosen, plans) = plan(model, machine, limits)?;
+    let weighted = Weighted::new(model, machine)?;
+    let weights = weighted.get();
+    let (chosen, plans) = plan_with(model, weights, machine, limits)?;
     let spinner = indicatif::ProgressBar::new_spinner();
     spinner.set_message(format!("loading {}", model.name()));
     spinner.enable_steady_tick(Duration::from_millis(100));
     let session = match &chosen.device {
-        Device::Cpu(cpu) => plans.load(cpu, model).map(|s| AnySession::Cpu(s.into())),
-        Device::Cuda(cuda) => plans.load(&**cuda, model).map(|s| AnySession::Cuda(s.into())),
+        Device::Cpu(cpu) => plans.load(cpu, weights).map(|s| AnySession::Cpu(s.into())),
+        Device::Cuda(cuda) => plans.load(&**cuda, weights).map(|s| AnySession::Cuda(s.into())),
     };
     spinner.finish_and_clear();
-    let session = session?;
+    let session = session.map_err(|e| weighted.why(e))?;
     model.verify_unchanged()?;
     Ok(Loaded { plans, generator: Generator::new(session), chosen })
 }

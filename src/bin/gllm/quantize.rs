@@ -6,7 +6,7 @@
 use crate::args::Quantize;
 use crate::{End, Failure, load, signal};
 use gllm_kernels::error::{Size, quoted};
-use gllm_kernels::model::{Conversion, Format, Nearness, Sink, Tensor};
+use gllm_kernels::model::{Conversion, Format, Nearness, Policy, Sink, Tensor};
 use gllm_kernels::{Error, Result};
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
@@ -25,7 +25,8 @@ pub fn quantize(args: &Quantize) -> Result<End, Failure> {
         return Err(Failure::Message(format!("{}: {what}", model.name())));
     }
     let policy = Policy { main, pure: args.pure, tied: model.tensor("output.weight").is_none() };
-    let formats = model.tensors().iter().map(|t| fitting(policy.wanted(t), t)).collect();
+    let format = |t: &Tensor| policy.format(&t.name, t.format, &t.dims);
+    let formats = model.tensors().iter().map(format).collect();
     let conversion = Conversion::new(&model, formats, main)?;
     let threads = match args.threads {
         Some(threads) => threads,
@@ -63,59 +64,6 @@ pub fn quantize(args: &Quantize) -> Result<End, Failure> {
     Ok(End::Done)
 }
 
-/// What tensors are to become.
-#[derive(Clone, Copy)]
-struct Policy {
-    main: Format,
-    pure: bool,
-    /// Whether the embedding is the head as well.
-    tied: bool,
-}
-
-impl Policy {
-    /// The format that a tensor is wanted in, whether or not its rows fit.
-    fn wanted(&self, tensor: &Tensor) -> Format {
-        let name = tensor.name.as_str();
-        let kept = tensor.dims.len() < 2
-            || !name.ends_with(".weight")
-            || name.contains("_norm.")
-            // It picks experts.
-            || name.ends_with("ffn_gate_inp.weight");
-        let head = name == "output.weight" || self.tied && name == "token_embd.weight";
-        if kept {
-            tensor.format
-        } else if head && !self.pure && bits(self.main) < bits(Format::Q6_K) {
-            // An error in the head goes straight to the logits.
-            Format::Q6_K
-        } else if self.main == Format::Q2_K && !self.pure && writes_residual(name) {
-            // So does, through all layers that follow, one in what layers add.
-            Format::Q3_K
-        } else {
-            self.main
-        }
-    }
-}
-
-/// Whether a layer's result comes straight out of this matrix, or is a mean of what does.
-fn writes_residual(name: &str) -> bool {
-    ["attn_v.weight", "attn_output.weight", "ffn_down.weight"].iter().any(|end| name.ends_with(end))
-}
-
-/// The wanted format or, where a tensor's rows are not whole blocks of it, the least of those with
-/// blocks of 32 that has more bits; and F16 where nothing else fits.
-fn fitting(wanted: Format, tensor: &Tensor) -> Format {
-    const LADDER: [Format; 4] = [Format::IQ4_NL, Format::Q5_0, Format::Q5_1, Format::Q8_0];
-    let cols = tensor.dims.last().copied().unwrap_or(1);
-    let fits = |format: &Format| format.row_bytes(cols).is_some();
-    let next = LADDER.into_iter().filter(|f| bits(*f) > bits(wanted)).find(fits);
-    if fits(&wanted) { wanted } else { next.unwrap_or(Format::F16) }
-}
-
-/// Bits of 256 elements.
-fn bits(format: Format) -> usize {
-    8 * 256 / format.block_len() * format.block_bytes()
-}
-
 /// The file as it is written, and what is said of it meanwhile.
 struct Writing<'p> {
     part: &'p mut Part,
@@ -143,7 +91,7 @@ impl Sink for Writing<'_> {
         let name = name.trim_matches('"');
         let (from, to) = (tensor.format.name(), format.name());
         let error = 100.0 * near.relative();
-        let wanted = self.policy.wanted(tensor);
+        let wanted = self.policy.wanted(&tensor.name, tensor.format, &tensor.dims);
         let why = match (wanted == format, tensor.dims.last()) {
             (false, Some(cols)) => format!("  (rows of {cols} do not fit {})", wanted.name()),
             _ => String::new(),

@@ -13,6 +13,7 @@ pub use super::star::Library;
 pub use config::Config;
 pub(super) use config::EPS;
 
+use super::star::Loaded;
 use super::{Builder, Graph, Names, Weights};
 use crate::error::Result;
 use crate::model::{Metadata, Model};
@@ -26,17 +27,36 @@ pub fn build(model: &Model) -> Result<Graph> {
     build_with(model.meta(), model, &Library::embedded())
 }
 
+/// What a model's tensors are called by its graph file, and how many layers it has. A GGUF file has no
+/// other names.
+///
+/// # Errors
+/// As for [`build_with`].
+pub fn names(meta: &Metadata, library: &Library) -> Result<(Names, usize)> {
+    let (_, names, config) = read(meta, library)?;
+    Ok((names, config.layers))
+}
+
+/// The graph file of a model, the names of its tensors, its hyper-parameters.
+fn read<'m, 'a, 'w>(
+    meta: &'m Metadata,
+    library: &Library,
+) -> Result<(Loaded<'a, 'w>, Names, Config<'m>)> {
+    let name = meta.require_str("general.architecture")?;
+    let file = library.serving(name)?;
+    let hf = meta.get_str("general.source")? == Some("huggingface");
+    let names = Names::new(if hf { file.pairs("NAMES")? } else { Vec::new() });
+    let config = Config::read(meta, name, if hf { Some(file.lists("KEYS")?) } else { None })?;
+    Ok((file, names, config))
+}
+
 /// [`build`] from metadata and weights that come from different places, with the graph files of
 /// `library`.
 ///
 /// # Errors
 /// As for [`build`], and when the graph file does not run.
 pub fn build_with(meta: &Metadata, weights: &dyn Weights, library: &Library) -> Result<Graph> {
-    let name = meta.require_str("general.architecture")?;
-    let file = library.serving(name)?;
-    let hf = meta.get_str("general.source")? == Some("huggingface");
-    let names = Names::new(if hf { file.pairs("NAMES")? } else { Vec::new() });
-    let config = Config::read(meta, name, if hf { Some(file.lists("KEYS")?) } else { None })?;
+    let (file, names, config) = read(meta, library)?;
     config.check_tensors(weights, &names)?;
     let mut b = Builder::new(weights).with_names(names);
     let logits = file.build(&mut b, &config)?;
