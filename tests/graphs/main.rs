@@ -161,7 +161,13 @@ const CPU: f32 = 2e-3;
 fn check(name: &str) {
     let fixture = fixture(name);
     let model = model(name, &fixture, "F32", 1);
-    let graph = arch::build(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let build = |context| {
+        arch::build_for(model.meta(), &model, &arch::Library::embedded(), context)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+    };
+    let long = name.ends_with("-long");
+    let graph = build(if long { 96 } else { 0 });
+    assert_eq!(graph.to_string() != build(0).to_string(), long, "{name}");
     let vocabulary = graph.ty(graph.outputs()[0]).width();
     let all = reference_logits(&graph, &model, &fixture.prompt);
     let rows = |all: &[f32]| {
@@ -227,7 +233,7 @@ architectures! {
     llama "llama", llama3 "llama3", llama_linear "llama-linear", llama_yarn "llama-yarn",
     mistral "mistral", mixtral "mixtral", qwen2 "qwen2", qwen2moe "qwen2moe", qwen3 "qwen3",
     qwen3moe "qwen3moe", gemma "gemma", gemma2 "gemma2", gemma3 "gemma3", phi2 "phi2", phi3 "phi3",
-    phi4 "phi4", gpt2 "gpt2", gptneox "gptneox", gptneox_serial "gptneox-serial", falcon "falcon",
+    phi4 "phi4", phi4_long "phi4-long", gpt2 "gpt2", gptneox "gptneox", gptneox_serial "gptneox-serial", falcon "falcon",
     falcon_new "falcon-new", stablelm "stablelm", stablelm_parallel "stablelm-parallel",
     olmo2 "olmo2", olmoe "olmoe", granite "granite", starcoder2 "starcoder2", cohere "cohere",
     cohere_plus "cohere-plus", smollm3 "smollm3", gpt_oss "gpt-oss", bitnet "bitnet",

@@ -49,6 +49,8 @@ MODELS = {
     "phi2": ("PhiConfig", dict(num_key_value_heads=6, partial_rotary_factor=0.5)),
     "phi3": ("Phi3Config", dict(sliding_window=9)),
     "phi4": ("Phi3Config", dict(rope_parameters=LONG, original_max_position_embeddings=64)),
+    # The prompt is longer than the old context: long factors from the first token on.
+    "phi4-long": ("Phi3Config", dict(rope_parameters=LONG, original_max_position_embeddings=16)),
     "gpt2": ("GPT2Config", dict(n_embd=48, n_layer=3, n_head=6, n_positions=96)),
     "gptneox": ("GPTNeoXConfig", dict(num_key_value_heads=6)),
     "gptneox-serial": ("GPTNeoXConfig", dict(num_key_value_heads=6, use_parallel_residual=False)),

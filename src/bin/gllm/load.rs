@@ -159,9 +159,14 @@ impl<'m> Weighted<'m> {
     }
 }
 
-/// The graph of a model, with caches as the command line says.
-fn graph(model: &Model, weights: &dyn Weights, machine: &Machine) -> Result<Graph, Failure> {
-    let graph = arch::build_with(model.meta(), weights, &machine.files.library())?;
+/// The graph of a model for so many positions, with caches as the command line says.
+fn graph(
+    model: &Model,
+    weights: &dyn Weights,
+    machine: &Machine,
+    context: usize,
+) -> Result<Graph, Failure> {
+    let graph = arch::build_for(model.meta(), weights, &machine.files.library(), context)?;
     Ok(graph.with_caches(|_| machine.kv.dtype())?)
 }
 
@@ -179,7 +184,7 @@ fn plan_with(
     limits: Limits,
 ) -> Result<(Chosen, Plans), Failure> {
     let chosen = backend(machine)?;
-    let graph = graph(model, weights, machine)?;
+    let graph = graph(model, weights, machine, limits.context)?;
     let plans = match &chosen.device {
         Device::Cpu(cpu) => Plans::new(&graph, cpu, limits),
         Device::Cuda(cuda) => match Plans::new(&graph, &**cuda, limits) {

@@ -31,6 +31,8 @@ pub struct Config<'m> {
     pub rope_scale: f32,
     /// Added to the mean square in norms, if the file has it.
     pub eps: Option<f32>,
+    /// Positions that sequences may have; 0 where that is not known. It is the caller's, not the file's.
+    pub context: usize,
 }
 
 /// The usual key of [`Config::eps`].
@@ -62,6 +64,7 @@ impl<'m> Config<'m> {
             rope_base: None,
             rope_scale: 1.0,
             eps: None,
+            context: 0,
         };
         c.layers = c.required("block_count", c.count("block_count")?)?;
         c.dim = c.required("embedding_length", c.count("embedding_length")?)?;

@@ -56,7 +56,22 @@ fn read<'m, 'a, 'w>(
 /// # Errors
 /// As for [`build`], and when the graph file does not run.
 pub fn build_with(meta: &Metadata, weights: &dyn Weights, library: &Library) -> Result<Graph> {
-    let (file, names, config) = read(meta, library)?;
+    build_for(meta, weights, library, 0)
+}
+
+/// [`build_with`] for sequences of at most `context` positions; 0 for as many as the model was first
+/// trained for. Some rotate otherwise where sequences may become longer than that.
+///
+/// # Errors
+/// As for [`build_with`].
+pub fn build_for(
+    meta: &Metadata,
+    weights: &dyn Weights,
+    library: &Library,
+    context: usize,
+) -> Result<Graph> {
+    let (file, names, mut config) = read(meta, library)?;
+    config.context = context;
     config.check_tensors(weights, &names)?;
     let mut b = Builder::new(weights).with_names(names);
     let logits = file.build(&mut b, &config)?;

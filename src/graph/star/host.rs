@@ -367,6 +367,7 @@ impl<'w> Script<'_, 'w> {
         let float = |x: f32| Value::Float(f64::from(x));
         Ok(match name {
             "layers" => int(c.layers),
+            "context" => int(c.context),
             "dim" => int(c.dim),
             "heads" => int(c.heads),
             "kv_heads" => int(c.kv_heads),
