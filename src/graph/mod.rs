@@ -21,6 +21,7 @@ mod encoded;
 mod names;
 pub mod op;
 pub mod reference;
+mod sketch;
 pub mod star;
 mod text;
 mod types;
@@ -30,6 +31,7 @@ pub use builder::{AttendExtras, AttendOptions, Builder, RopeOptions};
 pub use encoded::Encoded;
 pub use names::Names;
 pub use op::{BinaryKind, Op, RopeLayout, UnaryKind};
+pub use sketch::Sketch;
 pub use types::{DType, Dims, Lead, TensorType};
 pub use weights::{MemoryWeights, Weights};
 

@@ -49,7 +49,7 @@ impl<'n> Made<'n> {
 }
 
 /// Format and dimensions of a made tensor.
-fn find_made(weights: &dyn Weights, name: &str) -> Option<(Format, Dims)> {
+pub(super) fn find_made(weights: &dyn Weights, name: &str) -> Option<(Format, Dims)> {
     let float = |f: Format| matches!(f, Format::F32 | Format::F16 | Format::BF16);
     match Made::of(name)? {
         Made::Transpose(inner) => {

@@ -5,6 +5,7 @@
 //! disagree about integer widths, so a getter takes any width whose value fits.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use super::value::{Array, Integer, Strings, Value};
 use crate::error::{Error, Result, quoted};
@@ -45,6 +46,15 @@ impl Metadata {
             }
         }
         Ok(Metadata { path: path.to_string(), entries, sorted })
+    }
+
+    /// The hyper-parameters of a Hugging Face `config.json`, whatever the file's name.
+    ///
+    /// # Errors
+    /// When the system refuses, or it is no JSON object with a `model_type`.
+    pub fn from_config(path: &Path) -> Result<Metadata> {
+        let name = path.display().to_string().escape_debug().to_string();
+        super::safetensors::read_config(&name, path)
     }
 
     /// How many keys there are.

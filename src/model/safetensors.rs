@@ -80,11 +80,7 @@ pub(super) fn is_model(folder: &Path) -> bool {
 /// Opens the model of a folder.
 pub(super) fn open(folder: &Path) -> Result<Model> {
     let name = folder.display().to_string().escape_debug().to_string();
-    let config = file_of(folder, "config.json")?;
-    let config = read_regular(&config, MAX_CONFIG)?;
-    let config: serde_json::Value = serde_json::from_slice(&config)
-        .map_err(|e| Error::file(&name, format!("config.json:{}", e.line()), "not JSON"))?;
-    let meta = metadata(&name, &config)?;
+    let meta = read_config(&name, &file_of(folder, "config.json")?)?;
     let (mut files, mut tensors, mut raw) = (Vec::new(), Vec::new(), Vec::new());
     for (shard, file) in shards(folder, &name)?.into_iter().enumerate() {
         let path = file_of(folder, &file)?;
@@ -123,6 +119,14 @@ pub(super) fn open(folder: &Path) -> Result<Model> {
     data.verify()?;
     let packed = packed?;
     Ok(Model { name, folder, data, meta, tensors, sorted, packed })
+}
+
+/// The hyper-parameters of a `config.json`; `name` stands for its place in messages.
+pub(super) fn read_config(name: &str, path: &Path) -> Result<Metadata> {
+    let config = read_regular(path, MAX_CONFIG)?;
+    let config: serde_json::Value = serde_json::from_slice(&config)
+        .map_err(|e| Error::file(name, format!("config.json:{}", e.line()), "not JSON"))?;
+    metadata(name, &config)
 }
 
 /// The files that hold weights.

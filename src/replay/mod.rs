@@ -9,6 +9,7 @@
 //! error; nothing is cut or shifted in silence.
 
 mod perplexity;
+pub mod probe;
 
 pub use perplexity::{Perplexity, perplexity};
 

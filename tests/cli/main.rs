@@ -3,6 +3,8 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod check;
+
 use gllm_kernels::embedded::TINY;
 use std::fs;
 use std::io::{Read, Write};

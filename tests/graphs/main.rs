@@ -8,7 +8,7 @@ mod packed;
 
 use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::reference::{self, Reference};
-use gllm_kernels::graph::{Encoded, Graph, Weights, arch};
+use gllm_kernels::graph::{Encoded, Graph, Op, Weights, arch};
 use gllm_kernels::model::{Format, Model};
 use gllm_kernels::plan::{Limits, Session, StepInput};
 use gllm_kernels::replay::{Generator, Plans};
@@ -472,4 +472,41 @@ fn a_folder_is_quantized_by_its_graph_file() {
         error.contains("tensor \"model.embed_tokens.weight\", row 0: element 0 is NaN"),
         "{error}"
     );
+}
+
+/// What a graph file's `tensors(c)` says is what the hub's model has: the graph that is built from the
+/// config alone is the model's, node by node, but for what tensors are called.
+#[test]
+fn a_config_alone_gives_the_same_graph() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/graphs/fixtures");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let name = file.trim_end_matches(".json");
+        let fixture = fixture(name);
+        let model = model(&format!("{name}-config"), &fixture, "F32", 1);
+        let whole = arch::build(&model).unwrap();
+        let like = arch::sketch(model.meta(), &arch::Library::embedded(), None)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(like.cut.is_empty(), "{name}: {:?}", like.cut);
+        let plain = |graph: &Graph| {
+            let nodes = graph.nodes().iter().map(|n| match n.op {
+                Op::Weight(_) => format!("weight {}", n.ty),
+                _ => format!("{:?} {:?} {} {}", n.op, n.args, n.ty, n.origin),
+            });
+            nodes.collect::<Vec<_>>()
+        };
+        assert_eq!(plain(&like.graph), plain(&whole), "{name}");
+        // And the names that it gives are the model's.
+        let weights = whole.nodes().iter().filter_map(|n| match &n.op {
+            Op::Weight(w) => Some(w.name.clone()),
+            _ => None,
+        });
+        let given: Vec<String> = like.names.into_iter().map(|(_, hub)| hub).collect();
+        assert_eq!(given, weights.collect::<Vec<_>>(), "{name}");
+        let noise = like.sketch.noise(&like.graph).unwrap();
+        Reference::new(&like.graph, &noise, 4, 1).unwrap();
+        seen += 1;
+    }
+    assert!(seen > 30);
 }

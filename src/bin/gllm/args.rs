@@ -29,6 +29,7 @@ Examples:
   gllm bench model.gguf
   gllm perplexity model.gguf text.txt
   gllm plan model.gguf --ctx 8192 --kv q8_0
+  gllm check newt.star --config config.json
   gllm quantize model-f16.gguf model-q4.gguf --bits 4";
 
 #[derive(Subcommand)]
@@ -47,6 +48,8 @@ pub enum Command {
     Info(Info),
     /// Print the graph of one step as text.
     Graph(Graph),
+    /// Check a graph file: build, plan and run it on every backend beside the f32 reference.
+    Check(Check),
     /// Print a completion script.
     Completions {
         /// The shell it is for.
@@ -332,6 +335,46 @@ pub struct Graph {
     pub dot: bool,
     #[command(flatten)]
     pub files: Files,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+With MODEL its own weights are used, of as many of the first layers as have 256 Mi weights. With
+--config the graph file's tensors(c), or else that of shapes.star, says what tensors there are, and
+they are filled with noise; wide models lose heads and layers, and what was cut is said.
+
+16 tokens are run, 11 of them in one step, on the f32 reference, on the CPU with each instruction
+set, and on a CUDA device if there is one. Exit code 1 if any of them is further from the reference
+than SPEC/accuracy.md allows.
+
+Examples:
+  gllm check newt.star --config config.json
+  gllm check newt.star --config config.json --text --tensors
+  gllm check newt.star newt-f16.gguf --html newt.html")]
+pub struct Check {
+    /// The graph file
+    pub graph: PathBuf,
+    /// A GGUF file or a folder of the hub whose weights to use
+    #[arg(required_unless_present = "config")]
+    pub model: Option<PathBuf>,
+    /// Hyper-parameters without weights: the config.json of a folder of the hub
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    pub config: Option<PathBuf>,
+    /// Print the graph as text as well
+    #[arg(long)]
+    pub text: bool,
+    /// List the tensors it reads as well, and what they are called in a folder of the hub
+    #[arg(long)]
+    pub tensors: bool,
+    /// Write a drawing of graph, launches and memory to an HTML file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Layers to build at most
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub layers: Option<usize>,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
 }
 
 impl Run {

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod check;
 mod inspect;
 mod load;
 mod perplexity;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Some(Command::Plan(plan)) => inspect::plan(&plan),
         Some(Command::Info(info)) => inspect::info(&info),
         Some(Command::Graph(graph)) => inspect::graph(&graph),
+        Some(Command::Check(check)) => check::check(&check),
         Some(Command::Completions { shell }) => args::completions(shell),
     };
     let result = result.and_then(|end| {

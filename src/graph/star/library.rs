@@ -33,6 +33,7 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "olmo2.star",
     "phi2.star",
     "phi3.star",
+    "shapes.star",
     "stablelm.star",
     "starcoder2.star",
 ];
@@ -102,6 +103,14 @@ impl Library {
         let what =
             format!("architecture {} is unknown, there are {}", quoted(name), known.join(", "));
         Err(broken.unwrap_or(Error::Unsupported(what)))
+    }
+
+    /// The file of that bare name.
+    ///
+    /// # Errors
+    /// When there is none, or it does not run.
+    pub fn named<'a, 'w>(&self, name: &str) -> Result<Loaded<'a, 'w>> {
+        self.load(name, &self.source(name)?)
     }
 
     /// Names of all files, the user's first; of two of one name only that.
@@ -236,6 +245,39 @@ impl<'a, 'w> Loaded<'a, 'w> {
         let pairs = dict.iter().map(|&(k, v)| Some((text(k)?, texts(v)?))).collect::<Option<_>>();
         let wrong = || self.script.error(self.module, 1, format!("{name} holds more than strings"));
         pairs.ok_or_else(wrong)
+    }
+
+    /// What the file's `tensors(c)` says a model has: names and dimensions, slowest first. `None`
+    /// when there is no such function.
+    ///
+    /// # Errors
+    /// What the file or the hyper-parameters have against it.
+    pub fn tensors(mut self, c: &'a Config<'a>) -> Result<Option<Vec<(String, Vec<usize>)>>> {
+        let found = ["tensors", "shapes"].iter().find_map(|f| self.script.global(self.module, f));
+        let Some(Value::Function(f)) = found else { return Ok(None) };
+        self.script.config = Some(c);
+        let args = Args { given: vec![Value::Config], named: Vec::new() };
+        let made = self.script.call(self.module, 1, f as usize, args)?;
+        let heap = &self.script.heap;
+        let dims = |list| {
+            let items = heap.get_list(list).iter();
+            let dim =
+                |v: &Value| if let Value::Int(i) = *v { usize::try_from(i).ok() } else { None };
+            items.map(dim).collect::<Option<Vec<usize>>>()
+        };
+        let pair = |&(name, list): &(Value, Value)| match (name, list) {
+            (Value::Text(t), Value::List(l)) => Some((heap.get_text(t).to_string(), dims(l)?)),
+            _ => None,
+        };
+        let all = match made {
+            Value::Dict(d) => heap.get_dict(d).iter().map(pair).collect::<Option<Vec<_>>>(),
+            _ => None,
+        };
+        let wrong = || {
+            let what = "tensors returned no dict of names and dimensions";
+            self.script.error(self.module, 1, what)
+        };
+        all.ok_or_else(wrong).map(Some)
     }
 
     /// Calls the file's `build(g, c)`, which returns the logits.

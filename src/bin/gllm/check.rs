@@ -1,0 +1,238 @@
+//! `gllm check`: a graph file, looked at from all sides.
+
+use crate::args::Check;
+use crate::{End, Failure, load};
+use gllm_kernels::Error;
+use gllm_kernels::cpu::{CpuBackend, simd::Isa};
+use gllm_kernels::cuda::CudaBackend;
+use gllm_kernels::error::{Size, quoted};
+use gllm_kernels::graph::arch::{self, Library};
+use gllm_kernels::graph::reference::Reference;
+use gllm_kernels::graph::{Graph, MemoryWeights, Op, Weights};
+use gllm_kernels::model::{Metadata, Model};
+use gllm_kernels::plan::{Backend, Limits, Plan, Role};
+use gllm_kernels::replay::Plans;
+use gllm_kernels::replay::probe::{Gap, Kind, Tolerance, Watched, probe, some_tokens};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Tokens that are run, and how many of them in one step.
+pub const TOKENS: usize = 16;
+pub const CHUNK: usize = 11;
+/// What a session for them is planned for.
+pub const LIMITS: Limits = Limits { rows: CHUNK, outs: CHUNK, slots: 1, context: 64 };
+
+/// Weights of a model beyond which layers are left out: 1 GiB of f32.
+const MOST_WEIGHTS: usize = 256 << 20;
+
+/// A graph and its weights.
+pub struct Subject {
+    pub graph: Graph,
+    weights: Held,
+    /// What the weights are.
+    pub what: String,
+    /// What was left out to keep it small.
+    pub cut: Vec<String>,
+    /// Tensors by the graph file's names, and by the hub's.
+    names: BTreeMap<String, String>,
+}
+
+enum Held {
+    Noise(MemoryWeights),
+    Model(Model),
+}
+
+impl Subject {
+    pub fn weights(&self) -> &dyn Weights {
+        match &self.weights {
+            Held::Noise(noise) => noise,
+            Held::Model(model) => model,
+        }
+    }
+
+    /// That the file is still what was read.
+    pub fn verify(&self) -> Result<(), Failure> {
+        match &self.weights {
+            Held::Model(model) => Ok(model.verify_unchanged()?),
+            Held::Noise(_) => Ok(()),
+        }
+    }
+}
+
+/// The graph of a model, or of a likeness of it that is made of its hyper-parameters.
+pub fn subject(
+    library: &Library,
+    model: Option<&Path>,
+    config: Option<&Path>,
+    layers: Option<usize>,
+) -> Result<Subject, Failure> {
+    if let Some(config) = config {
+        let meta = Metadata::from_config(config)?;
+        let like = arch::sketch(&meta, library, layers)?;
+        let noise = like.sketch.noise(&like.graph)?;
+        return Ok(Subject {
+            graph: like.graph,
+            weights: Held::Noise(noise),
+            what: "noise".to_string(),
+            cut: like.cut,
+            names: like.names.into_iter().collect(),
+        });
+    }
+    let model = load::open(model)?;
+    let mut cut = Vec::new();
+    let mut graph = match layers {
+        Some(layers) => arch::build_layers(model.meta(), &model, library, layers)?,
+        None => arch::build_with(model.meta(), &model, library)?,
+    };
+    // Each layer has a cache.
+    let caches = graph.nodes().iter().filter(|n| matches!(n.op, Op::Cache(_))).count() / 2;
+    let count = arch::weights_of(&graph);
+    if count > MOST_WEIGHTS && layers.is_none() && caches > 1 {
+        let keep = (caches * (MOST_WEIGHTS / 1024) / (count / 1024)).max(1);
+        graph = arch::build_layers(model.meta(), &model, library, keep)?;
+        cut.push(format!("{keep} of {caches} layers"));
+    }
+    let what = format!("those of {}", model.name());
+    Ok(Subject { graph, weights: Held::Model(model), what, cut, names: BTreeMap::new() })
+}
+
+/// Runs the command.
+pub fn check(args: &Check) -> Result<End, Failure> {
+    let library = Library::embedded().with_file(&args.graph);
+    let subject = subject(&library, args.model.as_deref(), args.config.as_deref(), args.layers)?;
+    let mut cpu = CpuBackend::detect();
+    if let Some(threads) = args.threads {
+        cpu = cpu.with_threads(threads)?;
+    }
+    let plan = Plan::new(&subject.graph, &cpu, LIMITS)?;
+    let mut out = io::stdout().lock();
+    if args.text {
+        write!(out, "{}", subject.graph)?;
+    }
+    if args.tensors {
+        tensors(&mut out, &subject)?;
+    }
+    describe(&mut out, &subject, &plan)?;
+    let failed = compare(&mut out, &subject, cpu)?;
+    subject.verify()?;
+    match failed.is_empty() {
+        true => {
+            writeln!(out, "OK")?;
+            Ok(End::Done)
+        }
+        false => Err(Failure::Message(format!("the graph fails on {}", failed.join(", ")))),
+    }
+}
+
+/// What the graph is and what it takes.
+fn describe(out: &mut impl Write, subject: &Subject, plan: &Plan) -> Result<(), Failure> {
+    let graph = &subject.graph;
+    let weights = graph.nodes().iter().filter(|n| matches!(n.op, Op::Weight(_))).count();
+    let cut = if subject.cut.is_empty() {
+        String::new()
+    } else {
+        format!("; made small: {}", subject.cut.join(", "))
+    };
+    writeln!(out, "weights   {} in {weights} tensors{cut}", subject.what)?;
+    writeln!(out, "graph     {} nodes", graph.nodes().len())?;
+    let scratch = plan.buffers().iter().filter(|b| b.role == Role::Scratch);
+    let (buffers, sum) =
+        scratch.fold((0, 0u64), |(n, sum), b| (n + 1, sum.saturating_add(b.bytes)));
+    let limits = plan.limits();
+    writeln!(
+        out,
+        "plan      {} nodes in {} launches a step, for {} rows and {} positions",
+        plan.graph().nodes().len(),
+        plan.groups().len(),
+        limits.rows,
+        limits.context
+    )?;
+    let bytes = plan.bytes();
+    writeln!(
+        out,
+        "memory    weights {}, caches {}, {buffers} values of {} in an arena of {}, workspace {}, \
+         tables {}, logits {}",
+        Size(bytes.weights),
+        Size(bytes.kv),
+        Size(sum),
+        Size(bytes.scratch),
+        Size(bytes.workspace),
+        Size(bytes.tables),
+        Size(bytes.logits)
+    )?;
+    Ok(())
+}
+
+/// Each tensor with its type, and its name in a folder of the hub.
+fn tensors(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
+    for node in subject.graph.nodes() {
+        let Op::Weight(weight) = &node.op else { continue };
+        let name = quoted(&weight.name);
+        let name = name.trim_matches('"');
+        let hub = subject.names.get(&weight.name).map(|n| quoted(n));
+        let hub = hub.as_deref().unwrap_or_default().trim_matches('"');
+        let line = format!("{name:<32} {:<24} {hub}", node.ty.to_string());
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Logits of every backend beside the reference's; the names of those that fail.
+fn compare(
+    out: &mut impl Write,
+    subject: &Subject,
+    cpu: CpuBackend,
+) -> Result<Vec<String>, Failure> {
+    let graph = &subject.graph;
+    let tokens = some_tokens(graph, TOKENS);
+    writeln!(out, "\n{:<16} {:>12} {:>12}", "", "max error", "NMSE")?;
+    let reference = Reference::new(graph, subject.weights(), LIMITS.context, 1)?;
+    let logits = probe(&mut Watched::new(reference, graph), &tokens, CHUNK, 1)?;
+    let Some(Some(wanted)) = logits.into_iter().next() else {
+        return Err(Error::Invalid("the graph has no logits".to_string()).into());
+    };
+    writeln!(out, "{:<16} {:>12} {:>12}", "reference", "", "")?;
+    let mut failed = Vec::new();
+    let mut row = |name: &str, kind: Kind, got: Result<Vec<f32>, Error>| -> Result<(), Failure> {
+        let tolerance = Tolerance::of(Kind::Reference, kind, graph);
+        let verdict = match got.as_ref().map(|got| Gap::between(&wanted, got)) {
+            Ok(Some(gap)) => {
+                let fine = tolerance.allows(&gap);
+                let verdict =
+                    if fine { "ok".to_string() } else { format!("FAIL: more than {tolerance}") };
+                writeln!(out, "{name:<16} {:>12.2e} {:>12.2e} {verdict}", gap.largest, gap.nmse)?;
+                fine
+            }
+            Ok(None) => {
+                writeln!(out, "{name:<16} {:>25} FAIL: other shapes", "")?;
+                false
+            }
+            Err(e) => {
+                writeln!(out, "{name:<16} {:>25} FAIL: {e}", "")?;
+                false
+            }
+        };
+        if !verdict {
+            failed.push(name.to_string());
+        }
+        Ok(())
+    };
+    for isa in Isa::available() {
+        let got = cpu.with_isa(isa).and_then(|cpu| run(&cpu, subject, &tokens));
+        row(&format!("cpu {}", isa.name()), Kind::Cpu, got)?;
+    }
+    match CudaBackend::open() {
+        Ok(cuda) => row("cuda", Kind::Cuda, run(&cuda, subject, &tokens))?,
+        Err(e) => writeln!(out, "{:<16} not run: {e}", "cuda")?,
+    }
+    Ok(failed)
+}
+
+/// The logits of one backend.
+fn run<B: Backend>(backend: &B, subject: &Subject, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+    let plans = Plans::new(&subject.graph, backend, LIMITS)?;
+    let mut session = plans.load(backend, subject.weights())?;
+    let logits = probe(&mut session, tokens, CHUNK, 1)?.into_iter().next().flatten();
+    logits.ok_or_else(|| Error::Invalid("the graph has no logits".to_string()))
+}

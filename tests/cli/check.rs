@@ -1,0 +1,123 @@
+//! `gllm check` and its like, for whoever writes graph files.
+
+use super::{folder, refused, run, text};
+use std::fs;
+use std::path::PathBuf;
+
+/// The config of a fixture of `tests/graphs`.
+fn config(folder: &std::path::Path, name: &str) -> String {
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/graphs/fixtures/");
+    let fixture = fs::read(format!("{fixture}{name}.json")).unwrap();
+    let fixture: serde_json::Value = serde_json::from_slice(&fixture).unwrap();
+    let path = folder.join(format!("{name}.json"));
+    fs::write(&path, fixture["config"].to_string()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+fn graph_file(name: &str) -> String {
+    format!("{}/graphs/{name}.star", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file with something else in the place of a part of a built-in one.
+fn changed(folder: &std::path::Path, name: &str, from: &str, to: &str) -> PathBuf {
+    let source = fs::read_to_string(graph_file(name)).unwrap();
+    assert!(source.contains(from), "{name} has no {from}");
+    let path = folder.join("changed.star");
+    fs::write(&path, source.replacen(from, to, 1)).unwrap();
+    path
+}
+
+#[test]
+fn check_runs_every_backend_beside_the_reference() {
+    let folder = folder("check");
+    for (file, name) in [("llama", "qwen3moe"), ("gemma", "gemma3"), ("gpt2", "gpt2")] {
+        let config = config(&folder, name);
+        let output = run(&["check", &graph_file(file), "--config", &config, "--threads", "2"]);
+        let shown = text(&output.stdout);
+        assert!(output.status.success(), "{shown}{}", text(&output.stderr));
+        for part in
+            ["noise in ", " launches a step", "arena of", "reference", "cpu scalar", "\nOK\n"]
+        {
+            assert!(shown.contains(part), "{name}: no {part:?} in {shown}");
+        }
+        // Every instruction set computes the same.
+        let rows: Vec<&str> = shown.lines().filter(|l| l.starts_with("cpu ")).collect();
+        assert!(rows.iter().all(|r| r[16..] == rows[0][16..] && r.ends_with(" ok")), "{shown}");
+        let cuda = shown.lines().find(|l| l.starts_with("cuda")).unwrap();
+        assert!(cuda.contains("not run: ") || cuda.ends_with(" ok"), "{cuda}");
+    }
+}
+
+#[test]
+fn check_says_what_it_cut_and_lists_tensors() {
+    let folder = folder("check-large");
+    let large = folder.join("large.json");
+    let json = r#"{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 3,
+        "vocab_size": 128256, "rms_norm_eps": 1e-5, "tie_word_embeddings": true}"#;
+    fs::write(&large, json).unwrap();
+    let args = ["check", &graph_file("llama"), "--config", large.to_str().unwrap()];
+    let output = run(&[&args[..], &["--layers", "1", "--text", "--tensors"]].concat());
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{shown}{}", text(&output.stderr));
+    assert!(shown.contains("8 of 32 heads, 2 of 8 key heads, rows of 1024 instead of 4096"));
+    assert!(shown.starts_with("gllm-graph 1\n"));
+    let tensor = "blk.0.attn_k.weight              f32[256, 1024]           \
+                  model.layers.0.self_attn.k_proj.weight\n";
+    assert!(shown.contains(tensor), "{shown}");
+    assert!(!shown.contains("blk.1."));
+}
+
+#[test]
+fn check_refuses_what_does_not_fit() {
+    let folder = folder("check-bad");
+    let config = config(&folder, "llama");
+    let check = |file: &PathBuf, wanted: &str| {
+        refused(&["check", file.to_str().unwrap(), "--config", &config], wanted);
+    };
+    let linear = "p + \"attn_output\"";
+    let line = fs::read_to_string(graph_file("llama")).unwrap();
+    let line = line.lines().position(|l| l.contains(linear)).unwrap() + 1;
+    check(
+        &changed(&folder, "llama", linear, "p + \"ffn_down\""),
+        &format!(
+            "changed.star:{line}: linear: blk.0.ffn_down.weight: the weight f32[48, 72] takes 72 \
+             inputs, x is f32[R, 48]"
+        ),
+    );
+    check(
+        &changed(&folder, "llama", linear, "p + \"attn_out\""),
+        &format!("changed.star:{line}: linear: there is no tensor blk.0.attn_out.weight"),
+    );
+    // Tensors that are said to be something else.
+    check(
+        &changed(&folder, "llama", "    all = shapes(c)\n", "    return 5\n"),
+        "tensors returned no dict of names and dimensions",
+    );
+    check(
+        &changed(&folder, "llama", "    all = shapes(c)\n", "    return {\"a\": [-1]}\n"),
+        "tensors returned no dict of names and dimensions",
+    );
+    // Values that no backend can compute with.
+    let file =
+        changed(&folder, "llama", "logits = head(g, x)", "logits = head(g, x * 1e38) * 1e38");
+    let output = run(&["check", file.to_str().unwrap(), "--config", &config]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("the logits are not finite"), "{output:?}");
+    // Neither a model nor a config, and a config that is none.
+    assert_eq!(run(&["check", &graph_file("llama")]).status.code(), Some(2));
+    fs::write(folder.join("none.json"), "[1]").unwrap();
+    let none = folder.join("none.json");
+    refused(&["check", &graph_file("llama"), "--config", none.to_str().unwrap()], "not an object");
+    refused(&["check", &graph_file("llama"), "--config", "/dev/zero"], "not a regular file");
+}
+
+#[test]
+fn check_takes_a_model_as_well() {
+    let folder = folder("check-model");
+    let model = folder.join("tiny.gguf");
+    fs::write(&model, gllm_kernels::embedded::TINY).unwrap();
+    let output = run(&["check", &graph_file("llama"), model.to_str().unwrap(), "--layers", "2"]);
+    let shown = text(&output.stdout);
+    assert!(output.status.success() && shown.contains("those of "), "{shown}");
+}
