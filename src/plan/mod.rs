@@ -20,6 +20,7 @@
 
 mod assign;
 mod backend;
+mod draw;
 mod fuse;
 mod lift;
 mod live;
@@ -28,6 +29,7 @@ mod report;
 mod verify;
 
 pub use backend::{Backend, Session, StepInput, Target, Traffic};
+pub use draw::Page;
 pub(crate) use fuse::weight_ranges;
 pub(crate) use merge::inputs;
 

@@ -74,7 +74,7 @@ impl GroupKind {
 
 impl Plan {
     /// A node with its op and, for a linear, its weights: `%7=linear(blk.0.attn_q.weight)`.
-    fn label(&self, id: NodeId) -> String {
+    pub(super) fn label(&self, id: NodeId) -> String {
         let node = self.graph.node(id);
         let names: Vec<String> = node
             .args

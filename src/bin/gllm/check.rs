@@ -10,7 +10,7 @@ use gllm_kernels::graph::arch::{self, Library};
 use gllm_kernels::graph::reference::Reference;
 use gllm_kernels::graph::{Graph, MemoryWeights, Op, Weights};
 use gllm_kernels::model::{Metadata, Model};
-use gllm_kernels::plan::{Backend, Limits, Plan, Role};
+use gllm_kernels::plan::{Backend, Limits, Page, Plan, Role};
 use gllm_kernels::replay::Plans;
 use gllm_kernels::replay::probe::{Gap, Kind, Tolerance, Watched, probe, some_tokens};
 use std::collections::BTreeMap;
@@ -39,15 +39,15 @@ pub struct Subject {
 }
 
 enum Held {
-    Noise(MemoryWeights),
-    Model(Model),
+    Noise(Box<MemoryWeights>),
+    Model(Box<Model>),
 }
 
 impl Subject {
     pub fn weights(&self) -> &dyn Weights {
         match &self.weights {
-            Held::Noise(noise) => noise,
-            Held::Model(model) => model,
+            Held::Noise(noise) => &**noise,
+            Held::Model(model) => &**model,
         }
     }
 
@@ -73,7 +73,7 @@ pub fn subject(
         let noise = like.sketch.noise(&like.graph)?;
         return Ok(Subject {
             graph: like.graph,
-            weights: Held::Noise(noise),
+            weights: Held::Noise(Box::new(noise)),
             what: "noise".to_string(),
             cut: like.cut,
             names: like.names.into_iter().collect(),
@@ -94,7 +94,7 @@ pub fn subject(
         cut.push(format!("{keep} of {caches} layers"));
     }
     let what = format!("those of {}", model.name());
-    Ok(Subject { graph, weights: Held::Model(model), what, cut, names: BTreeMap::new() })
+    Ok(Subject { graph, weights: Held::Model(Box::new(model)), what, cut, names: BTreeMap::new() })
 }
 
 /// Runs the command.
@@ -114,6 +114,16 @@ pub fn check(args: &Check) -> Result<End, Failure> {
         tensors(&mut out, &subject)?;
     }
     describe(&mut out, &subject, &plan)?;
+    if let Some(path) = &args.html {
+        let title = args.graph.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut about = format!("The weights are {}.", subject.what);
+        if !subject.cut.is_empty() {
+            about += &format!(" Made small: {}.", subject.cut.join(", "));
+        }
+        let page = Page { plan: &plan, title: &title, about: &about };
+        std::fs::write(path, page.to_string()).map_err(|e| Error::io(path, e))?;
+        writeln!(out, "drawing   {}", path.display().to_string().escape_debug())?;
+    }
     let failed = compare(&mut out, &subject, cpu)?;
     subject.verify()?;
     match failed.is_empty() {

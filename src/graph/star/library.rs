@@ -41,6 +41,9 @@ const EMBEDDED: &[(&str, &str)] = embedded![
 /// Files that a file may load, one through the other.
 const MAX_FILES: usize = 16;
 
+/// Names of tensors, and their dimensions, slowest first.
+pub type Shapes = Vec<(String, Vec<usize>)>;
+
 /// Graph files: those that come with the crate, and in front of them a user's own.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Library {
@@ -252,7 +255,7 @@ impl<'a, 'w> Loaded<'a, 'w> {
     ///
     /// # Errors
     /// What the file or the hyper-parameters have against it.
-    pub fn tensors(mut self, c: &'a Config<'a>) -> Result<Option<Vec<(String, Vec<usize>)>>> {
+    pub fn tensors(mut self, c: &'a Config<'a>) -> Result<Option<Shapes>> {
         let found = ["tensors", "shapes"].iter().find_map(|f| self.script.global(self.module, f));
         let Some(Value::Function(f)) = found else { return Ok(None) };
         self.script.config = Some(c);
