@@ -180,6 +180,19 @@ impl Graph {
         Ok(graph)
     }
 
+    /// The same computation with other outputs.
+    ///
+    /// # Errors
+    /// When one of them is not a node of this graph.
+    pub fn with_outputs(&self, outputs: &[NodeId]) -> crate::Result<Graph> {
+        if let Some(bad) = outputs.iter().find(|o| o.index() >= self.nodes.len()) {
+            return Err(crate::Error::Invalid(format!("the graph has no node {bad}")));
+        }
+        let mut graph = Graph { nodes: self.nodes.clone(), outputs: Vec::new() };
+        outputs.iter().for_each(|&o| graph.mark_output(o));
+        Ok(graph)
+    }
+
     pub(crate) fn mark_output(&mut self, id: NodeId) {
         if !self.outputs.contains(&id) {
             self.outputs.push(id);

@@ -97,6 +97,53 @@ pub fn probe(
     Ok(seen)
 }
 
+/// The graph with every activation as an output, and those nodes in the order of the outputs. Views are
+/// left out: they hold what they are views of.
+///
+/// # Errors
+/// None that a graph of this crate gives.
+pub fn watch(graph: &Graph) -> Result<(Graph, Vec<NodeId>)> {
+    let views = |op: &Op| matches!(op, Op::Reshape(_));
+    let nodes = graph.iter().filter(|(_, n)| n.ty.is_activation() && !views(&n.op));
+    let nodes: Vec<NodeId> = nodes.map(|(id, _)| id).collect();
+    let rest = graph.outputs().iter().filter(|o| !nodes.contains(o));
+    let outputs: Vec<NodeId> = nodes.iter().chain(rest).copied().collect();
+    Ok((graph.with_outputs(&outputs)?, nodes))
+}
+
+/// Pairs of nodes of two graphs that stand for each other, in order: the next of both that are the
+/// same op of the same type, where what one has more is skipped.
+pub fn align(a: (&Graph, &[NodeId]), b: (&Graph, &[NodeId])) -> Vec<(usize, usize)> {
+    let alike = |i: usize, j: usize| {
+        let of = |(graph, nodes): (&Graph, &[NodeId]), i: usize| {
+            let node = graph.node(*nodes.get(i)?);
+            Some((node.op.name(), node.ty.clone()))
+        };
+        matches!((of(a, i), of(b, j)), (Some(x), Some(y)) if x == y)
+    };
+    // A few that follow each other settle it; near the end, as many as there are.
+    let run = |i: usize, j: usize| {
+        let rest = a.1.len().saturating_sub(i).min(b.1.len().saturating_sub(j)).min(4);
+        rest > 0 && (0..rest).all(|k| alike(i + k, j + k))
+    };
+    let mut pairs = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while i < a.1.len() && j < b.1.len() {
+        if alike(i, j) {
+            pairs.push((i, j));
+            (i, j) = (i + 1, j + 1);
+            continue;
+        }
+        let skips = (1..=MOST_SKIPPED).flat_map(|n| (0..=n).map(move |k| (k, n - k)));
+        let found = skips.into_iter().find(|&(di, dj)| run(i + di, j + dj));
+        (i, j) = found.map_or((i + 1, j + 1), |(di, dj)| (i + di, j + dj));
+    }
+    pairs
+}
+
+/// How far ahead [`align`] looks.
+const MOST_SKIPPED: usize = 48;
+
 /// `n` tokens that the graph's vocabulary has: the same for the same number of rows.
 pub fn some_tokens(graph: &Graph, n: usize) -> Vec<u32> {
     let is_tokens =
@@ -197,6 +244,15 @@ impl Tolerance {
         }
     }
 
+    /// As [`of`](Self::of), for the values of single nodes rather than logits. What caches in f16
+    /// round adds up from layer to layer, and one element of many may be far: squares are summed.
+    pub fn of_values(a: Kind, b: Kind, graph: &Graph) -> Tolerance {
+        match Tolerance::of(a, b, graph) {
+            BACKEND => VALUES,
+            other => other,
+        }
+    }
+
     /// Whether a gap is within it.
     pub fn allows(self, gap: &Gap) -> bool {
         match self {
@@ -212,13 +268,15 @@ impl std::fmt::Display for Tolerance {
         match self {
             Tolerance::Exact => write!(f, "the same bits"),
             Tolerance::Largest(share) => write!(f, "{share:.0e} of the largest"),
-            Tolerance::Nmse(share) => write!(f, "NMSE {share:.0e}"),
+            Tolerance::Nmse(share) => write!(f, "NMSE {share:.1e}"),
         }
     }
 }
 
 /// A planned backend against the reference: caches in f16.
 pub const BACKEND: Tolerance = Tolerance::Largest(2e-3);
+/// The value of any node, in place of logits.
+pub const VALUES: Tolerance = Tolerance::Nmse(1e-5);
 /// Two graphs that mean the same, on the reference: other orders of f32 sums.
 pub const MEANING: Tolerance = Tolerance::Largest(2e-5);
 

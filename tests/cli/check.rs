@@ -121,3 +121,116 @@ fn check_takes_a_model_as_well() {
     let shown = text(&output.stdout);
     assert!(output.status.success() && shown.contains("those of "), "{shown}");
 }
+
+#[test]
+fn check_draws_a_page() {
+    let folder = folder("check-page");
+    let config = config(&folder, "gemma3");
+    let page = folder.join("page.html");
+    let args = ["check", &graph_file("gemma"), "--config", &config, "--html"];
+    let output = run(&[&args[..], &[page.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let html = fs::read_to_string(&page).unwrap();
+    assert!(html.starts_with("<!DOCTYPE html>") && html.ends_with("</html>"));
+    assert!(html.contains("gemma.star") && html.contains("blk.*.attn_q_norm"));
+    refused_with_output(&[&args[..], &["/no/such/folder/page.html"]].concat(), "No such file");
+}
+
+/// Exit code 1 and a line that says why, whatever was printed before.
+fn refused_with_output(args: &[&str], wanted: &str) -> String {
+    let output = run(args);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+    assert!(error.lines().count() == 1 && error.contains(wanted), "{args:?}: {error}");
+    text(&output.stdout)
+}
+
+#[test]
+fn diff_names_the_node_that_was_changed() {
+    let folder = folder("diff");
+    let config = config(&folder, "llama");
+    let file = graph_file("llama");
+    for (from, to, op, what) in [
+        (
+            "g.silu(g.linear(x, p + \"ffn_gate\"))",
+            "g.gelu(g.linear(x, p + \"ffn_gate\"))",
+            "unary",
+            "kind=\"gelu\"",
+        ),
+        ("k = g.rope(k, base = base", "k = g.rope(k, base = base * 1.5", "rope", "base=15000.0"),
+        ("p + \"ffn_norm\", eps = c.eps", "p + \"ffn_norm\", eps = 0.001", "rms_norm", "eps=0.001"),
+        ("scale = scale, window", "scale = scale * 0.9, window", "attend", "scale=0.318"),
+    ] {
+        let other = changed(&folder, "llama", from, to);
+        let line = fs::read_to_string(&other).unwrap();
+        let line = line.lines().position(|l| l.contains(to)).unwrap() + 1;
+        let args = ["diff", &file, other.to_str().unwrap(), "--config", &config];
+        let shown = refused_with_output(&args, &format!("changed.star:{line}: {op}: values part"));
+        let at = shown.lines().position(|l| l.contains("the first node that parts")).unwrap();
+        let named = shown.lines().nth(at + 2).unwrap();
+        assert!(
+            named.contains(what) && named.ends_with(&format!("changed.star:{line}")),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("of the largest, NMSE ") && shown.contains("most at row "),
+            "{shown}"
+        );
+        assert!(shown.contains("the files differ first in"), "{shown}");
+    }
+    // A node more is skipped and named; what follows it parts.
+    let more = changed(
+        &folder,
+        "llama",
+        "    x = g.rms_norm(g.select(x)",
+        "    x = x * 1.01\n    x = g.rms_norm(g.select(x)",
+    );
+    let args = ["diff", &file, more.to_str().unwrap(), "--config", &config];
+    let shown = refused_with_output(&args, "select: values part");
+    assert!(shown.contains("only in B: ") && shown.contains("unary(scale=1.01)"), "{shown}");
+}
+
+#[test]
+fn diff_of_what_is_the_same_finds_nothing() {
+    let folder = folder("diff-same");
+    let config = config(&folder, "qwen3moe");
+    let file = graph_file("llama");
+    let nothing = |args: &[&str]| {
+        let output = run(&[&["diff"], args, &["--config", &config]].concat());
+        let shown = text(&output.stdout);
+        assert!(output.status.success(), "{shown}{}", text(&output.stderr));
+        assert!(shown.contains("no value parts, of "), "{shown}");
+        shown
+    };
+    // Other lines, other ways to write it, a difference too small to matter.
+    let other = changed(&folder, "llama", "def turns(c, layer):", "\n\ndef turns(c, layer):");
+    let other = other.to_str().unwrap();
+    assert!(!nothing(&[&file, other]).contains("differ first"));
+    changed(
+        &folder,
+        "llama",
+        "p + \"attn_norm\", eps = c.eps",
+        "p + \"attn_norm\", eps = c.eps * 1.01",
+    );
+    assert!(nothing(&[&file, other]).contains("the files differ first in"));
+    assert!(nothing(&[&file, "--backends", "reference,cpu"]).contains("NMSE 1.0e-5"));
+    let exact = nothing(&[&file, "--backends", "cpu:scalar,cpu"]);
+    assert!(exact.contains("allowed is the same bits"), "{exact}");
+}
+
+#[test]
+fn diff_says_what_it_needs() {
+    let folder = folder("diff-usage");
+    let config = config(&folder, "llama");
+    let file = graph_file("llama");
+    for (args, wanted) in [
+        (vec!["diff", &file, "--config", &config], "two backends are needed"),
+        (vec!["diff", &file, &file], "one model is needed"),
+        (vec!["diff", &file, "--config", &config, "--backends", "cpu,gpu"], "\"gpu\" is none of"),
+        (vec!["diff", &file, "--config", &config, "--backends", "cpu,cpu:mmx"], "\"mmx\""),
+    ] {
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(text(&output.stderr).contains(wanted), "{args:?}: {}", text(&output.stderr));
+    }
+}

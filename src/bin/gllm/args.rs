@@ -50,6 +50,8 @@ pub enum Command {
     Graph(Graph),
     /// Check a graph file: build, plan and run it on every backend beside the f32 reference.
     Check(Check),
+    /// Run two backends, or two graph files, side by side and name the first node that parts.
+    Diff(Diff),
     /// Print a completion script.
     Completions {
         /// The shell it is for.
@@ -369,6 +371,37 @@ pub struct Check {
     /// Write a drawing of graph, launches and memory to an HTML file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Layers to build at most
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub layers: Option<usize>,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Two graph files are held against each other on the reference, where they may differ by the order of
+f32 sums; two backends on one graph file, or on the one that serves the model. How far values may be
+apart is in SPEC/accuracy.md. Weights, tokens and what is cut are those of gllm check.
+
+Every value is kept to be seen, so that no two share memory; launches are those of a plain run, and
+the logits of one are compared as well. Exit code 1 if they part.
+
+Examples:
+  gllm diff newt.star old.star --config config.json
+  gllm diff model.gguf --backends reference,cpu
+  gllm diff newt.star model.gguf --backends cpu:scalar,cpu:avx2")]
+pub struct Diff {
+    /// One or two graph files, which end in .star, and a model
+    #[arg(num_args = 1..=3)]
+    pub files: Vec<PathBuf>,
+    /// Hyper-parameters without weights: the config.json of a folder of the hub
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What runs them: reference, cpu, cpu:ISA or cuda; one or two with a comma between
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub backends: Vec<String>,
     /// Layers to build at most
     #[arg(long, value_name = "N", value_parser = positive)]
     pub layers: Option<usize>,

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod check;
+mod diff;
 mod inspect;
 mod load;
 mod perplexity;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Some(Command::Info(info)) => inspect::info(&info),
         Some(Command::Graph(graph)) => inspect::graph(&graph),
         Some(Command::Check(check)) => check::check(&check),
+        Some(Command::Diff(args)) => diff::diff(&args),
         Some(Command::Completions { shell }) => args::completions(shell),
     };
     let result = result.and_then(|end| {

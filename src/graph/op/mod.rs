@@ -96,6 +96,12 @@ macro_rules! ops {
                 out
             }
 
+            /// Its attributes as the text form writes them: `eps=1e-5`.
+            pub fn attrs_text(&self) -> String {
+                let attrs = self.attrs().0.into_iter().map(|(key, value)| format!("{key}={value}"));
+                attrs.collect::<Vec<_>>().join(", ")
+            }
+
             pub(crate) fn parse(name: &str, attrs: &mut AttrReader) -> Result<Op, String> {
                 match name {
                     $($name => $variant::parse(attrs).map(Op::$variant),)*
