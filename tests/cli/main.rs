@@ -377,6 +377,33 @@ fn hostile_graph_files_end_soon_within_little_memory() {
             "list.star:4: ",
         ),
         ("self", "    return build(g, c)", "self.star:2: build calls itself"),
+        (
+            "double",
+            "    x = \"x\"\n    for i in range(60):\n        x = x + x",
+            "double.star:4: the script's values take more",
+        ),
+        (
+            "mutual",
+            "    return one(g, c)\ndef one(g, c):\n    return two(g, c)\ndef two(g, c):\n    return one(g, c)",
+            "mutual.star:6: one calls itself",
+        ),
+        (
+            "rounds",
+            "    for a in range(100000):\n        for b in range(100000):\n            pass",
+            "rounds.star:4: the script takes more",
+        ),
+        (
+            "deep",
+            &format!("    return {}", "(".repeat(100_000)),
+            "deep.star:2: more than 48 levels",
+        ),
+        ("long", "#".repeat(100_000_000).as_str(), "long.star: longer than 1048576 bytes"),
+        ("result", "    return 5", "result.star:1: build returned 5, not a node"),
+        (
+            "base",
+            "    return g.rope(g.embed(\"token_embd\"), base = \"big\")",
+            "base.star:2: rope: base: \"big\" is no number",
+        ),
         ("type", "    return g.linear(\"x\", 5)", "type.star:2: linear: x is \"x\", not a node"),
         ("op", "    return g.exec(\"rm\")", "op.star:2: exec: there is no such op"),
         (
