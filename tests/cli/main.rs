@@ -390,7 +390,7 @@ fn hostile_graph_files_end_soon_within_little_memory() {
         (
             "rounds",
             "    for a in range(100000):\n        for b in range(100000):\n            pass",
-            "rounds.star:4: the script takes more",
+            "rounds.star:3: the script takes more",
         ),
         (
             "deep",

@@ -8,21 +8,23 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`lex`], [`parse`], [`tree`] | text to tokens to a tree |
+//! | [`lex`], [`parse`], [`terms`], [`tree`] | text to tokens to a tree |
 //! | [`value`] | values and the heap that counts them |
-//! | [`eval`] | the tree, run |
+//! | [`eval`], [`expressions`] | the tree, run |
 //! | [`builtins`], [`methods`], [`operators`] | what every script can call and do |
 //! | [`host`] | `g` and `c`, the graph and the hyper-parameters |
 //! | [`library`] | where files come from, and which serves which model |
 
 mod builtins;
 mod eval;
+mod expressions;
 mod host;
 mod lex;
 mod library;
 mod methods;
 mod operators;
 mod parse;
+mod terms;
 mod tree;
 mod value;
 
