@@ -22,6 +22,13 @@ pub(super) fn merge(graph: &Graph) -> Result<Graph> {
     let mut out = Graph::default();
     // Where each node of the old graph is in the new one.
     let mut moved: Vec<Option<NodeId>> = vec![None; graph.nodes().len()];
+    // Weights come first, in the caller's order: programs of one graph share them, and whether two
+    // linears merge may differ between steps of one row and of many.
+    for (id, node) in graph.iter().filter(|(_, n)| matches!(n.op, Op::Weight(_))) {
+        if needed[id.index()] {
+            moved[id.index()] = Some(copy(&mut out, node, &moved)?);
+        }
+    }
     for (id, node) in graph.iter() {
         if moved[id.index()].is_some() || !needed[id.index()] {
             continue;
@@ -38,9 +45,6 @@ pub(super) fn merge(graph: &Graph) -> Result<Graph> {
         }
         for &member in &family {
             for &w in &graph.node(member).args[inputs..] {
-                if moved[w.index()].is_none() {
-                    moved[w.index()] = Some(copy(&mut out, graph.node(w), &moved)?);
-                }
                 args.push(renamed(&moved, w)?);
             }
         }
