@@ -394,7 +394,7 @@ fn hostile_graph_files_end_soon_within_little_memory() {
         ),
         (
             "deep",
-            &format!("    return {}", "(".repeat(100_000)),
+            &format!("    return {}1", "-".repeat(100_000)),
             "deep.star:2: more than 48 levels",
         ),
         ("long", "#".repeat(100_000_000).as_str(), "long.star: longer than 1048576 bytes"),
