@@ -99,6 +99,9 @@ pub enum Error {
     /// A chat template that failed or passed a limit.
     #[error("chat template: {0}")]
     Template(String),
+    /// Whoever was asked whether to go on said no.
+    #[error("stopped, as asked")]
+    Stopped,
     /// An argument outside its range.
     #[error("{0}")]
     Invalid(String),

@@ -8,7 +8,7 @@
 //! | [`pool`] | workers and their barrier |
 //! | `lower`, `program`, `run` | a plan in these terms, and its replay |
 //! | `experts` | products with the experts that rows picked |
-//! | `session` | the memory, and the door to it |
+//! | `load`, `session` | weights into memory, and the door to it |
 //!
 //! Products with block weights quantize their input to int8 and are exact in the integers; the
 //! floats around them are combined in one order. So a row's bits depend neither on the instruction
@@ -19,6 +19,7 @@ mod bandwidth;
 mod experts;
 pub mod float;
 pub mod lanes;
+mod load;
 mod lower;
 pub mod matmul;
 mod memory;
@@ -39,7 +40,7 @@ pub use session::CpuSession;
 
 use crate::graph::op::{Cache, CachePart};
 use crate::graph::{Graph, Op, TensorType, Weights};
-use crate::plan::{Backend, Group, Limits, Plan, Target};
+use crate::plan::{Backend, Group, Limits, Plan, Progress, Target};
 use crate::{Error, Result};
 use simd::Isa;
 
@@ -143,7 +144,12 @@ impl Backend for CpuBackend {
         lower::lower(self, plan)
     }
 
-    fn load(&self, programs: Vec<Program>, weights: &dyn Weights) -> Result<CpuSession> {
-        CpuSession::load(self, programs, weights)
+    fn load_watched(
+        &self,
+        programs: Vec<Program>,
+        weights: &dyn Weights,
+        progress: &Progress<'_>,
+    ) -> Result<CpuSession> {
+        CpuSession::load(self, programs, weights, progress)
     }
 }

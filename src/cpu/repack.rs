@@ -25,6 +25,10 @@
 //! `[pairs of columns][16 rows][2]`. The last tile's missing
 //! rows are zeros. All sizes follow from format, rows and columns alone.
 
+mod pack;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use half::f16;
@@ -233,7 +237,7 @@ pub fn repack_tiles(
     dst: &mut [u8],
     tiles: Range<usize>,
 ) -> Result<()> {
-    let row_bytes = layout.format_row_bytes();
+    let row_bytes = layout.row_bytes();
     let fits = tiles.start <= tiles.end
         && tiles.end <= layout.tiles()
         && row_bytes.checked_mul(layout.rows) == Some(src.len())
@@ -248,28 +252,15 @@ pub fn repack_tiles(
             dst.len()
         )));
     }
-    dst.fill(0);
     let src = &src[row_bytes * TILE * tiles.start..];
     let tiles = dst.chunks_exact_mut(layout.tile_bytes);
-    for (tile, rows) in tiles.zip(src.chunks(row_bytes * TILE)) {
-        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            match layout.store {
-                Store::Planes(quant, _) => scatter(layout, quant, tile, lane, row),
-                Store::Floats(width) => {
-                    let bytes = width.bytes() * width.columns();
-                    let to = tile.chunks_exact_mut(bytes).skip(lane).step_by(TILE);
-                    for (to, from) in to.zip(row.chunks(bytes)) {
-                        to[..from.len()].copy_from_slice(from);
-                    }
-                }
-            }
-        }
-    }
+    pack::tiles(layout, src.chunks(row_bytes * TILE), tiles);
     Ok(())
 }
 
 impl Layout {
-    fn format_row_bytes(&self) -> usize {
+    /// Bytes of a row as the file has it.
+    pub(super) fn row_bytes(&self) -> usize {
         match self.store {
             Store::Planes(quant, _) => self.cols / quant.block * quant.bytes,
             Store::Floats(width) => self.cols * width.bytes(),
@@ -277,64 +268,7 @@ impl Layout {
     }
 }
 
-/// Writes one row of blocks into its lane of a tile.
-fn scatter(layout: &Layout, quant: &Quant, tile: &mut [u8], lane: usize, row: &[u8]) {
-    let mut block = Block::default();
-    let mut blocks = row.chunks_exact(quant.bytes);
-    for (at, groups) in layout.spans(quant) {
-        let span = Span::of(quant, groups);
-        let tile = &mut tile[at..at + span.bytes];
-        let f16s = |i: usize| 2 * (TILE * i + lane);
-        let per_block = quant.block / GROUP;
-        for (i, bytes) in blocks.by_ref().take(groups / per_block).enumerate() {
-            (quant.unpack)(bytes, &mut block);
-            let at = f16s(i);
-            if quant.scale != Scale::Exponent {
-                tile[at..at + 2].copy_from_slice(&block.d.to_le_bytes());
-            }
-            if !matches!(quant.min, Min::Zero(_)) {
-                tile[span.m + at..span.m + at + 2].copy_from_slice(&block.m.to_le_bytes());
-            }
-            if quant.scale != Scale::One {
-                let scales = &block.scales[..quant.block / quant.group];
-                for (g, scale) in (i * scales.len()..).zip(scales) {
-                    tile[span.scales + TILE * g + lane] = scale.cast_unsigned();
-                }
-            }
-            if quant.min == Min::TwoLevel {
-                for (g, min) in block.mins[..quant.block / quant.group].iter().enumerate() {
-                    match quant.scale {
-                        Scale::Nibbles => tile[span.scales + TILE * g + lane] |= min << 4,
-                        _ => tile[span.mins + TILE * g + lane] = *min,
-                    }
-                }
-            }
-            let planes = &mut tile[span.codes + i * per_block * span.group..];
-            let groups = planes.chunks_exact_mut(span.group).zip(block.codes.as_chunks().0);
-            for (planes, codes) in groups.take(per_block) {
-                let (lo, hi) = planes.split_at_mut(LINE * quant.lo as usize);
-                scatter_plane(lo, codes, quant.lo, 0, lane);
-                scatter_plane(hi, codes, quant.hi, quant.lo, lane);
-            }
-        }
-    }
-}
-
-/// Adds to a plane of zeros in one lane the `bits` bits from `from` on of a group's codes.
-fn scatter_plane(plane: &mut [u8], codes: &[u8; GROUP], bits: u32, from: u32, lane: usize) {
-    let Some(quads) = 8u32.checked_div(bits) else { return };
-    let field = u32::from_ne_bytes([mask(bits); 4]);
-    let loads = codes.chunks_exact(4 * quads as usize).zip(plane.chunks_exact_mut(LINE));
-    for (codes, load) in loads {
-        let mut word = 0;
-        for (i, quad) in (0..).zip(codes.as_chunks().0) {
-            word |= (u32::from_le_bytes(*quad) >> from & field) << (i * bits);
-        }
-        load[4 * lane..4 * lane + 4].copy_from_slice(&word.to_le_bytes());
-    }
-}
-
-/// The inverse of [`scatter_plane`]: adds to codes of zeros.
+/// Adds `bits` bits of a group's codes, from bit `from` on, to codes of zeros: one lane of a plane.
 fn gather_plane(plane: &[u8], codes: &mut [u8], bits: u32, from: u32, lane: usize) {
     let Some(quads) = 8u32.checked_div(bits) else { return };
     let loads = codes.chunks_exact_mut(4 * quads as usize).zip(plane.chunks_exact(LINE));

@@ -1,20 +1,18 @@
 //! The memory of a model on the CPU, and the door to it.
 
-use super::lower::tensor_kind;
+use super::load;
 use super::memory::{Memory, available};
 use super::pool::{Panicked, Pool};
-use super::program::{Program, Rows, Tensor, TensorKind};
-use super::repack::{Layout, repack_tiles};
+use super::program::{Program, Rows};
 use super::rope::RopeTable;
 use super::run::Exec;
 use super::span::SpanKernels;
 use super::{CpuBackend, simd::Isa};
 use crate::error::{Size, quoted};
 use crate::graph::op::{Sampler, SamplerScratch, sample};
-use crate::graph::{Graph, Lead, Op, TensorType, Weights};
-use crate::plan::{Limits, Session, StepInput, Traffic};
+use crate::graph::{Graph, Lead, Op, Weights};
+use crate::plan::{Limits, Progress, Session, StepInput, Traffic};
 use crate::{Error, Result};
-use std::sync::Mutex;
 
 /// Weights and caches in memory, and the programs that run on them.
 pub struct CpuSession {
@@ -70,6 +68,7 @@ impl CpuSession {
         backend: &CpuBackend,
         mut programs: Vec<Program>,
         weights: &dyn Weights,
+        progress: &Progress<'_>,
     ) -> Result<CpuSession> {
         let _span = tracing::info_span!("load").entered();
         let Some(last) = programs.last() else {
@@ -113,75 +112,13 @@ impl CpuSession {
             traffic: Traffic::default(),
             programs: Vec::new(),
         };
-        session.fill(&tensors, weights)?;
+        let memory = session.weights.bytes_mut();
+        load::fill(&mut session.pool, memory, &tensors, weights, progress)?;
         for program in &mut programs {
             session.tabulate(program)?;
         }
         session.programs = programs;
         Ok(session)
-    }
-
-    /// Repacks every tensor to where the programs expect it. Workers share the tiles of each.
-    fn fill(&mut self, tensors: &[Tensor], weights: &dyn Weights) -> Result<()> {
-        for tensor in tensors {
-            let name = &tensor.name;
-            let missing = || Error::Invalid(format!("the tensor {} is gone", quoted(name)));
-            let (format, dims) = weights.find(name).ok_or_else(missing)?;
-            let src = &*weights.bytes(name).ok_or_else(missing)?;
-            let ty =
-                TensorType { dtype: crate::graph::DType::Weight(format), lead: Lead::Fixed, dims };
-            // A graph may see a tensor as one vector.
-            let flat = TensorKind::Vector(ty.width()) == tensor.kind;
-            if !flat && tensor_kind(&ty) != Some(tensor.kind) {
-                let what = format!("the tensor {} is {ty}, which was not planned", quoted(name));
-                return Err(Error::Invalid(what));
-            }
-            match tensor.kind {
-                TensorKind::Vector(len) => {
-                    let end = tensor.offset.checked_add(tensor.kind.bytes());
-                    let dst =
-                        end.and_then(|end| self.weights.bytes_mut().get_mut(tensor.offset..end));
-                    let dst = dst.ok_or_else(missing)?;
-                    let mut values = vec![0.0f32; len];
-                    format.decode(src, &mut values)?;
-                    for (dst, value) in dst.chunks_exact_mut(4).zip(&values) {
-                        dst.copy_from_slice(&value.to_ne_bytes());
-                    }
-                }
-                TensorKind::Matrix(layout) => self.pack(&layout, src, tensor)?,
-                TensorKind::Experts(layout, count) => {
-                    let (each, part) = (layout.bytes(), src.len() / count.max(1));
-                    for i in 0..count {
-                        let offset = tensor.offset + i * each;
-                        let src = src.get(i * part..(i + 1) * part).ok_or_else(missing)?;
-                        let kind = TensorKind::Matrix(layout);
-                        let expert = Tensor { name: String::new(), offset, kind };
-                        self.pack(&layout, src, &expert)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Repacks a matrix. A worker takes tiles until none are left.
-    fn pack(&mut self, layout: &Layout, src: &[u8], to: &Tensor) -> Result<()> {
-        let dst = self.weights.bytes_mut().get_mut(to.offset..to.offset + layout.bytes());
-        let dst = dst.ok_or_else(|| Error::Invalid("a tensor leaves its memory".to_string()))?;
-        let tiles = Mutex::new(dst.chunks_mut(layout.tile_bytes()).enumerate());
-        let failed = Mutex::new(None);
-        let next = || tiles.lock().ok().and_then(|mut t| t.next());
-        let repacked = self.pool.run(&|_| {
-            while let Some((tile, dst)) = next() {
-                if let Err(e) = repack_tiles(layout, src, dst, tile..tile + 1)
-                    && let Ok(mut failed) = failed.lock()
-                {
-                    *failed = Some(e);
-                }
-            }
-        });
-        repacked.map_err(panicked)?;
-        failed.into_inner().unwrap_or(None).map_or(Ok(()), Err)
     }
 
     /// Makes the tables of rotary angles.
@@ -434,6 +371,6 @@ fn check_memory(programs: &[Program], limits: &Limits) -> Result<()> {
     }
 }
 
-fn panicked(p: Panicked) -> Error {
+pub(super) fn panicked(p: Panicked) -> Error {
     Error::Invalid(format!("a worker panicked: {}", quoted(&p.message)))
 }

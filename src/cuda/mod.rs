@@ -25,7 +25,7 @@ pub use session::CudaSession;
 
 use crate::graph::op::Cache;
 use crate::graph::{Graph, TensorType, Weights};
-use crate::plan::{Backend, Group, Limits, Plan, Target};
+use crate::plan::{Backend, Group, Limits, Plan, Progress, Target};
 use crate::{Error, Result};
 use lower::Chip;
 
@@ -176,7 +176,12 @@ impl Backend for CudaBackend {
         self.target.lower(plan)
     }
 
-    fn load(&self, programs: Vec<Program>, weights: &dyn Weights) -> Result<CudaSession> {
-        CudaSession::load(self, programs, weights)
+    fn load_watched(
+        &self,
+        programs: Vec<Program>,
+        weights: &dyn Weights,
+        progress: &Progress<'_>,
+    ) -> Result<CudaSession> {
+        CudaSession::load(self, programs, weights, progress)
     }
 }

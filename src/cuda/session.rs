@@ -10,10 +10,11 @@ use super::program::{
 use crate::error::{Size, quoted};
 use crate::graph::op::Sampler;
 use crate::graph::{DType, Lead, TensorType, Weights};
-use crate::plan::{Bytes, Limits, Role, Session, StepInput, Traffic, origin};
+use crate::plan::{Bytes, Limits, Progress, Role, Session, StepInput, Traffic, origin};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the device leaves when a logit was not finite.
 const NO_TOKEN: u32 = u32::MAX;
@@ -74,6 +75,7 @@ impl CudaSession {
         backend: &CudaBackend,
         programs: Vec<Program>,
         weights: &dyn Weights,
+        progress: &Progress<'_>,
     ) -> Result<CudaSession> {
         let _span = tracing::info_span!("load").entered();
         let Some(last) = programs.last() else {
@@ -127,7 +129,7 @@ impl CudaSession {
         };
         session.bases = session.addresses(&work, &offsets, &limits)?;
         session.stream.wait()?;
-        session.fill(&last.tensors, weights)?;
+        session.fill(&last.tensors, weights, progress)?;
         session.tabulate(&last.ropes, limits.context, weights)?;
         for program in programs {
             let made = launches(&backend.target.0, &program, &session.bases)?;
@@ -185,8 +187,14 @@ impl CudaSession {
     }
 
     /// Repacks every tensor and sends it up: workers repack pieces side by side, each into pinned
-    /// memory of its own, and the copy of one runs under the repacking of the others.
-    fn fill(&self, tensors: &[Tensor], weights: &dyn Weights) -> Result<()> {
+    /// memory of its own, and the copy of one runs under the repacking of the others. What is told
+    /// counts bytes as they are repacked.
+    fn fill(
+        &self,
+        tensors: &[Tensor],
+        weights: &dyn Weights,
+        progress: &Progress<'_>,
+    ) -> Result<()> {
         const PIECE: usize = 8 << 20;
         let gone = |name: &str| Error::Invalid(format!("the tensor {} is gone", quoted(name)));
         let mut sources = Vec::new();
@@ -230,6 +238,14 @@ impl CudaSession {
             }
         }
         let largest = pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
+        let total = pieces.iter().map(|p| p.bytes as u64).sum();
+        let done = AtomicU64::new(0);
+        let go_on = |bytes: usize| {
+            let bytes = bytes as u64;
+            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            if progress(done, total) { Ok(()) } else { Err(Error::Stopped) }
+        };
+        go_on(0)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let workers = cores.min(16).min(pieces.len());
         let queue = Mutex::new(pieces.into_iter());
@@ -245,6 +261,10 @@ impl CudaSession {
                     piece.layout.repack(piece.src, piece.first, room)?;
                     // SAFETY: whole panels of a matrix that is within the allocation.
                     unsafe { stream.upload(piece.to, room)? };
+                    if let Err(stopped) = go_on(piece.bytes) {
+                        stream.wait()?;
+                        return Err(stopped);
+                    }
                 }
                 stream.wait()
             };

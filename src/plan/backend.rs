@@ -43,8 +43,25 @@ pub trait Backend: Target {
     ///
     /// # Errors
     /// When memory is short or a weight is missing.
-    fn load(&self, programs: Vec<Self::Program>, weights: &dyn Weights) -> Result<Self::Session>;
+    fn load(&self, programs: Vec<Self::Program>, weights: &dyn Weights) -> Result<Self::Session> {
+        self.load_watched(programs, weights, &|_, _| true)
+    }
+
+    /// As [`load`](Backend::load), and tells how far it is.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`](crate::Error::Stopped) when `progress` said so.
+    fn load_watched(
+        &self,
+        programs: Vec<Self::Program>,
+        weights: &dyn Weights,
+        progress: &Progress<'_>,
+    ) -> Result<Self::Session>;
 }
+
+/// Is told, every few milliseconds and by any thread, how many bytes of the weights are loaded and
+/// of how many, and says whether to go on.
+pub type Progress<'a> = dyn Fn(u64, u64) -> bool + Sync + 'a;
 
 /// The rows of one step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -28,7 +28,7 @@ mod merge;
 mod report;
 mod verify;
 
-pub use backend::{Backend, Session, StepInput, Target, Traffic};
+pub use backend::{Backend, Progress, Session, StepInput, Target, Traffic};
 pub use draw::Page;
 pub(crate) use fuse::weight_ranges;
 pub(crate) use merge::inputs;

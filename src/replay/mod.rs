@@ -15,7 +15,7 @@ pub use perplexity::{Perplexity, perplexity};
 
 use crate::graph::op::Sampler;
 use crate::graph::{Graph, Weights};
-use crate::plan::{Backend, Limits, Plan, Session, StepInput};
+use crate::plan::{Backend, Limits, Plan, Progress, Session, StepInput};
 use crate::{Error, Result};
 
 /// Plans of one model: for one row, and for a chunk of the prompt.
@@ -42,8 +42,21 @@ impl Plans {
     /// # Errors
     /// When memory is short or a weight is missing.
     pub fn load<B: Backend>(&self, backend: &B, weights: &dyn Weights) -> Result<B::Session> {
+        self.load_watched(backend, weights, &|_, _| true)
+    }
+
+    /// As [`load`](Plans::load), and tells how far it is.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when `progress` said so.
+    pub fn load_watched<B: Backend>(
+        &self,
+        backend: &B,
+        weights: &dyn Weights,
+        progress: &Progress<'_>,
+    ) -> Result<B::Session> {
         let programs = vec![backend.lower(&self.one)?, backend.lower(&self.many)?];
-        backend.load(programs, weights)
+        backend.load_watched(programs, weights, progress)
     }
 
     /// Bytes that a decode step reads at `position`: weights once, and the cache up to there.

@@ -1,7 +1,7 @@
 //! From a path to a model that is ready to run.
 
-use crate::Failure;
 use crate::args::{Choice, Machine};
+use crate::{Failure, signal};
 use gllm_kernels::cpu::{CpuBackend, CpuSession, simd::Isa};
 use gllm_kernels::cuda::{CudaBackend, CudaSession};
 use gllm_kernels::error::quoted;
@@ -14,7 +14,6 @@ use gllm_kernels::{Error, embedded};
 use std::env;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
 
 /// Opens a file or folder, or the built-in model.
 pub fn open(path: Option<&Path>) -> Result<Model, Failure> {
@@ -263,22 +262,40 @@ pub fn one_sequence(machine: &Machine, context: usize) -> Limits {
     Limits { rows: machine.chunk.min(context), outs: 1, slots: 1, context }
 }
 
-/// Plans and loads; shows on a terminal that it is at work.
+/// Plans and loads; shows on a terminal how far it is, and ends when a signal was caught.
 pub fn load(model: &Model, machine: &Machine, limits: Limits) -> Result<Loaded, Failure> {
     let weighted = Weighted::new(model, machine)?;
     let weights = weighted.get();
     let (chosen, plans) = plan_with(model, weights, machine, limits)?;
-    let spinner = indicatif::ProgressBar::new_spinner();
-    spinner.set_message(format!("loading {}", model.name()));
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    let session = match &chosen.device {
-        Device::Cpu(cpu) => plans.load(cpu, weights).map(|s| AnySession::Cpu(s.into())),
-        Device::Cuda(cuda) => plans.load(&**cuda, weights).map(|s| AnySession::Cuda(s.into())),
+    let bar = indicatif::ProgressBar::new(0).with_style(style()?);
+    bar.set_message(format!("loading {}", model.name()));
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        signal::caught().is_none()
     };
-    spinner.finish_and_clear();
-    let session = session.map_err(|e| weighted.why(e))?;
+    let session = match &chosen.device {
+        Device::Cpu(cpu) => {
+            plans.load_watched(cpu, weights, &progress).map(|s| AnySession::Cpu(s.into()))
+        }
+        Device::Cuda(cuda) => {
+            plans.load_watched(&**cuda, weights, &progress).map(|s| AnySession::Cuda(s.into()))
+        }
+    };
+    bar.finish_and_clear();
+    let session = match (session, signal::caught()) {
+        (Err(Error::Stopped), Some(signal)) => return Err(Failure::Interrupted(signal)),
+        (session, _) => session.map_err(|e| weighted.why(e))?,
+    };
     model.verify_unchanged()?;
     Ok(Loaded { plans, generator: Generator::new(session), chosen })
+}
+
+/// Of the bar while loading.
+fn style() -> Result<indicatif::ProgressStyle, Failure> {
+    let line = "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}";
+    let style = indicatif::ProgressStyle::with_template(line);
+    Ok(style.map_err(|e| Failure::Message(e.to_string()))?.progress_chars("=> "))
 }
 
 /// Refuses a context that no position could be counted in.

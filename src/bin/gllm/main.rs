@@ -29,6 +29,8 @@ enum Failure {
     Message(String),
     Usage(String),
     ClosedPipe,
+    /// The user stopped it with this signal, before there was anything to keep.
+    Interrupted(i32),
 }
 
 impl From<gllm_kernels::Error> for Failure {
@@ -73,7 +75,9 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(End::Done) => ExitCode::SUCCESS,
-        Ok(End::Interrupted(signal)) => ExitCode::from(128u8.wrapping_add(signal as u8)),
+        Ok(End::Interrupted(signal)) | Err(Failure::Interrupted(signal)) => {
+            ExitCode::from(128u8.wrapping_add(signal as u8))
+        }
         Err(Failure::ClosedPipe) => ExitCode::from(128 + 13),
         Err(Failure::Message(what)) => {
             eprintln!("gllm: {what}");

@@ -407,13 +407,25 @@ fn f16_at(bytes: &[u8], at: usize) -> f16 {
 /// holds `8 / BITS` stretches of `RUN` elements: the lowest `BITS` bits of the bytes are the first
 /// stretch, the next are the second, and so on. The plane at bit 0 must be read first, since it
 /// clears what the codes held.
+#[inline(always)]
 fn plane<const BITS: u32, const RUN: usize, const SHIFT: u32>(bytes: &[u8], codes: &mut [u8]) {
     let mask = (1 << BITS) - 1;
     let stretches = (8 / BITS) as usize;
-    for (run, codes) in bytes.chunks_exact(RUN).zip(codes.chunks_exact_mut(RUN * stretches)) {
-        let mut rest = [0; RUN];
-        rest.copy_from_slice(run);
-        for stretch in codes.chunks_exact_mut(RUN) {
+    if RUN == 1 {
+        for (byte, codes) in bytes.iter().zip(codes.chunks_exact_mut(stretches)) {
+            let mut below = [0; 8];
+            if SHIFT > 0 {
+                below[..stretches].copy_from_slice(codes);
+            }
+            let all = u64::from_le_bytes(below) | spread::<BITS>(*byte) << SHIFT;
+            codes.copy_from_slice(&all.to_le_bytes()[..stretches]);
+        }
+        return;
+    }
+    let runs = bytes.as_chunks::<RUN>().0;
+    for (run, codes) in runs.iter().zip(codes.chunks_exact_mut(RUN * stretches)) {
+        let mut rest = *run;
+        for stretch in codes.as_chunks_mut::<RUN>().0 {
             for (code, byte) in stretch.iter_mut().zip(&mut rest) {
                 let field = (*byte & mask) << SHIFT;
                 *code = if SHIFT == 0 { field } else { *code | field };
@@ -421,6 +433,22 @@ fn plane<const BITS: u32, const RUN: usize, const SHIFT: u32>(bytes: &[u8], code
             }
         }
     }
+}
+
+/// The fields of a byte, `BITS` each, in bytes of their own, the lowest first: the upper half moves
+/// away from the lower until every field is alone.
+#[inline(always)]
+fn spread<const BITS: u32>(byte: u8) -> u64 {
+    let mut x = u64::from(byte);
+    // Bytes that a part will take up, and bits that it has.
+    let (mut bytes, mut bits) = (8 / BITS, 8);
+    while bytes > 1 {
+        (bytes, bits) = (bytes / 2, bits / 2);
+        x |= x << (8 * bytes - bits);
+        let part = (1u64 << bits) - 1;
+        x &= (0..8 / bytes).fold(0, |mask, i| mask | part << (8 * bytes * i));
+    }
+    x
 }
 
 fn put_f16(bytes: &mut [u8], at: usize, x: f16) {
