@@ -313,10 +313,9 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
             from_fn(|i| vcvtq_f32_u32(x[i]))
         }
         fn load_nibbles(at: *const u8) -> (Self::F, Self::F) {
-            let wide = |bytes| vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
-            let bytes: [uint8x8_t; N] = from_fn(|i| four(at.add(4 * i)));
-            let low = bytes.map(|x| wide(vand_u8(x, vdup_n_u8(15))));
-            (low, bytes.map(|x| wide(vshr_n_u8::<4>(x))))
+            let x = bytes::<N>(at);
+            let (low, high) = (spread(vandq_u8(x, vdupq_n_u8(15))), spread(vshrq_n_u8::<4>(x)));
+            (from_fn(|i| vcvtq_f32_u32(low[i])), from_fn(|i| vcvtq_f32_u32(high[i])))
         }
         fn load_e8m0(at: *const u8) -> Self::F {
             let (e, one) = (spread(bytes::<N>(at)), vdupq_n_u32(1));
