@@ -281,6 +281,38 @@ fn a_full_disk_is_an_error_and_a_closed_pipe_is_not() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn ctrl_c_stops_loading() {
+    let mut child = gllm(&["run"])
+        .env("RUST_LOG", "gllm_kernels=info")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Until the signal would be caught; then it waits for the prompt.
+    let status = format!("/proc/{}/status", child.id());
+    let catches = || {
+        let status = fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (libc::SIGINT - 1) != 0
+    };
+    while !catches() {
+        std::thread::yield_now();
+    }
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: a signal to our own child.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+    child.stdin.take().unwrap().write_all(b"Once").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let log = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{log}");
+    assert!(output.stdout.is_empty());
+    // It came to loading, and no further.
+    assert!(log.contains("load") && !log.contains("prefill"), "{log}");
+}
+
+#[test]
 fn ctrl_c_stops_and_keeps_what_was_generated() {
     let mut child = gllm(&["run", "-p", "Once", "-n", "1000000", "--ctx", "1000100"])
         .stdout(Stdio::piped())

@@ -1,8 +1,11 @@
 //! The plan of one layer, as a person reads it, and what is refused.
 
+use gllm_kernels::Error;
 use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::{DType, arch};
 use gllm_kernels::plan::{Backend, Limits, Plan, Role};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const LIMITS: Limits = Limits { rows: 8, outs: 1, slots: 1, context: 64 };
 
@@ -50,6 +53,44 @@ fn what_is_planned_is_what_is_loaded() {
     let scratch = plan.buffers().iter().filter(|b| b.role == Role::Scratch);
     let end = scratch.map(|b| b.offset + b.bytes).max().unwrap();
     assert_eq!(plan.bytes().scratch, end);
+}
+
+#[test]
+fn loading_tells_how_far_it_is_and_stops_when_told() {
+    let plan = tiny(LIMITS).unwrap();
+    let model = gllm_kernels::embedded::tiny().unwrap();
+    for threads in [1, 2, 3] {
+        let backend = CpuBackend::detect().with_threads(threads).unwrap();
+        let load = |progress: &(dyn Fn(u64, u64) -> bool + Sync)| {
+            // A plan is for so many threads.
+            let plan = Plan::new(plan.graph(), &backend, LIMITS).unwrap();
+            let program = backend.lower(&plan).unwrap();
+            backend.load_watched(vec![program], &model, progress).map(|_| ())
+        };
+        let told = Mutex::new(Vec::new());
+        load(&|done, total| {
+            told.lock().unwrap().push((done, total));
+            true
+        })
+        .unwrap();
+        let told = told.into_inner().unwrap();
+        let total = told[0].1;
+        // All bytes of the file but its header.
+        assert!((total..total + total / 4).contains(&model.file_bytes()), "{total}");
+        assert!(told.iter().all(|&(done, of)| of == total && done <= total));
+        assert_eq!(told.iter().map(|(done, _)| *done).max(), Some(total));
+        for most in [0, 1, total / 2] {
+            let seen = AtomicU64::new(0);
+            let stopped = load(&|done, _| {
+                seen.fetch_max(done, Ordering::Relaxed);
+                done < most
+            });
+            assert!(matches!(stopped, Err(Error::Stopped)), "{stopped:?}");
+            // It is asked before the first piece, and after each.
+            let seen = seen.into_inner();
+            assert!(if most == 0 { seen == 0 } else { seen < total }, "{seen} of {total}");
+        }
+    }
 }
 
 #[test]
