@@ -585,4 +585,5 @@ pub fn matmul_all(isa: Isa, layout: &Layout, packed: &[u8], acts: &Activations, 
 
 #[cfg(test)]
 mod tests;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 gains by them"))]
 pub(super) mod words;

@@ -234,6 +234,7 @@ use kernels;
 /// The kernels for many rows, so many at once, for an instruction set that has [`Words`].
 ///
 /// [`Words`]: super::matmul::words::Words
+#[cfg(target_arch = "x86_64")]
 macro_rules! word_kernels {
     ($(#[$attr:meta])* $name:ident, $simd:ty, $rows:literal) => {
         static $name: $crate::cpu::matmul::words::WordKernels = {
@@ -287,6 +288,7 @@ macro_rules! word_kernels {
         };
     };
 }
+#[cfg(target_arch = "x86_64")]
 use word_kernels;
 
 /// The operations of an instruction set, each one unsafe expression.
