@@ -2,7 +2,7 @@
 //!
 //! It is slow on purpose where speed would cost clarity: every weight is decoded to f32 when the
 //! reference is made, every value of a step is kept until the next so that a test can look at it,
-//! and caches hold f32. A row's result depends on no other row and on no number of threads.
+//! and caches hold f32, rounded as a backend's are only where that is asked for. A row's result depends on no other row and on no number of threads.
 
 use super::op::{Op, Sampler};
 use super::{Graph, NodeId, TensorType, Weights};
@@ -52,6 +52,8 @@ pub struct Reference {
     graph: Graph,
     context: usize,
     slots: usize,
+    /// Whether what goes into caches of f16 is rounded to that.
+    rounds: bool,
     /// What stays between steps, by node: decoded weights and caches.
     kept: Vec<Vec<f32>>,
     values: Vec<Value>,
@@ -80,7 +82,13 @@ impl Reference {
             });
         }
         let values = vec![Value::None; kept.len()];
-        Ok(Reference { graph: graph.clone(), context, slots, kept, values })
+        Ok(Reference { graph: graph.clone(), context, slots, rounds: false, kept, values })
+    }
+
+    /// The same with caches of f16 that hold what a backend's do: what is left between the two is
+    /// arithmetic alone.
+    pub fn rounding_caches(self) -> Reference {
+        Reference { rounds: true, ..self }
     }
 
     /// Computes every node for these rows.
@@ -93,8 +101,8 @@ impl Reference {
         for value in &mut self.values {
             *value = Value::None;
         }
-        let Reference { graph, context, kept, values, .. } = self;
-        let mut env = Env { step: *input, context: *context, graph, kept, values };
+        let Reference { graph, context, rounds, kept, values, .. } = self;
+        let mut env = Env { step: *input, context: *context, rounds: *rounds, graph, kept, values };
         for (id, node) in graph.iter() {
             node.op.eval(id, &mut env)?;
         }
@@ -148,6 +156,8 @@ pub struct Env<'a> {
     pub step: StepInput<'a>,
     /// Positions of a slot in each cache.
     pub context: usize,
+    /// Whether caches of f16 are rounded to that.
+    pub rounds: bool,
     graph: &'a Graph,
     kept: &'a mut [Vec<f32>],
     values: &'a mut [Value],

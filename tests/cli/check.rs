@@ -36,7 +36,7 @@ fn check_runs_every_backend_beside_the_reference() {
         let shown = text(&output.stdout);
         assert!(output.status.success(), "{shown}{}", text(&output.stderr));
         for part in
-            ["noise in ", " launches a step", "arena of", "reference", "cpu scalar", "\nOK\n"]
+            ["noise in ", " launches a step", "arena of", "reference", "cpu scalar", "\nOK: "]
         {
             assert!(shown.contains(part), "{name}: no {part:?} in {shown}");
         }
@@ -120,6 +120,17 @@ fn check_takes_a_model_as_well() {
     let output = run(&["check", &graph_file("llama"), model.to_str().unwrap(), "--layers", "2"]);
     let shown = text(&output.stdout);
     assert!(output.status.success() && shown.contains("those of "), "{shown}");
+    // What a graph forgets to read is told; nothing is, where nothing is forgotten.
+    let args = |file: &str| run(&["check", file, model.to_str().unwrap()]);
+    let shown = text(&args(&graph_file("llama")).stdout);
+    assert!(shown.contains("\nOK: ") && !shown.contains("unread"), "{shown}");
+    let gate = "g.silu(g.linear(x, p + \"ffn_gate\")) * ";
+    let forgets = changed(&folder, "llama", gate, "");
+    let shown = text(&args(forgets.to_str().unwrap()).stdout);
+    let layers = gllm_kernels::embedded::tiny().unwrap();
+    let layers = layers.meta().get_u64("llama.block_count").unwrap().unwrap();
+    let unread = format!("unread    {layers} of the model's ");
+    assert!(shown.contains(&unread) && shown.contains("\"blk.*.ffn_gate.weight\"\n"), "{shown}");
 }
 
 #[test]

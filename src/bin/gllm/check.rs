@@ -32,6 +32,8 @@ pub struct Subject {
     weights: Held,
     /// What the weights are.
     pub what: String,
+    /// Whether there are fewer layers than the model has.
+    layers: bool,
     /// What was left out to keep it small.
     pub cut: Vec<String>,
     /// Tensors by the graph file's names, and by the hub's.
@@ -75,6 +77,7 @@ pub fn subject(
             graph: like.graph,
             weights: Held::Noise(Box::new(noise)),
             what: "noise".to_string(),
+            layers: false,
             cut: like.cut,
             names: like.names.into_iter().collect(),
         });
@@ -94,7 +97,9 @@ pub fn subject(
         cut.push(format!("{keep} of {caches} layers"));
     }
     let what = format!("those of {}", model.name());
-    Ok(Subject { graph, weights: Held::Model(Box::new(model)), what, cut, names: BTreeMap::new() })
+    let fewer = layers.is_some() || !cut.is_empty();
+    let (weights, names) = (Held::Model(Box::new(model)), BTreeMap::new());
+    Ok(Subject { graph, weights, what, layers: fewer, cut, names })
 }
 
 /// Runs the command.
@@ -128,10 +133,16 @@ pub fn check(args: &Check) -> Result<End, Failure> {
     subject.verify()?;
     match failed.is_empty() {
         true => {
-            writeln!(out, "OK")?;
+            writeln!(
+                out,
+                "OK: the backends agree with the reference; whether that is the model, its tokens say"
+            )?;
             Ok(End::Done)
         }
-        false => Err(Failure::Message(format!("the graph fails on {}", failed.join(", ")))),
+        false => Err(Failure::Message(format!(
+            "further from the reference than SPEC/accuracy.md allows: {}",
+            failed.join(", ")
+        ))),
     }
 }
 
@@ -146,6 +157,7 @@ fn describe(out: &mut impl Write, subject: &Subject, plan: &Plan) -> Result<(), 
     };
     writeln!(out, "weights   {} in {weights} tensors{cut}", subject.what)?;
     writeln!(out, "graph     {} nodes", graph.nodes().len())?;
+    unread(out, subject)?;
     let scratch = plan.buffers().iter().filter(|b| b.role == Role::Scratch);
     let (buffers, sum) =
         scratch.fold((0, 0u64), |(n, sum), b| (n + 1, sum.saturating_add(b.bytes)));
@@ -174,6 +186,58 @@ fn describe(out: &mut impl Write, subject: &Subject, plan: &Plan) -> Result<(), 
     Ok(())
 }
 
+/// Names that are told of tensors which the graph does not read.
+const MOST_UNREAD: usize = 8;
+
+/// What the model has and the graph does not read, layers as `*`: most often something forgotten.
+fn unread(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
+    let Held::Model(model) = &subject.weights else { return Ok(()) };
+    if subject.layers {
+        return Ok(());
+    }
+    let graph = subject.graph.nodes().iter();
+    let read: Vec<&str> = graph
+        .filter_map(|n| match &n.op {
+            Op::Weight(weight) => Some(plain(&weight.name)),
+            _ => None,
+        })
+        .collect();
+    let of_stack = |name: &str| {
+        read.iter().filter_map(|read| read.split_once('*')).any(|(first, last)| {
+            let number = name.strip_prefix(first).and_then(|rest| rest.strip_suffix(last));
+            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        })
+    };
+    let tensors = model.tensors();
+    let left = tensors.iter().filter(|t| !read.contains(&t.name.as_str()) && !of_stack(&t.name));
+    let (mut count, mut names) = (0usize, Vec::new());
+    for tensor in left {
+        count += 1;
+        let parts = tensor.name.split('.');
+        let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+        let parts = parts.map(|part| if digits(part) { "*" } else { part });
+        let name = quoted(&parts.collect::<Vec<_>>().join("."));
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if count > 0 {
+        let more = if names.len() > MOST_UNREAD { ", …" } else { "" };
+        names.truncate(MOST_UNREAD);
+        let (all, names) = (tensors.len(), names.join(", "));
+        writeln!(out, "unread    {count} of the model's {all} tensors: {names}{more}")?;
+    }
+    Ok(())
+}
+
+/// The tensor that `plus1(NAME)` and its kin are made of.
+fn plain(mut name: &str) -> &str {
+    while let Some((_, inner)) = name.strip_suffix(')').and_then(|name| name.split_once('(')) {
+        name = inner;
+    }
+    name
+}
+
 /// Each tensor with its type, and its name in a folder of the hub.
 fn tensors(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
     for node in subject.graph.nodes() {
@@ -198,6 +262,7 @@ fn compare(
     let tokens = some_tokens(graph, TOKENS);
     writeln!(out, "\n{:<16} {:>12} {:>12}", "", "max error", "NMSE")?;
     let reference = Reference::new(graph, subject.weights(), LIMITS.context, 1)?;
+    let reference = reference.rounding_caches();
     let logits = probe(&mut Watched::new(reference, graph), &tokens, CHUNK, 1)?;
     let Some(Some(wanted)) = logits.into_iter().next() else {
         return Err(Error::Invalid("the graph has no logits".to_string()).into());

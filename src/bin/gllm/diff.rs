@@ -90,6 +90,7 @@ impl Runner {
         match self {
             Runner::Reference => {
                 let reference = Reference::new(graph, weights, LIMITS.context, 1)?;
+                let reference = reference.rounding_caches();
                 probe(&mut Watched::new(reference, graph), tokens, CHUNK, outputs)
             }
             Runner::Cpu(cpu) => planned(cpu, graph, weights, tokens, outputs),

@@ -35,6 +35,7 @@ impl OpDef for Store {
     fn eval(&self, id: NodeId, env: &mut Env<'_>) -> crate::Result<()> {
         let (width, head) = (env.ty(id).width(), env.ty(id).last());
         let q8 = env.ty(id).dtype == DType::Q8_0;
+        let halves = env.rounds && env.ty(id).dtype == DType::F16;
         let cache = env.cache_of(id);
         let mut kept = env.take_cache(cache);
         let (x, positions, slots) = (env.arg_f32(id, 1), env.arg_u32(id, 2), env.arg_u32(id, 3));
@@ -45,6 +46,9 @@ impl OpDef for Store {
                 if q8 {
                     let groups = row.chunks_mut(head).flat_map(|h| h.chunks_mut(GROUP));
                     groups.for_each(round_to_8_bits);
+                }
+                if halves {
+                    row.iter_mut().for_each(|x| *x = half::f16::from_f32(*x).to_f32());
                 }
             }
         }

@@ -270,7 +270,8 @@ impl<'w> Script<'_, 'w> {
         let dim = self.maybe_count(a, "dim")?;
         let scale = self.number(a, "scale", Some(1.0))?;
         let layout = match a.take("layout") {
-            None => RopeLayout::Neighbour,
+            // No default: models that look alike differ in it.
+            None => return Err("needs layout, \"half\" or \"neighbour\"".to_string()),
             Some(layout) => match &*self.to_text(layout)? {
                 "neighbour" => RopeLayout::Neighbour,
                 "half" => RopeLayout::Half,
