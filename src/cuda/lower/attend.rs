@@ -1,0 +1,70 @@
+//! Attention as a launch: that of a single row is split by chunk.
+
+use super::{Lowering, count, unplaced};
+use crate::cuda::abi::{Attend, CHUNK};
+use crate::cuda::program::{Kernel, Parameters};
+use crate::graph::op::CachePart;
+use crate::graph::{NodeId, Op};
+use crate::plan::origin;
+use crate::{Error, Result};
+
+/// Shared memory of a block of attention.
+pub(super) fn attend_shared(group: usize, dim: usize) -> usize {
+    let line = group.next_multiple_of(4);
+    let floats = group * dim + line * CHUNK + 2 * line;
+    floats * 4 + 2 * CHUNK * (dim + 8) * 2
+}
+
+impl Lowering<'_> {
+    pub(super) fn attend(&mut self, id: NodeId) -> Result<()> {
+        let node = self.graph.node(id);
+        let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };
+        let cache = |i: usize| {
+            let cache = origin(self.graph, self.arg(id, i)?);
+            match &self.graph.node(cache).op {
+                Op::Cache(c) => Ok((self.address(cache)?, c.part)),
+                _ => Err(unplaced(cache)),
+            }
+        };
+        let ((keys, CachePart::Key), (values, CachePart::Value)) = (cache(1)?, cache(2)?) else {
+            return Err(Error::Plan("attention wants a cache of keys and one of values".into()));
+        };
+        let (&[heads, dim], &[kv, _]) =
+            (node.ty.dims.as_slice(), self.graph.ty(self.arg(id, 1)?).dims.as_slice())
+        else {
+            return Err(unplaced(id));
+        };
+        let (q, out) = (self.value(origin(self.graph, self.arg(id, 0)?))?, self.value(id)?);
+        let context = self.plan.limits().context;
+        let split = self.most(node.ty.lead) == 1;
+        let chunks = context.div_ceil(CHUNK) + 1;
+        let p = Attend {
+            q: q.at,
+            out: out.at,
+            keys,
+            values,
+            positions: self.bases.positions,
+            slots: self.bases.slots,
+            partial: self.bases.partial,
+            arrived: self.bases.arrived,
+            q_stride: q.n,
+            out_stride: out.n,
+            heads: count(heads)?,
+            kv_heads: count(kv)?,
+            dim: count(dim)?,
+            context: count(context)?,
+            // A window past the context sees everything.
+            window: op.window.map_or(Ok(0), |w| count(w.min(context)))?,
+            chunks: count(chunks)?,
+            scale: op.scale,
+            softcap: op.softcap.unwrap_or(0.0),
+            split: u32::from(split),
+            unused: 0,
+        };
+        let spread = self.chip.processors * 2;
+        let grid =
+            if split { (count(kv * chunks)?.min(spread).max(1), 1) } else { (count(kv)?, 1) };
+        let shared = attend_shared(heads / kv, dim);
+        self.push(Kernel::Attend, grid, 256, shared, node.ty.lead, Parameters::Attend(p))
+    }
+}

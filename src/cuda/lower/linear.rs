@@ -1,0 +1,240 @@
+//! A product with what is done before and after it.
+//!
+//! What is done to the columns element by element rides along; what must see whole heads (norms,
+//! rotations, cache writes) is a launch of its own that reads the product from the workspace. A
+//! prologue that is a single norm rides along with one row; any other is a launch that leaves its
+//! row in the workspace.
+
+use super::columns::{Columns, domains};
+use super::product::Multiplied;
+use super::rows::List;
+use super::{Lowering, binary_code, count, unary_code, unplaced};
+use crate::cuda::abi::{self, *};
+use crate::graph::{Lead, NodeId, Op};
+use crate::plan::{origin, weight_ranges};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+
+impl Lowering<'_> {
+    pub(super) fn linear(
+        &mut self,
+        lead: Lead,
+        prologue: &[NodeId],
+        linear: NodeId,
+        epilogue: &[NodeId],
+    ) -> Result<()> {
+        let one = self.most(lead) == 1;
+        let x = origin(self.graph, self.arg(linear, 0)?);
+        let cols = self.graph.ty(x).width();
+        // The row to multiply, and the norm that is done on the way.
+        let mut row = Operand::default();
+        let mut norm = (0, 0.0);
+        let single = match prologue {
+            [id] if one && self.put(*id)?.is_none() => match &self.graph.node(*id).op {
+                Op::RmsNorm(op) if self.graph.ty(*id).dims.len() == 1 => {
+                    norm = (self.address(self.arg(*id, 1)?)?, op.eps);
+                    row = self.value(origin(self.graph, self.arg(*id, 0)?))?;
+                    true
+                }
+                _ => false,
+            },
+            _ => false,
+        };
+        if prologue.is_empty() && one {
+            row = self.value(x)?;
+        } else if !single {
+            let mut list = List::new();
+            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), Some(x))?;
+            let a = self.operand(&known, x)?;
+            let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
+            if one {
+                row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
+                op.b = row;
+            } else {
+                op.what = R_SPLIT;
+                op.n0 = count(cols.next_multiple_of(TILE_K))?;
+                (op.aux, op.aux2) = (self.bases.high, self.bases.low);
+            }
+            list.ops.push(op);
+            Self::whole(&mut list)?;
+            self.push_list(lead, list)?;
+        }
+
+        let domains = domains(self.graph, linear, epilogue).ok_or_else(|| unplaced(linear))?;
+        let ranges: Vec<(usize, usize)> = weight_ranges(self.graph, linear).collect();
+        let whole = self.put(linear)?;
+        let raw: usize =
+            domains.iter().filter(|d| !d.rides_along()).map(|d| d.len * d.parts.len()).sum();
+        let raw_stride = count(raw)?;
+        let mut raw_at = self.bases.raw;
+        // What is multiplied: parts with their epilogue, by kernel.
+        let mut products: Vec<Multiplied> = Vec::new();
+        let mut later: Vec<(Columns, Vec<Operand>)> = Vec::new();
+        for d in domains {
+            let mut parts = Vec::new();
+            for &p in &d.parts {
+                parts.push(self.matrix(self.arg(linear, p + 1)?)?);
+            }
+            // Where each part of a merged product goes as such.
+            let wholes = d
+                .parts
+                .iter()
+                .map(|&p| whole.map(|w| Operand { at: w.at + ranges[p].0 as u64 * 4, ..w }));
+            let wholes: Vec<Option<Operand>> = wholes.collect();
+            if d.rides_along() {
+                let (e, swap) = self.epilogue(&d, &wholes)?;
+                if swap {
+                    parts.reverse();
+                }
+                let product = d.layouts[0].product().ok_or_else(|| unplaced(linear))?;
+                products.push((product, parts, e));
+                continue;
+            }
+            let mut operands = Vec::new();
+            for part in parts {
+                let o = Operand { at: raw_at, place: abi::ROWS, n: raw_stride };
+                raw_at += part.0.rows as u64 * 4;
+                let e = Epilogue { form: STORE, out: o.at, out_stride: o.n, ..Epilogue::default() };
+                let product = part.0.product().ok_or_else(|| unplaced(linear))?;
+                products.push((product, vec![part], e));
+                operands.push(o);
+            }
+            later.push((d, operands));
+        }
+        products.sort_by_key(|p| p.0);
+        for same in products.chunk_by(|a, b| a.0 == b.0) {
+            for some in same.chunks(MAX_DOMAINS) {
+                self.product(lead, one, cols, row, norm, some)?;
+            }
+        }
+        self.finish(lead, later, whole, &ranges)
+    }
+
+    /// Byte code for what becomes of a domain's columns, or a straight line where there is one, and
+    /// whether its two parts change places.
+    fn epilogue(&self, d: &Columns, wholes: &[Option<Operand>]) -> Result<(Epilogue, bool)> {
+        let mut ops: Vec<ElementOp> = Vec::new();
+        let mut known: BTreeMap<NodeId, Operand> = BTreeMap::new();
+        let put = |a, b| ElementOp { what: PUT, a, b, ..ElementOp::default() };
+        for (i, values) in d.values.iter().enumerate() {
+            let register = Operand::register(count(i)?);
+            if let Some(Some(b)) = wholes.get(i) {
+                ops.push(put(register, *b));
+            }
+            for &id in values {
+                known.insert(id, register);
+                if let (Some(b), Op::Slice(_)) = (self.put(id)?, &self.graph.node(id).op) {
+                    ops.push(put(register, b));
+                }
+            }
+        }
+        // The kernel puts a value into both of the first two registers.
+        for (next, &id) in (2..).zip(&d.nodes) {
+            let node = self.graph.node(id);
+            let a = self.operand(&known, self.arg(id, 0)?)?;
+            let mut op = ElementOp { to: next, a, ..ElementOp::default() };
+            match &node.op {
+                Op::Unary(unary) => {
+                    op.what = UNARY;
+                    (op.kind, op.c) = unary_code(unary.kind).ok_or_else(|| unplaced(id))?;
+                }
+                Op::Binary(binary) => {
+                    op.what = BINARY;
+                    op.kind = binary_code(binary.kind).ok_or_else(|| unplaced(id))?;
+                    op.b = self.operand(&known, self.arg(id, 1)?)?;
+                }
+                _ => return Err(unplaced(id)),
+            }
+            ops.push(op);
+            known.insert(id, Operand::register(next));
+            if let Some(b) = self.put(id)? {
+                ops.push(put(Operand::register(next), b));
+            }
+        }
+        let register = |o: &Operand, n| o.place == abi::REGISTER && o.n == n;
+        let mut e = Epilogue { form: CODE, count: count(ops.len())?, ..Epilogue::default() };
+        let mut swap = false;
+        match ops.as_slice() {
+            [p] if p.what == PUT && register(&p.a, 0) && d.parts.len() == 1 => {
+                (e.form, e.out, e.out_stride) = (STORE, p.b.at, p.b.n);
+            }
+            [add, p]
+                if (add.what, add.kind, p.what) == (BINARY, 0, PUT)
+                    && d.parts.len() == 1
+                    && register(&add.a, 0) != register(&add.b, 0) =>
+            {
+                (e.form, e.out, e.out_stride) = (RESIDUAL, p.b.at, p.b.n);
+                e.residual = if register(&add.a, 0) { add.b } else { add.a };
+            }
+            [act, mul, p]
+                if (act.what, mul.what, mul.kind, p.what) == (UNARY, BINARY, 1, PUT)
+                    && d.parts.len() == 2
+                    && act.a.place == abi::REGISTER
+                    && act.a.n < 2
+                    && (register(&mul.a, 2) && register(&mul.b, 1 - act.a.n)
+                        || register(&mul.b, 2) && register(&mul.a, 1 - act.a.n)) =>
+            {
+                (e.form, e.kind, e.c) = (GATED, act.kind, act.c);
+                (e.out, e.out_stride) = (p.b.at, p.b.n);
+                swap = act.a.n == 1;
+            }
+            _ => {
+                if ops.len() > MAX_OPS {
+                    return Err(Error::Plan("its epilogue is too long".to_string()));
+                }
+                e.ops.iter_mut().zip(&ops).for_each(|(to, from)| *to = *from);
+            }
+        }
+        Ok((e, swap))
+    }
+
+    /// Launches the epilogues that must see whole heads.
+    fn finish(
+        &mut self,
+        lead: Lead,
+        domains: Vec<(Columns, Vec<Operand>)>,
+        whole: Option<Operand>,
+        ranges: &[(usize, usize)],
+    ) -> Result<()> {
+        let mut list = List::new();
+        for (d, operands) in domains {
+            let unit = d.unit(self.graph);
+            let (mut fresh, mut known) = (List::new(), BTreeMap::new());
+            let put = |a, b| -> Result<RowOp> {
+                Ok(RowOp { what: R_PUT, len: count(unit)?, a, b, ..RowOp::default() })
+            };
+            for (i, values) in d.values.iter().enumerate() {
+                let a = operands[i];
+                if let Some(w) = whole {
+                    let at = w.at + ranges[d.parts[i]].0 as u64 * 4;
+                    fresh.ops.push(put(a, Operand { at, ..w })?);
+                }
+                for &id in values {
+                    known.insert(id, a);
+                    if let (Some(b), Op::Slice(_)) = (self.put(id)?, &self.graph.node(id).op) {
+                        fresh.ops.push(put(a, b)?);
+                    }
+                }
+            }
+            self.list(&mut fresh, &d.nodes, unit, known, None)?;
+            let full = list.ops.len() + fresh.ops.len() > MAX_ROW_OPS
+                || list.jobs.len() == MAX_JOBS
+                || list.width.max(fresh.width) * list.registers.max(fresh.registers) as usize * 4
+                    > self.chip.row_shared();
+            if full && !list.jobs.is_empty() {
+                self.push_list(lead, std::mem::replace(&mut list, List::new()))?;
+            }
+            list.jobs.push(Job {
+                first_block: count(list.blocks)?,
+                unit: count(unit)?,
+                op: count(list.ops.len())?,
+                ops: count(fresh.ops.len())?,
+            });
+            list.ops.append(&mut fresh.ops);
+            list.width = list.width.max(fresh.width);
+            list.registers = list.registers.max(fresh.registers);
+            list.blocks += d.len / unit;
+        }
+        if list.jobs.is_empty() { Ok(()) } else { self.push_list(lead, list) }
+    }
+}

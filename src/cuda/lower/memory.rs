@@ -1,0 +1,116 @@
+//! What a plan takes of the device's memory: weights, caches, tables, and the workspace that its
+//! groups share.
+
+use super::Chip;
+use super::columns::domains;
+use super::sample::scan_blocks;
+use crate::cuda::abi::{BEST_BYTES, CHUNK, TILE_K};
+use crate::cuda::layout::Layout;
+use crate::cuda::program::{RopeTable, TensorKind, Work};
+use crate::graph::{DType, Graph, Lead, Op, TensorType};
+use crate::plan::{Group, GroupKind, Limits};
+
+/// How a weight of this type is kept.
+pub(in crate::cuda) fn tensor_kind(ty: &TensorType) -> Option<TensorKind> {
+    let DType::Weight(format) = ty.dtype else { return None };
+    match ty.dims.as_slice() {
+        &[rows, cols] => Layout::of(format, rows, cols).map(TensorKind::Matrix),
+        _ => Some(TensorKind::Vector(ty.width())),
+    }
+}
+
+impl TensorKind {
+    pub(in crate::cuda) fn bytes(&self) -> usize {
+        match self {
+            TensorKind::Matrix(layout) => layout.bytes(),
+            TensorKind::Vector(len) => len.saturating_mul(4),
+        }
+    }
+}
+
+/// Bytes of a cache: `[slots][heads][positions][dim]` of f16; no other type is kept yet.
+pub(in crate::cuda) fn cache_bytes(ty: &TensorType, limits: &Limits) -> Option<usize> {
+    if ty.dtype != DType::F16 {
+        return None;
+    }
+    let positions = limits.slots.checked_mul(limits.context)?;
+    ty.width().checked_mul(2)?.checked_mul(positions)
+}
+
+/// Tables of all rotations, in the order they occur.
+pub(in crate::cuda) fn ropes(graph: &Graph, context: usize) -> Option<(Vec<RopeTable>, usize)> {
+    let (mut tables, mut end): (Vec<RopeTable>, usize) = (Vec::new(), 0);
+    for node in graph.nodes() {
+        let Op::Rope(rope) = &node.op else { continue };
+        let factors = node.args.get(2).and_then(|&f| match &graph.node(f).op {
+            Op::Weight(w) => Some((f, w.name.clone())),
+            _ => None,
+        });
+        if !tables.iter().any(|t| t.rope == *rope && t.factors == factors) {
+            tables.push(RopeTable { rope: rope.clone(), factors, offset: end });
+            let bytes = context.checked_mul(rope.dim / 2)?.checked_mul(8)?;
+            end = end.checked_add(bytes.checked_next_multiple_of(256)?)?;
+        }
+    }
+    Some((tables, end))
+}
+
+/// The workspace of all groups.
+pub(in crate::cuda) fn work(
+    chip: &Chip,
+    graph: &Graph,
+    groups: &[Group],
+    limits: &Limits,
+) -> Option<Work> {
+    let mut work = Work::default();
+    for group in groups {
+        work = work.max(group_work(chip, graph, group, limits)?);
+    }
+    // Four lists of words, then the sampler.
+    let words = limits.rows.checked_mul(3)?.checked_add(limits.outs)?;
+    work.state = words.checked_mul(4)?.checked_add(5 * 256)?;
+    Some(work)
+}
+
+fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Option<Work> {
+    let rows = if group.lead == Lead::Outs { limits.outs } else { limits.rows };
+    let mut work = Work::default();
+    match &group.kind {
+        GroupKind::Rows(_) => {}
+        GroupKind::Linear { linear, epilogue, .. } => {
+            let x = graph.ty(*graph.node(*linear).args.first()?).width();
+            if rows == 1 {
+                work.x = x.next_multiple_of(4).checked_mul(4)?;
+            } else {
+                let cols = x.checked_next_multiple_of(TILE_K)?;
+                work.split = cols.checked_mul(rows)?.checked_mul(4)?;
+            }
+            let raw = domains(graph, *linear, epilogue)?;
+            let raw = raw.iter().filter(|d| !d.rides_along());
+            let columns: usize = raw.map(|d| d.len * d.parts.len()).sum();
+            work.raw = columns.checked_mul(rows)?.checked_mul(4)?;
+        }
+        GroupKind::Attend(id) => {
+            let node = graph.node(*id);
+            let (&[heads, dim], &[kv, _]) =
+                (node.ty.dims.as_slice(), graph.ty(*node.args.get(1)?).dims.as_slice())
+            else {
+                return None;
+            };
+            if rows == 1 {
+                let chunks = limits.context.div_ceil(CHUNK) + 1;
+                work.partial = heads.checked_mul(dim + 2)?.checked_mul(chunks)?.checked_mul(4)?;
+            }
+            work.arrived = kv.checked_mul(4)?;
+        }
+        GroupKind::Sample(id) => {
+            let vocabulary = graph.ty(*graph.node(*id).args.first()?).width();
+            let outs = limits.outs;
+            work.adjusted = vocabulary.checked_mul(outs)?.checked_mul(4)?;
+            work.best = scan_blocks(chip, vocabulary).checked_mul(outs)?.checked_mul(BEST_BYTES)?;
+            work.sampled = outs.checked_mul(4)?;
+            work.history = limits.slots.checked_mul(limits.context)?.checked_mul(4)?;
+        }
+    }
+    Some(work)
+}
