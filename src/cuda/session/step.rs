@@ -1,0 +1,190 @@
+//! One step: checked, its lists sent up, launched, and its tokens read back; the step over one row
+//! is captured once.
+
+use super::{CudaSession, NO_TOKEN, Ready, too_large};
+use crate::cuda::driver::Shape;
+use crate::cuda::program::{Kernel, Launch, Parameters};
+use crate::graph::Lead;
+use crate::plan::{Session, StepInput};
+use crate::{Error, Result};
+
+impl CudaSession {
+    /// Captures the step over one row that goes on from the last sampled token.
+    pub(super) fn record(&mut self) -> Result<()> {
+        let holds = |r: &Ready| r.program.plan.limits().outs >= 1;
+        let Some(index) = self.programs.iter().position(holds) else { return Ok(()) };
+        if !self.programs[index].launches.iter().any(|(l, _)| l.kernel == Kernel::Pick) {
+            return Ok(());
+        }
+        set_rows(&mut self.programs[index], 1, 1);
+        let graph = self.stream.capture(|| self.launch(index, 1, 1))?;
+        self.graph = Some(graph);
+        Ok(())
+    }
+
+    /// Puts the launches of a program into the stream. Rows must have been set.
+    fn launch(&self, index: usize, rows: usize, outs: usize) -> Result<()> {
+        let Some(ready) = self.programs.get(index) else { return Ok(()) };
+        for (launch, function) in &ready.launches {
+            let n = if launch.lead == Lead::Outs { outs } else { rows };
+            if n == 0 {
+                continue;
+            }
+            let (s, on) = (&launch.shape, &self.stream);
+            // SAFETY: parameters are those of the kernel's own kind, and their addresses were made
+            // from this session's allocations, which the plan's verifier has seen to be large enough
+            // for as many rows as were checked.
+            let done = unsafe {
+                match &launch.parameters {
+                    Parameters::Gemv(p) => function.launch(s, &**p, on),
+                    Parameters::Gemm(p) => function.launch(s, &**p, on),
+                    Parameters::Rows(p) => function.launch(s, &**p, on),
+                    Parameters::Attend(p) => function.launch(s, p, on),
+                    Parameters::Sample(p) => function.launch(s, p, on),
+                }
+            };
+            done.map_err(|e| named(e, launch))?;
+        }
+        Ok(())
+    }
+
+    /// Whether every row is within the limits.
+    pub(super) fn check(&self, input: &StepInput<'_>) -> Result<()> {
+        let limits = *self.limits();
+        let rows = input.tokens.len();
+        let fail = |what: String| Err(Error::Invalid(format!("step: {what}")));
+        if rows == 0 || rows > limits.rows {
+            return fail(format!("{rows} rows, planned for 1 to {}", limits.rows));
+        }
+        if input.positions.len() != rows || input.slots.len() != rows {
+            return fail(format!("{rows} rows need as many positions and slots"));
+        }
+        let outs = input.outs.len();
+        if outs > limits.outs {
+            return fail(format!("{outs} rows with logits, planned for {}", limits.outs));
+        }
+        if input.outs.windows(2).any(|w| w[0] >= w[1])
+            || input.outs.last().is_some_and(|&r| r as usize >= rows)
+        {
+            return fail("rows with logits must ascend and exist".to_string());
+        }
+        let vocabulary = self.programs.first().map_or(0, |p| p.program.vocabulary);
+        for ((&token, &position), &slot) in
+            input.tokens.iter().zip(input.positions).zip(input.slots)
+        {
+            if token as usize >= vocabulary {
+                return fail(format!("token {token} is not among {vocabulary}"));
+            }
+            if slot as usize >= limits.slots {
+                return fail(format!("slot {slot} is not among {}", limits.slots));
+            }
+            if position as usize >= limits.context {
+                return Err(Error::Context {
+                    context: limits.context,
+                    what: format!("position {position}"),
+                    wants: (position as usize).saturating_add(1),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on after the device failed, and remembers that it did.
+    pub(super) fn alive<T>(&mut self, run: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        if let Some(why) = &self.dead {
+            let what = format!("the session ended when the device failed: {why}");
+            return Err(Error::Device { call: "step".to_string(), what });
+        }
+        let result = self.device.bind().and_then(|()| run(self));
+        if let Err(Error::Device { call, what }) = &result {
+            self.dead = Some(format!("{call}: {what}"));
+        }
+        result
+    }
+
+    pub(super) fn replay(&mut self, input: &StepInput<'_>) -> Result<()> {
+        let (rows, outs) = (input.tokens.len(), input.outs.len());
+        let holds = |r: &Ready| {
+            let limits = r.program.plan.limits();
+            rows <= limits.rows && outs <= limits.outs
+        };
+        let Some(index) = self.programs.iter().position(holds) else {
+            return Err(Error::Invalid("no program holds this step".to_string()));
+        };
+        self.state.sampled.clear();
+        (self.state.program, self.state.rows, self.state.outs) = (index, rows, outs);
+        // Lists go into staging one after the other, and from there to their places.
+        let b = self.bases;
+        let lists = [
+            (b.tokens, input.tokens),
+            (b.positions, input.positions),
+            (b.slots, input.slots),
+            (b.outs, input.outs),
+        ];
+        let mut rest = self.staging.bytes_mut();
+        for (to, list) in lists {
+            let Some((part, more)) = rest.split_at_mut_checked(list.len() * 4) else {
+                return Err(too_large());
+            };
+            for (bytes, word) in part.chunks_exact_mut(4).zip(list) {
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            // SAFETY: the lists have room for as many rows as were checked.
+            unsafe { self.stream.upload(to, part)? };
+            rest = more;
+        }
+        self.traffic.bytes_in += (3 * rows + outs) as u64 * 4;
+        if let Some((note, parameters)) = &mut self.note {
+            parameters.rows = rows as u32;
+            let shape = Shape { grid: (1, 1), block: 256, shared: 0, early: false };
+            // SAFETY: the history has a word for each slot and position, which were checked.
+            unsafe { note.launch(&shape, parameters, &self.stream)? };
+        }
+        if let Some(ready) = self.programs.get_mut(index) {
+            set_rows(ready, rows, outs);
+        }
+        self.launch(index, rows, outs)?;
+        self.stream.wait()?;
+        self.traffic.steps += 1;
+        // The graph was captured for one row; its parameters are its own.
+        let samples = self.programs[index].launches.iter().any(|(l, _)| l.kernel == Kernel::Pick);
+        let Some(&last) = input.outs.last().filter(|_| samples) else { return Ok(()) };
+        let last = last as usize;
+        self.state.last = (input.positions[last], input.slots[last]);
+        if outs == 1 {
+            self.state.sampled.push(self.result.word(0));
+        } else {
+            let bytes = self.staging.bytes_mut().get_mut(..outs * 4).ok_or_else(too_large)?;
+            // SAFETY: there is a word for each row with logits.
+            unsafe { self.stream.download(bytes, self.bases.sampled)? };
+            let words = bytes.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w));
+            self.state.sampled.extend(words);
+        }
+        self.traffic.bytes_out += outs as u64 * 4;
+        if let Some(bad) = self.state.sampled.iter().position(|&t| t == NO_TOKEN) {
+            let row = input.outs.get(bad).map_or(0, |&r| r as usize);
+            let position = input.positions.get(row).map_or(0, |&p| p as usize);
+            self.state.sampled.clear();
+            return Err(Error::NonFinite { step: self.traffic.steps, position });
+        }
+        Ok(())
+    }
+}
+
+fn set_rows(ready: &mut Ready, rows: usize, outs: usize) {
+    for (launch, _) in &mut ready.launches {
+        let n = if launch.lead == Lead::Outs { outs } else { rows };
+        launch.set_rows(n as u32);
+    }
+}
+
+/// An error of a launch, with the launch.
+fn named(error: Error, launch: &Launch) -> Error {
+    match error {
+        Error::Device { call, what } => {
+            let call = format!("{call} of {:?} (group {})", launch.kernel, launch.group);
+            Error::Device { call, what }
+        }
+        other => other,
+    }
+}
