@@ -4,10 +4,11 @@
 
 use half::f16;
 
+use super::kernel::ONE_DIGIT;
 use super::*;
 use crate::cpu::quantize::{Precision, activation_bytes};
 use crate::cpu::repack::{repack_tiles, row_f32};
-use crate::model::format::{Block, Format};
+use crate::model::format::{Block, Format, Quant, Scale};
 
 /// A xorshift generator.
 struct Random(u64);

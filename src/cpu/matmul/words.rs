@@ -12,9 +12,10 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{LINE, SHAPES, Scales, quad};
+use super::SHAPES;
+use super::kernel::{Scales, quad};
 use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
-use crate::cpu::repack::{GROUP, Layout, SPAN, Span, Store, TILE};
+use crate::cpu::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
 use crate::cpu::simd::Simd;
 use crate::model::format::{Min, Quant};
 
