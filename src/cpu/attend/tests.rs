@@ -3,6 +3,7 @@
 use super::*;
 use crate::cpu::pool::{Pool, Worker};
 use crate::graph::DType;
+use crate::graph::op::alibi_slope;
 use half::f16;
 
 /// Greatest difference from attention in f64 over the same cache, for values within 1.
