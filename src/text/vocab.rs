@@ -10,14 +10,19 @@
 //! token is left out) and what cannot is an error. A control token is never the result of a
 //! merge: text that looks like one stays text.
 
-use std::borrow::Cow;
+mod index;
+mod source;
+
+pub(super) use source::{Added, Cut, Lead, More};
+pub use source::{Kind, Source, TokenType};
+
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 
 use super::normal::Normal;
-use super::pre::{self, Stage};
+use super::pre;
 use crate::error::{Error, Result, quoted};
 use crate::model::Metadata;
+use index::{Index, text_of};
 
 /// Longer texts are decoded, but neither merged into nor matched: the longest token of any
 /// published vocabulary is a quarter of this, and the bound keeps encoding linear.
@@ -36,106 +41,6 @@ const ENDS: [&str; 7] = [
     "<|end_of_text|>",
     "<EOT>",
 ];
-
-/// How a vocabulary cuts text.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
-    /// Byte-level BPE: words by a pre-tokenizer, bytes merged in the order of a list.
-    Bpe,
-    /// SentencePiece: characters merged by the score of what they become, or in the order of a list,
-    /// bytes as a last resort.
-    Spm,
-}
-
-/// What a token is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TokenType {
-    /// A piece of text.
-    Normal,
-    /// What stands for text that has no token.
-    Unknown,
-    /// A mark that text never means by itself, such as the end of a turn.
-    Control,
-    /// A piece of text that is always cut out whole.
-    UserDefined,
-    /// A place kept free.
-    Unused,
-    /// One raw byte of a SentencePiece vocabulary.
-    Byte,
-}
-
-/// A vocabulary as a file describes it, before any check.
-#[derive(Clone, Default, Debug)]
-#[allow(missing_docs, reason = "each is the metadata key of its name")]
-pub struct Source<'a> {
-    pub model: &'a str,
-    pub pre: Option<&'a str>,
-    pub tokens: Vec<&'a [u8]>,
-    pub scores: Option<Cow<'a, [f32]>>,
-    pub token_type: Option<Cow<'a, [i32]>>,
-    pub merges: Vec<&'a [u8]>,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-    pub eot: Option<u32>,
-    pub eom: Option<u32>,
-    pub unknown: Option<u32>,
-    pub add_bos: Option<bool>,
-    pub add_eos: Option<bool>,
-    pub add_space_prefix: Option<bool>,
-    pub chat_template: Option<&'a str>,
-}
-
-/// What is done to a text before neighbours merge, and how they merge.
-#[derive(Debug, Default)]
-pub(super) struct Cut {
-    /// What is done to it first.
-    pub normal: Vec<Normal>,
-    /// What then stands for a space, where that is not the space.
-    pub space: Option<&'static str>,
-    /// What is put before a text that does not begin with it.
-    pub lead: Lead,
-    /// How it is cut into words.
-    pub stages: Vec<Stage>,
-    /// How words are cut once more, their bytes written in BPE's alphabet.
-    pub after: Vec<Stage>,
-    /// Whether a word that is a token is taken as it is, before any merge.
-    pub whole_words: bool,
-    /// Whether neighbouring characters without a token make one unknown token.
-    pub fuse_unknown: bool,
-}
-
-/// When a text that does not begin with a space gets one.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) enum Lead {
-    #[default]
-    Never,
-    /// Each part between whole tokens.
-    Always,
-    /// Only the text's very beginning.
-    First,
-}
-
-/// How a token that is found whole meets the text around it.
-#[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Added {
-    /// Only where no letter or digit touches it.
-    pub single_word: bool,
-    /// With the white space before it.
-    pub lstrip: bool,
-    /// With the white space after it.
-    pub rstrip: bool,
-    /// In the text after normalizers rather than before.
-    pub normalized: bool,
-}
-
-/// What a vocabulary brings beside its [`Source`].
-#[derive(Default)]
-pub(super) struct More<'a> {
-    pub merges: Vec<(&'a str, &'a str)>,
-    pub added: HashMap<u32, Added>,
-    /// More ids that end a generation.
-    pub ends: Vec<u32>,
-}
 
 /// A checked vocabulary: every id in it is one of its own tokens.
 #[derive(Debug)]
@@ -419,64 +324,6 @@ impl Vocab {
         let id = self.id(text).filter(|&id| self.is_mergeable(id))?;
         Some((*self.order.get(usize::try_from(id).ok()?)?, id))
     }
-}
-
-/// Where the tokens are by their text: slots of `id + 1`, zero for a free one.
-#[derive(Debug)]
-struct Index {
-    slots: Vec<u32>,
-    hash: RandomState,
-}
-
-impl Index {
-    fn new(count: usize) -> Result<Self> {
-        let size = count.saturating_mul(2).next_power_of_two();
-        let mut slots = reserved(size)?;
-        slots.resize(size, 0);
-        Ok(Index { slots, hash: RandomState::new() })
-    }
-
-    /// The slot that holds `text`, or the free one where it would go.
-    fn slot(&self, text: &[u8], bytes: &[u8], ends: &[u32]) -> Option<(usize, Option<u32>)> {
-        // At most half the slots are taken, so the walk ends at a free one.
-        let mask = self.slots.len().checked_sub(1)?;
-        let mut at = self.hash.hash_one(text) as usize & mask;
-        loop {
-            match self.slots.get(at)?.checked_sub(1) {
-                None => return Some((at, None)),
-                Some(id) if text_of(bytes, ends, id) == Some(text) => return Some((at, Some(id))),
-                Some(_) => at = (at + 1) & mask,
-            }
-        }
-    }
-
-    fn find(&self, text: &[u8], bytes: &[u8], ends: &[u32]) -> Option<u32> {
-        self.slot(text, bytes, ends)?.1
-    }
-
-    /// Enters a token unless its text is there already.
-    fn insert(&mut self, id: u32, bytes: &[u8], ends: &[u32]) -> bool {
-        let text = text_of(bytes, ends, id).unwrap_or_default();
-        match self.slot(text, bytes, ends) {
-            Some((at, None)) => {
-                if let Some(slot) = self.slots.get_mut(at) {
-                    *slot = id.saturating_add(1);
-                }
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-fn text_of<'a>(bytes: &'a [u8], ends: &[u32], id: u32) -> Option<&'a [u8]> {
-    let id = usize::try_from(id).ok()?;
-    let end = *ends.get(id)? as usize;
-    let start = match id.checked_sub(1) {
-        Some(before) => *ends.get(before)? as usize,
-        None => 0,
-    };
-    bytes.get(start..end)
 }
 
 fn bad(what: impl Into<String>) -> Error {
