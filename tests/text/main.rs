@@ -5,6 +5,7 @@
 
 mod common;
 mod encode;
+mod folders;
 mod hostile;
 mod json;
 mod real;
