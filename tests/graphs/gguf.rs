@@ -91,6 +91,32 @@ fn split(bytes: &[u8], experts: usize, rows: usize, order: Order) -> [Vec<u8>; 2
     [gate.to_vec(), up.to_vec()]
 }
 
+/// What pairs of a head are slowed down by, which a file has as tensors.
+fn factors(config: &serde_json::Value, head_dim: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let rope = |key: &str| number(config, &[&format!("rope_parameters.{key}")]);
+    let mut all = Vec::new();
+    for (key, name) in
+        [("long_factor", "rope_factors_long.weight"), ("short_factor", "rope_factors_short.weight")]
+    {
+        let list = config.pointer(&format!("/rope_parameters/{key}")).and_then(|l| l.as_array());
+        let list = list.map(|l| l.iter().map(|x| x.as_f64().unwrap() as f32).collect());
+        all.extend(list.map(|list| (name, list)));
+    }
+    if let (Some(low), Some(high)) = (rope("low_freq_factor"), rope("high_freq_factor")) {
+        let [base, old, factor] =
+            ["rope_theta", "original_max_position_embeddings", "factor"].map(|k| rope(k).unwrap());
+        let of = |pair: usize| {
+            let length =
+                2.0 * std::f64::consts::PI * base.powf((2 * pair) as f64 / head_dim as f64);
+            // Between the two lengths, from one to the other.
+            let kept = ((old / length - low) / (high - low)).clamp(0.0, 1.0);
+            (1.0 / ((1.0 - kept) / factor + kept)) as f32
+        };
+        all.push(("rope_freqs.weight", (0..head_dim / 2).map(of).collect()));
+    }
+    all
+}
+
 /// The fixture's model as a file.
 fn gguf(name: &str, architecture: &str, order: Order) -> Vec<u8> {
     let fixture = fixture(name);
@@ -101,6 +127,9 @@ fn gguf(name: &str, architecture: &str, order: Order) -> Vec<u8> {
     let mut file = GgufWriter::new().meta("general.architecture", architecture);
     // Without a vocabulary: llama.cpp loads and runs such a file, with tokens of its choice.
     file = file.meta("tokenizer.ggml.model", "none");
+    // Of llama3's factors there is a tensor, and no key.
+    let rope = config.pointer("/rope_parameters/rope_type").and_then(|t| t.as_str());
+    let unsaid = |name: &str| rope == Some("llama3") && name.starts_with("rope.scaling.");
     for (name, names) in COUNTS {
         // Configs of GPT-2 and Falcon do not say how wide the MLP is, Falcon's not how long texts are.
         let n = match (architecture, *name) {
@@ -111,12 +140,12 @@ fn gguf(name: &str, architecture: &str, order: Order) -> Vec<u8> {
             ("gpt-oss", "expert_feed_forward_length") => number(config, &["intermediate_size"]),
             _ => number(config, names),
         };
-        if let Some(n) = n {
+        if let Some(n) = n.filter(|_| !unsaid(name)) {
             file = file.meta(&key(name), n as u32);
         }
     }
     for (name, names) in NUMBERS {
-        if *name == "rope.freq_base" && NO_BASE.contains(&architecture) {
+        if unsaid(name) || *name == "rope.freq_base" && NO_BASE.contains(&architecture) {
             continue;
         }
         if let Some(x) = number(config, names) {
@@ -141,14 +170,26 @@ fn gguf(name: &str, architecture: &str, order: Order) -> Vec<u8> {
         }
     }
     if ["gemma2", "gemma3", "gpt-oss", "phi3"].contains(&architecture) {
-        let window = number(config, &["sliding_window"]).unwrap();
+        // Phi 4, which has none, says 0.
+        let window = number(config, &["sliding_window"]).unwrap_or_default();
         file = file.meta(&key("attention.sliding_window"), window as u32);
     }
     if let Some(parallel) = config.get("use_parallel_residual").and_then(|p| p.as_bool()) {
         file = file.meta(&key("use_parallel_residual"), parallel);
     }
-    if config.pointer("/rope_parameters/rope_type").is_some_and(|t| t == "yarn") {
-        file = file.meta(&key("rope.scaling.type"), "yarn");
+    if let Some(kind) = rope.filter(|kind| ["linear", "yarn"].contains(kind)) {
+        file = file.meta(&key("rope.scaling.type"), kind);
+    }
+    if rope == Some("longrope") {
+        let [old, new] =
+            ["rope_parameters.original_max_position_embeddings", "max_position_embeddings"]
+                .map(|k| number(config, &[k]).unwrap());
+        let gain = (1.0 + (new / old).ln() / old.ln()).sqrt();
+        file = file.meta(&key("rope.scaling.attn_factor"), gain as f32);
+    }
+    for (name, list) in factors(config, head_dim).into_iter().filter(|_| order != Undone) {
+        let bytes: Vec<u8> = list.iter().flat_map(|x| x.to_le_bytes()).collect();
+        file = file.tensor(name, Format::F32, &[list.len()], &bytes);
     }
     // Names as the converter has them, but its name is that of older models with another activation,
     // and it rounds weights to three numbers, which these are not.
@@ -231,7 +272,9 @@ fn error(name: &str, architecture: &str, order: Order) -> f32 {
     let path = folder(&format!("gguf-{name}-{architecture}-{order:?}")).join("model.gguf");
     fs::write(&path, gguf(name, architecture, order)).unwrap();
     let model = Model::open(&path).unwrap();
-    let graph = arch::build(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let context = if name.ends_with("-long") { 96 } else { 0 };
+    let graph = arch::build_for(model.meta(), &model, &arch::Library::embedded(), context)
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
     let fixture = fixture(name);
     let vocabulary = graph.ty(graph.outputs()[0]).width();
     let all = reference_logits(&graph, &model, &fixture.prompt);
@@ -251,6 +294,8 @@ fn files_of_the_converter_give_the_same_logits() {
     for (name, architecture, order) in [
         ("llama", "llama", Neighbour),
         ("llama-yarn", "llama", Neighbour),
+        ("llama-linear", "llama", Neighbour),
+        ("llama3", "llama", Neighbour),
         ("mixtral", "llama", Neighbour),
         ("granite", "granite", Neighbour),
         ("smollm3", "smollm3", Neighbour),
@@ -261,6 +306,8 @@ fn files_of_the_converter_give_the_same_logits() {
         ("gemma3", "gemma3", Half),
         ("phi2", "phi2", Half),
         ("phi3", "phi3", Half),
+        ("phi4", "phi3", Half),
+        ("phi4-long", "phi3", Half),
         ("gpt2", "gpt2", Half),
         ("gptneox", "gptneox", Half),
         ("olmo2", "olmo2", Half),
@@ -286,6 +333,8 @@ fn files_of_the_converter_give_the_same_logits() {
     for (name, architecture, order) in [
         ("llama", "llama", Half),
         ("qwen3", "qwen3", Neighbour),
+        ("phi4", "phi3", Undone),
+        ("phi4-long", "phi3", Undone),
         ("gemma", "gemma", Undone),
         ("gemma2", "gemma2", Undone),
         ("falcon-new", "falcon", Undone),
