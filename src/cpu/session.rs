@@ -135,50 +135,6 @@ impl CpuSession {
         Ok(())
     }
 
-    /// Whether every row is within the limits.
-    fn check(&self, input: &StepInput<'_>) -> Result<()> {
-        let limits = *self.limits();
-        let rows = input.tokens.len();
-        let fail = |what: String| Err(Error::Invalid(format!("step: {what}")));
-        if rows == 0 || rows > limits.rows {
-            return fail(format!("{rows} rows, planned for 1 to {}", limits.rows));
-        }
-        if input.positions.len() != rows || input.slots.len() != rows {
-            return fail(format!("{rows} rows need as many positions and slots"));
-        }
-        if input.outs.len() > limits.outs {
-            return fail(format!(
-                "{} rows with logits, planned for {}",
-                input.outs.len(),
-                limits.outs
-            ));
-        }
-        if input.outs.windows(2).any(|w| w[0] >= w[1])
-            || input.outs.last().is_some_and(|&r| r as usize >= rows)
-        {
-            return fail("rows with logits must ascend and exist".to_string());
-        }
-        let vocabulary = self.programs.first().map_or(0, |p| p.vocabulary);
-        for ((&token, &position), &slot) in
-            input.tokens.iter().zip(input.positions).zip(input.slots)
-        {
-            if token as usize >= vocabulary {
-                return fail(format!("token {token} is not among {vocabulary}"));
-            }
-            if slot as usize >= limits.slots {
-                return fail(format!("slot {slot} is not among {}", limits.slots));
-            }
-            if position as usize >= limits.context {
-                return Err(Error::Context {
-                    context: limits.context,
-                    what: format!("position {position}"),
-                    wants: (position as usize).saturating_add(1),
-                });
-            }
-        }
-        Ok(())
-    }
-
     /// Runs the smallest program that holds the rows in the state.
     fn replay(&mut self) -> Result<()> {
         let (rows, outs) = (self.state.tokens.len(), self.state.outs.len());
@@ -256,7 +212,8 @@ impl Session for CpuSession {
     }
 
     fn run(&mut self, input: &StepInput<'_>) -> Result<()> {
-        self.check(input)?;
+        let vocabulary = self.programs.first().map_or(0, |p| p.vocabulary);
+        input.check(self.limits(), vocabulary)?;
         let _span = tracing::debug_span!("step", rows = input.tokens.len()).entered();
         let set = |to: &mut Vec<u32>, from: &[u32]| {
             to.clear();

@@ -267,7 +267,8 @@ impl Session for CudaSession {
     }
 
     fn run(&mut self, input: &StepInput<'_>) -> Result<()> {
-        self.check(input)?;
+        let vocabulary = self.programs.first().map_or(0, |p| p.program.vocabulary);
+        input.check(self.limits(), vocabulary)?;
         let _span = tracing::debug_span!("step", rows = input.tokens.len()).entered();
         self.alive(|s| s.replay(input))
     }

@@ -1,9 +1,9 @@
 //! What a backend is: it is asked while a plan is made, lowers it, and replays it.
 
 use super::{Group, Limits, Plan};
-use crate::Result;
 use crate::graph::op::{Cache, Sampler};
 use crate::graph::{Graph, TensorType, Weights};
+use crate::{Error, Result};
 
 /// What planning asks of a backend.
 pub trait Target {
@@ -74,6 +74,48 @@ pub struct StepInput<'a> {
     pub slots: &'a [u32],
     /// The rows whose logits are wanted, ascending.
     pub outs: &'a [u32],
+}
+
+impl StepInput<'_> {
+    /// Whether every row is within what was planned, and every token in the vocabulary.
+    pub(crate) fn check(&self, limits: &Limits, vocabulary: usize) -> Result<()> {
+        let rows = self.tokens.len();
+        let fail = |what: String| Err(Error::Invalid(format!("step: {what}")));
+        if rows == 0 || rows > limits.rows {
+            return fail(format!("{rows} rows, planned for 1 to {}", limits.rows));
+        }
+        if self.positions.len() != rows || self.slots.len() != rows {
+            return fail(format!("{rows} rows need as many positions and slots"));
+        }
+        if self.outs.len() > limits.outs {
+            return fail(format!(
+                "{} rows with logits, planned for {}",
+                self.outs.len(),
+                limits.outs
+            ));
+        }
+        if self.outs.windows(2).any(|w| w[0] >= w[1])
+            || self.outs.last().is_some_and(|&r| r as usize >= rows)
+        {
+            return fail("rows with logits must ascend and exist".to_string());
+        }
+        for ((&token, &position), &slot) in self.tokens.iter().zip(self.positions).zip(self.slots) {
+            if token as usize >= vocabulary {
+                return fail(format!("token {token} is not among {vocabulary}"));
+            }
+            if slot as usize >= limits.slots {
+                return fail(format!("slot {slot} is not among {}", limits.slots));
+            }
+            if position as usize >= limits.context {
+                return Err(Error::Context {
+                    context: limits.context,
+                    what: format!("position {position}"),
+                    wants: (position as usize).saturating_add(1),
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What has crossed between caller and session since it was loaded, the weights left out.

@@ -5,7 +5,7 @@ use super::{CudaSession, NO_TOKEN, Ready, too_large};
 use crate::cuda::driver::Shape;
 use crate::cuda::program::{Kernel, Launch, Parameters};
 use crate::graph::Lead;
-use crate::plan::{Session, StepInput};
+use crate::plan::StepInput;
 use crate::{Error, Result};
 
 impl CudaSession {
@@ -44,47 +44,6 @@ impl CudaSession {
                 }
             };
             done.map_err(|e| named(e, launch))?;
-        }
-        Ok(())
-    }
-
-    /// Whether every row is within the limits.
-    pub(super) fn check(&self, input: &StepInput<'_>) -> Result<()> {
-        let limits = *self.limits();
-        let rows = input.tokens.len();
-        let fail = |what: String| Err(Error::Invalid(format!("step: {what}")));
-        if rows == 0 || rows > limits.rows {
-            return fail(format!("{rows} rows, planned for 1 to {}", limits.rows));
-        }
-        if input.positions.len() != rows || input.slots.len() != rows {
-            return fail(format!("{rows} rows need as many positions and slots"));
-        }
-        let outs = input.outs.len();
-        if outs > limits.outs {
-            return fail(format!("{outs} rows with logits, planned for {}", limits.outs));
-        }
-        if input.outs.windows(2).any(|w| w[0] >= w[1])
-            || input.outs.last().is_some_and(|&r| r as usize >= rows)
-        {
-            return fail("rows with logits must ascend and exist".to_string());
-        }
-        let vocabulary = self.programs.first().map_or(0, |p| p.program.vocabulary);
-        for ((&token, &position), &slot) in
-            input.tokens.iter().zip(input.positions).zip(input.slots)
-        {
-            if token as usize >= vocabulary {
-                return fail(format!("token {token} is not among {vocabulary}"));
-            }
-            if slot as usize >= limits.slots {
-                return fail(format!("slot {slot} is not among {}", limits.slots));
-            }
-            if position as usize >= limits.context {
-                return Err(Error::Context {
-                    context: limits.context,
-                    what: format!("position {position}"),
-                    wants: (position as usize).saturating_add(1),
-                });
-            }
         }
         Ok(())
     }
