@@ -4,8 +4,9 @@
 //! have a use: of a prompt of hundreds, one. What a graph computes of all rows and then selects
 //! from is computed of the selected rows alone. Each row's result is the same to the last bit.
 
+use super::merge::{copy, renamed};
+use crate::Result;
 use crate::graph::{Args, DType, Graph, Lead, Node, NodeId, Op};
-use crate::{Error, Result};
 
 /// The graph with every `select` where the rows part.
 pub(super) fn lift(graph: &Graph) -> Result<Graph> {
@@ -115,12 +116,11 @@ struct Lift<'a> {
 
 impl Lift<'_> {
     fn at(&self, id: NodeId) -> Result<NodeId> {
-        self.whole[id.index()].ok_or_else(|| Error::Plan(format!("{id} is used before it is made")))
+        renamed(&self.whole, id)
     }
 
     fn copy(&mut self, node: &Node) -> Result<NodeId> {
-        let args: Result<Args> = node.args.iter().map(|&a| self.at(a)).collect();
-        self.out.push(node.op.clone(), args?, Some(node.ty.clone()), node.origin.clone())
+        copy(&mut self.out, node, &self.whole)
     }
 
     /// A copy that is given the selected rows. Its type follows from theirs.

@@ -110,11 +110,12 @@ fn reads(graph: &Graph, product: &Node) -> (bool, bool) {
     }
 }
 
-fn copy(out: &mut Graph, node: &Node, moved: &[Option<NodeId>]) -> Result<NodeId> {
+/// A node whose arguments are elsewhere by now.
+pub(super) fn copy(out: &mut Graph, node: &Node, moved: &[Option<NodeId>]) -> Result<NodeId> {
     let args: Result<Args> = node.args.iter().map(|&a| renamed(moved, a)).collect();
     out.push(node.op.clone(), args?, Some(node.ty.clone()), node.origin.clone())
 }
 
-fn renamed(moved: &[Option<NodeId>], id: NodeId) -> Result<NodeId> {
+pub(super) fn renamed(moved: &[Option<NodeId>], id: NodeId) -> Result<NodeId> {
     moved[id.index()].ok_or_else(|| Error::Plan(format!("{id} is used before it is made")))
 }
