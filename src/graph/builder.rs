@@ -9,11 +9,13 @@
 
 mod ops;
 
+use super::near::shown;
 use super::op::{Cache, CachePart, Input, InputKind, Reshape, Store, Weight};
+use super::weights::missing;
 use super::{
     Args, DType, Dims, Graph, Lead, Names, NodeId, Op, Origin, RopeLayout, TensorType, Weights,
 };
-use crate::error::{Error, Result, quoted};
+use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::panic::Location;
 
@@ -168,9 +170,11 @@ impl<'w> Builder<'w> {
     }
 
     fn tensor(&mut self, here: &Origin, op: &'static str, name: &str) -> Result<NodeId> {
+        let unmapped = self.names.unmapped(name);
         let name = &self.names.resolve(name);
         let Some((format, dims)) = self.weights.find(name) else {
-            return Err(fail(here, op, format!("there is no tensor {}", shown(name))));
+            let hint = unmapped.unwrap_or_else(|| missing(self.weights, name));
+            return Err(fail(here, op, format!("there is no tensor {}{hint}", shown(name))));
         };
         let ty = TensorType::new(DType::Weight(format), Lead::Fixed, &dims);
         let weight = Weight { name: name.to_string() };
@@ -219,10 +223,4 @@ impl<'w> Builder<'w> {
 
 fn fail(here: &Origin, op: &'static str, what: String) -> Error {
     Error::Graph { origin: here.to_string(), op, what }
-}
-
-/// A tensor's name as it stands if it is plain, else escaped and cut.
-fn shown(name: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-()*".contains(&b);
-    if name.len() <= 64 && name.bytes().all(plain) { name.to_string() } else { quoted(name) }
 }

@@ -72,6 +72,10 @@ impl<'m> Encoded<'m> {
 }
 
 impl Weights for Encoded<'_> {
+    fn names(&self) -> Vec<&str> {
+        Weights::names(self.model)
+    }
+
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
         self.formats(name).map(|(_, to, dims)| (to, dims))
     }

@@ -19,6 +19,7 @@ mod builder;
 mod dot;
 mod encoded;
 mod names;
+mod near;
 pub mod op;
 pub mod reference;
 mod sketch;

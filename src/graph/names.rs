@@ -5,24 +5,48 @@
 //! of a layer; one more on the right belongs to `stack(…)`. A pattern of a whole name goes before one
 //! of a stem, which takes `.weight` or `.bias` along.
 
+use super::near;
+
 /// Patterns, and what to call what matches them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Names(Vec<(String, String)>);
+pub struct Names {
+    pairs: Vec<(String, String)>,
+    /// Whether names are expected to be others: no pattern for one is then worth a hint.
+    foreign: bool,
+}
 
 impl Names {
     /// From pairs of a pattern and a name.
     pub fn new(pairs: Vec<(String, String)>) -> Self {
-        Names(pairs)
+        Names { pairs, foreign: true }
+    }
+
+    /// What a message adds about a name that should have been called something else, but is not.
+    pub(super) fn unmapped(&self, name: &str) -> Option<String> {
+        if !self.foreign || self.resolve(name) != name {
+            return None;
+        }
+        if self.pairs.is_empty() {
+            return Some("; the graph file has no NAMES for folders".to_string());
+        }
+        let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+        let parts = stem.split('.').map(|part| {
+            let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+            if digits { "*" } else { part }
+        });
+        let stem = parts.collect::<Vec<_>>().join(".");
+        let hint = near::hint(&stem, self.pairs.iter().map(|(from, _)| from.as_str()));
+        Some(format!("; NAMES does not have it{hint}"))
     }
 
     /// What `name` is called; itself if nothing matches.
     pub fn resolve(&self, name: &str) -> String {
-        let whole = self.0.iter().find_map(|(from, to)| Some((to, matched(from, name)?)));
+        let whole = self.pairs.iter().find_map(|(from, to)| Some((to, matched(from, name)?)));
         if let Some((to, layer)) = whole {
             return to.replacen('*', layer, 1);
         }
         let Some((stem, part)) = name.rsplit_once('.') else { return name.to_string() };
-        let stem = self.0.iter().find_map(|(from, to)| Some((to, matched(from, stem)?)));
+        let stem = self.pairs.iter().find_map(|(from, to)| Some((to, matched(from, stem)?)));
         let Some((to, layer)) = stem else { return name.to_string() };
         let to = to.replacen('*', layer, 1);
         let (inner, close) = to.split_at(to.find(')').unwrap_or(to.len()));
@@ -35,7 +59,7 @@ impl Names {
     /// two are called the same the last counts.
     pub fn all(&self, layers: usize) -> Vec<(String, String)> {
         let mut all = Vec::new();
-        for (from, _) in &self.0 {
+        for (from, _) in &self.pairs {
             let weight = if from.ends_with(".weight") { "" } else { ".weight" };
             let layers = if from.contains('*') { layers } else { 1 };
             for layer in 0..layers {

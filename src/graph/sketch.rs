@@ -87,6 +87,10 @@ fn next(state: &mut u64) -> f32 {
 }
 
 impl Weights for Sketch {
+    fn names(&self) -> Vec<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
         let any_layer = || {
             let (before, rest) = name.split_once('.')?;

@@ -6,6 +6,7 @@
 //! `stack(NAME)` puts the tensors whose names have 0, 1, 2, … for the `*` one after another. They
 //! take floats, nest, and are made when they are read.
 
+use super::near;
 use super::types::Dims;
 use crate::model::{Format, Model};
 use std::borrow::Cow;
@@ -15,6 +16,10 @@ use std::collections::BTreeMap;
 pub trait Weights {
     /// Format and dimensions (slowest first) of a tensor; `None` when there is no such tensor.
     fn find(&self, name: &str) -> Option<(Format, Dims)>;
+    /// Names of tensors that are there, for messages about one that is not; none if that is not known.
+    fn names(&self) -> Vec<&str> {
+        Vec::new()
+    }
     /// The tensor's bytes, in its format.
     fn bytes(&self, name: &str) -> Option<Cow<'_, [u8]>>;
 }
@@ -80,6 +85,23 @@ pub(super) fn find_made(weights: &dyn Weights, name: &str) -> Option<(Format, Di
     }
 }
 
+/// What a message adds about `name`, which is not there: names that are near, and that a name is made
+/// in a way that there is not.
+pub(super) fn missing(weights: &dyn Weights, name: &str) -> String {
+    let mut inner = name;
+    while let Some((how, rest)) = inner.strip_suffix(')').and_then(|n| n.split_once('(')) {
+        if Made::of(inner).is_none() {
+            return format!("; there is no {} of a name", near::shown(how));
+        }
+        inner = rest;
+    }
+    if weights.find(inner).is_some() {
+        return "; the tensor is there, but it is not of floats".to_string();
+    }
+    // Where a name says that any number may stand, 0 must be there.
+    near::hint(&inner.replacen('*', "0", 1), weights.names())
+}
+
 /// Bytes of a made tensor.
 fn make<'w>(weights: &'w dyn Weights, name: &str) -> Option<Cow<'w, [u8]>> {
     let (format, dims) = find_made(weights, name)?;
@@ -119,6 +141,11 @@ fn make<'w>(weights: &'w dyn Weights, name: &str) -> Option<Cow<'w, [u8]>> {
 }
 
 impl Weights for Model {
+    fn names(&self) -> Vec<&str> {
+        let packed = self.packed().iter().map(|p| p.name.as_str());
+        self.tensors().iter().map(|t| t.name.as_str()).chain(packed).collect()
+    }
+
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
         let found = self.tensor(name).map(|t| (t.format, t.dims.iter().copied().collect()));
         let packed = || self.packed_weight(name).map(|p| (p.format, Dims::from_slice(&p.dims)));
@@ -182,6 +209,10 @@ impl MemoryWeights {
 }
 
 impl Weights for MemoryWeights {
+    fn names(&self) -> Vec<&str> {
+        self.tensors.keys().map(String::as_str).collect()
+    }
+
     fn find(&self, name: &str) -> Option<(Format, Dims)> {
         let found = self.tensors.get(name).map(|(format, dims, _)| (*format, dims.clone()));
         found.or_else(|| find_made(self, name))

@@ -92,8 +92,9 @@ impl Metadata {
     /// An error about the value of `key`, which names file, key and offset.
     pub fn error(&self, key: &str, what: impl Into<String>) -> Error {
         let place = match self.entry(key) {
-            Some(e) => format!("key {}, byte {}", quoted(key), e.at),
-            None => format!("key {}", quoted(key)),
+            // Keys of a config.json have no place.
+            Some(e) if e.at > 0 => format!("key {}, byte {}", quoted(key), e.at),
+            _ => format!("key {}", quoted(key)),
         };
         Error::file(&self.path, place, what)
     }

@@ -430,7 +430,7 @@ fn hostile_graph_files_end_soon_within_little_memory() {
             "deep.star:2: more than 48 levels",
         ),
         ("long", "#".repeat(100_000_000).as_str(), "long.star: longer than 1048576 bytes"),
-        ("result", "    return 5", "result.star:1: build returned 5, not a node"),
+        ("result", "    return 5", "result.star:2: build returned 5, not a node"),
         (
             "base",
             "    return g.rope(g.embed(\"token_embd\"), base = \"big\")",

@@ -1,7 +1,8 @@
 //! Graph files: the language, and what it refuses.
 
 use gllm_kernels::graph::arch::{self, Library};
-use gllm_kernels::graph::{Graph, Op};
+use gllm_kernels::graph::{Graph, MemoryWeights, Op};
+use gllm_kernels::model::Metadata;
 use std::time::{Duration, Instant};
 
 use crate::models;
@@ -157,13 +158,13 @@ fn what_is_wrong_is_named_with_its_line() {
             "def build(g, c):\n    return g.embed(\"token_embd\") + \"a\"",
             "f.star:2: no + between node and string",
         ),
-        ("def build(g, c):\n    return 5", "f.star:1: build returned 5, not a node"),
+        ("def build(g, c):\n    return 5", "f.star:2: build returned 5, not a node"),
         (
             "def build(g, c):\n    return g.embed(\"token_embd\")",
-            "sample: logits must be f32[O, vocabulary]",
+            "f.star:2: build returned f32[R, 16], a row for each token; g.select(x)",
         ),
         ("x = 1", "f.star:1: there is no function build"),
-        ("def build(g):\n    pass", "f.star:1: build takes 1 arguments, got 2"),
+        ("def build(g):\n    pass", "f.star:1: build takes 1 argument, got 2"),
         (
             "def build(g, c):\n    return c.count(\"no_such_key\")",
             "key \"llama.no_such_key\": missing",
@@ -214,6 +215,191 @@ fn what_is_wrong_is_named_with_its_line() {
         assert!(error.contains(wanted), "{source}\n{error}");
         assert!(!error.contains('\u{1b}') && error.lines().count() == 1, "{error}");
     }
+}
+
+/// What newcomers write, most of it Python and PyTorch: the message says what to write instead.
+#[test]
+fn mistakes_are_met_with_what_was_meant() {
+    let embed = "    x = g.embed(\"token_embd\")\n";
+    for (body, wanted) in [
+        (
+            "    return c.head_dim ** 0.5",
+            "f.star:3: expected the end of the line, found \"**\"; write pow(x, y), of a node x * x",
+        ),
+        ("    print(x)", "f.star:3: there is no name print; fail(x) ends with the value shown"),
+        (
+            "    return g.rope(x, theta = 1e4)",
+            "f.star:3: rope: has no parameter theta; it takes x, base, layout, dim, scale",
+        ),
+        (
+            "    return g.rms_norm(x, \"output_norm\", epsilon = 1)",
+            "f.star:3: rms_norm: has no parameter epsilon; it takes x, name, eps",
+        ),
+        (
+            "    return g.attend(x, x, x, layer_idx = 1)",
+            "f.star:3: attend: has no parameter layer_idx; it takes q, k, v, layer, scale",
+        ),
+        (
+            "    return f(x = 1)\ndef f(y):\n    return y",
+            "f.star:3: f has no parameter x; it takes y",
+        ),
+        ("    return g.rope(x, base = None)", "f.star:3: rope: base is None, not a number"),
+        (
+            "    return g.rope(x, base = 1e4, layout = \"halves\")",
+            "f.star:3: rope: layout is \"half\" or \"neighbour\", not \"halves\"",
+        ),
+        (
+            "    return g.rope(x, base = 1e4, layout = \"half\")",
+            "f.star:3: rope: cannot turn 16 elements of f32[R, 16], which has no heads; heads makes them",
+        ),
+        (
+            "    return g.rope(g.heads(g.select(x), 4), base = 1e4, layout = \"half\")",
+            "f.star:3: rope: x is f32[O, 4, 4], rows that were selected; select after the last layer",
+        ),
+        (
+            "    return g.select(g.select(x))",
+            "f.star:3: select: cannot select rows u32[O] of f32[O, 16], which are selected already",
+        ),
+        (
+            "    return g.layernorm(x)",
+            "f.star:3: layernorm: there is no such op; near is layer_norm",
+        ),
+        (
+            "    return c.num_layers",
+            "f.star:3: c has no field num_layers; near is layers; it has layers dim heads",
+        ),
+        (
+            "    return c.hidden_size",
+            "f.star:3: c has no field hidden_size; it has layers dim heads kv_heads head_dim rope_dim rope_base rope_scale eps context hf arch, and asks for others: c.count(\"hidden_size\")",
+        ),
+        ("    return c.layers()", "f.star:3: c.layers is a value, it cannot be called"),
+        (
+            "    return c.integer(\"x\")",
+            "f.star:3: c.integer: there is no such question; there are count number flag text list",
+        ),
+        (
+            "    return c.count(\"block_cout\")",
+            "key \"llama.block_cout\": missing; near is llama.block_count",
+        ),
+        (
+            "    return x[0]",
+            "f.star:3: a node has no items; g.slice takes a part of it, [x, y] makes a list",
+        ),
+        (
+            "    return g.concat(x, x)",
+            "f.star:3: concat: a node has no items; g.slice takes a part of it, [x, y] makes a list",
+        ),
+        ("    return x.relu()", "f.star:3: node.relu: a node has no methods; write g.relu(x)"),
+        (
+            "    return x.shape",
+            "f.star:3: shape: a node has no fields; g.dims(x) gives the dimensions of its rows",
+        ),
+        (
+            "    return x > 0",
+            "f.star:3: no > between node and int; a node has no value while the graph is built",
+        ),
+        ("    return x @ x", "f.star:3: no sign @; g.linear(x, name) multiplies by a weight"),
+        (
+            "    return f\"blk.{1}\"",
+            "f.star:3: f-strings are not part of this language; write \"blk.%d.\" % i",
+        ),
+        ("    return true", "f.star:3: there is no name true; write True"),
+        (
+            "    return math.sqrt(2)",
+            "f.star:3: there is no name math; functions stand alone: sqrt(x), g.silu(x)",
+        ),
+        (
+            "    return qkv(g, c, x, \"\")",
+            "f.star:3: there is no name qkv; load(\"hf.star\", \"qkv\") brings it",
+        ),
+        ("    logits = x\n    return logit", "f.star:4: there is no name logit; near is logits"),
+        ("    return x is None", "f.star:3: is is not part of this language; write == or !="),
+        (
+            "    if c.hf:\n        pass\n    else if c.layers:\n        pass",
+            "f.star:5: expected \":\", found \"if\"; write elif",
+        ),
+        (
+            "    return 1\ndef f(x: int):\n    pass",
+            "f.star:4: expected \")\", found \":\"; types cannot be written",
+        ),
+        (
+            "    y = g.linear(g.select(x), \"output\")",
+            "f.star:3: build ends without a return of the logits",
+        ),
+        (
+            "    return g.linear(x, \"blk.0.attn_out\")",
+            "f.star:3: linear: there is no tensor blk.0.attn_out.weight; near are blk.0.attn_output.weight",
+        ),
+        (
+            "    return c.layers\nload(\"hf.star\", \"qvks\", \"heads\")",
+            "f.star:4: \"hf.star\" has no \"qvks\"",
+        ),
+        (
+            "    return c.layers\nload(\"hf.star\", \"hed\")",
+            "f.star:4: \"hf.star\" has no \"hed\"; near is head",
+        ),
+        (
+            "    return c.layers\nimport math",
+            "f.star:4: import is not part of this language; load(\"hf.star\", \"names\")",
+        ),
+    ] {
+        let source = format!("def build(g, c):\n{embed}{body}\n");
+        let error = build("mistakes", &source).expect_err(body);
+        assert!(error.contains(wanted), "{body}\n{error}");
+        assert!(error.lines().count() == 1, "{error}");
+    }
+    // Where `g` is not.
+    let error = build("mistakes", "x = g.has(\"x\")\ndef build(g, c):\n    pass").unwrap_err();
+    assert_eq!(error, "f.star:1: there is no name g; g is there inside of build(g, c)");
+    let error = build("mistakes", "SERVES = \"llama\"\ndef build(g, c):\n    pass").unwrap_err();
+    assert_eq!(error, "f.star:1: SERVES is no list of strings");
+}
+
+/// What KEYS and NAMES lack is told beside what a folder has.
+#[test]
+fn folders_say_what_is_near() {
+    let folder = std::env::temp_dir().join(format!("gllm-star-near-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (file, config) = (folder.join("f.star"), folder.join("config.json"));
+    let json = r#"{"model_type": "newt", "hidden_size": 8, "num_attention_heads": 2,
+        "num_hidden_layers": 1, "norm_eps": 1e-5, "vocab_size": 3}"#;
+    std::fs::write(&config, json).unwrap();
+    let meta = Metadata::from_config(&config).unwrap();
+    let mut weights = MemoryWeights::new();
+    weights.insert("model.embed_tokens.weight", &[3, 8], &[0.5; 24]).unwrap();
+    weights.insert("model.layers.0.mlp.up_proj.weight", &[8, 8], &[0.5; 64]).unwrap();
+    weights.insert("model.layers.1.mlp.up_proj.weight", &[8, 8], &[0.5; 64]).unwrap();
+    let keys = "KEYS = keys({})\n";
+    let eps = "KEYS = keys({\"attention.layer_norm_epsilon\": [\"norm_eps\"]})\n";
+    let names = "NAMES = names({})\n";
+    let up = "    return g.linear(x, \"blk.1.ffn_up\")\n";
+    let called = |name: &str| format!("{keys}NAMES = names({{\"blk.*.ffn_up\": \"{name}\"}})\n");
+    let near = "near is model.layers.1.mlp.up_proj.weight";
+    for (top, body, wanted) in [
+        (names.to_string(), up, "key \"block_count\": missing; the graph file has no KEYS for folders".to_string()),
+        (format!("KEYS = {{\"a\": \"b\"}}\n{names}"), up, "key \"block_count\": missing; KEYS does not say what block_count is called".to_string()),
+        (format!("KEYS = {{\"a\": 5}}\n{names}"), up, "f.star:1: KEYS[\"a\"] is 5, no string".to_string()),
+        (format!("{keys}{names}"), "    return g.rms_norm(x, None, eps = c.eps)\n", "f.star:6: ".to_string()),
+        (format!("{keys}{names}"), "    return g.rms_norm(x, None, eps = c.eps)\n", "key \"rms_norm_eps\": missing; KEYS looks for attention.layer_norm_rms_epsilon there; near is norm_eps".to_string()),
+        (format!("{keys}{names}"), "    return c.count(\"activation\")\n", "f.star:6: ".to_string()),
+        (format!("{eps}{names}"), "    return c.count(\"norm_eps\")\n", "key \"norm_eps\": f64 0.00001, expected an integer".to_string()),
+        (keys.to_string(), up, "there is no tensor token_embd.weight; the graph file has no NAMES for folders".to_string()),
+        (format!("{keys}NAMES = {{\"embed\": \"e\"}}\n"), up, "there is no tensor token_embd.weight; NAMES does not have it".to_string()),
+        (format!("{keys}{names}"), "    return g.linear(x, \"blk.0.ffn_upp\")\n", "f.star:6: linear: there is no tensor blk.0.ffn_upp.weight; NAMES does not have it; near is blk.*.ffn_up".to_string()),
+        (called("model.layers.*.mlp.upproj"), up, format!("f.star:6: linear: there is no tensor model.layers.1.mlp.upproj.weight; {near}")),
+        (called("plus1(model.layers.*.mlp.upproj)"), up, format!("plus1(model.layers.1.mlp.upproj.weight); {near}")),
+        (called("plus2(model.layers.*.mlp.up_proj)"), up, "there is no plus2 of a name".to_string()),
+        (format!("{keys}NAMES = {{\"a\": [\"b\", \"d\"]}}\n"), up, "f.star:1: NAMES[\"a\"] is 2 names, not one".to_string()),
+    ] {
+        let load = "load(\"hf.star\", \"keys\", \"names\")\n";
+        let build = "def build(g, c):\n    x = g.embed(\"token_embd\")\n";
+        let source = format!("{load}{top}{build}{body}");
+        std::fs::write(&file, &source).unwrap();
+        let library = Library::embedded().with_file(&file);
+        let error = arch::build_with(&meta, &weights, &library).unwrap_err().to_string();
+        assert!(error.contains(&wanted), "{source}\n{error}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]

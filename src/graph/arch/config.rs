@@ -1,7 +1,8 @@
 //! The hyper-parameters of a model file, checked.
 
 use crate::error::{Error, Result};
-use crate::graph::{Names, Weights};
+use crate::graph::weights::missing;
+use crate::graph::{Names, Weights, near};
 use crate::model::{Metadata, Value};
 use std::collections::BTreeMap;
 
@@ -110,7 +111,9 @@ impl<'m> Config<'m> {
     pub(super) fn check_tensors(&self, weights: &dyn Weights, names: &Names) -> Result<()> {
         let embedding = names.resolve("token_embd.weight");
         let Some((_, dims)) = weights.find(&embedding) else {
-            return Err(Error::Invalid(format!("there is no tensor {embedding}")));
+            let unmapped = names.unmapped("token_embd.weight");
+            let hint = unmapped.unwrap_or_else(|| missing(weights, &embedding));
+            return Err(Error::Invalid(format!("there is no tensor {embedding}{hint}")));
         };
         let &[rows, dim] = dims.as_slice() else {
             return Err(Error::Invalid(format!("{embedding} is no matrix but {dims:?}")));
@@ -162,6 +165,25 @@ impl<'m> Config<'m> {
             return Err(self.error(key, format!("{v} is not a positive number")));
         }
         Ok(value)
+    }
+
+    /// An error about a key that must be there: what it is called in a folder and what is near.
+    pub fn missing(&self, key: &str) -> Error {
+        let called = self.key(key);
+        let hint = near::hint(&called, self.meta.iter().map(|(k, _)| k));
+        let mapped = match &self.keys {
+            Some(keys) => match keys.get(key) {
+                Some(names) if names.len() > 1 => {
+                    let all: Vec<String> = names.iter().skip(1).map(|n| near::shown(n)).collect();
+                    format!("; KEYS looks for {key} there, and at {}", all.join(", "))
+                }
+                Some(_) => format!("; KEYS looks for {key} there"),
+                None if keys.is_empty() => "; the graph file has no KEYS for folders".to_string(),
+                None => format!("; KEYS does not say what {key} is called"),
+            },
+            None => String::new(),
+        };
+        self.error(key, format!("missing{mapped}{hint}"))
     }
 
     /// An error about a key of this architecture.
@@ -228,7 +250,7 @@ impl<'m> Config<'m> {
     }
 
     fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
-        found.ok_or_else(|| self.error(key, "missing"))
+        found.ok_or_else(|| self.missing(key))
     }
 
     /// A count; 0 when it is absent.

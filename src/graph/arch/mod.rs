@@ -44,7 +44,7 @@ fn read<'m, 'a, 'w>(
     let name = meta.require_str("general.architecture")?;
     let file = library.serving(name)?;
     let hf = meta.get_str("general.source")? == Some("huggingface");
-    let names = Names::new(if hf { file.pairs("NAMES")? } else { Vec::new() });
+    let names = if hf { Names::new(file.pairs("NAMES")?) } else { Names::default() };
     let config = Config::read(meta, name, if hf { Some(file.lists("KEYS")?) } else { None })?;
     Ok((file, names, config))
 }

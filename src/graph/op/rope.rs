@@ -63,6 +63,15 @@ impl OpDef for Rope {
             _ => return Err(format!("takes 2 or 3 arguments, got {}", args.len())),
         };
         activation("the input", x)?;
+        if positions.dtype == DType::U32 && x.lead == Lead::Outs {
+            return Err(format!("x is {x}, rows that were selected; select after the last layer"));
+        }
+        if x.dims.len() == 1 {
+            return Err(format!(
+                "cannot turn {} elements of {x}, which has no heads; heads makes them",
+                self.dim
+            ));
+        }
         if positions.dtype != DType::U32 || positions.lead != x.lead {
             return Err(format!("positions are {positions}, x is {x}"));
         }

@@ -143,7 +143,8 @@ impl OpDef for Select {
         let [x, outs] = arity(args)?;
         activation("the input", x)?;
         if x.lead != Lead::Rows || outs.lead != Lead::Outs || outs.dtype != DType::U32 {
-            return Err(format!("cannot select rows {outs} of {x}"));
+            let hint = if x.lead == Lead::Outs { ", which are selected already" } else { "" };
+            return Err(format!("cannot select rows {outs} of {x}{hint}"));
         }
         Ok(TensorType::new(x.dtype, Lead::Outs, &x.dims))
     }

@@ -6,7 +6,7 @@ use crate::error::quoted;
 use std::rc::Rc;
 
 /// Functions that are always there: those of Starlark, then a little mathematics.
-const NAMES: [&str; 29] = [
+pub(super) const NAMES: [&str; 29] = [
     "abs",
     "all",
     "any",

@@ -4,7 +4,7 @@ use super::lex::Failed;
 use super::tree::{Def, Expr, Kind, Step, Stmt};
 use super::value::{Heap, Told, Value};
 use crate::error::{Error, Result, quoted};
-use crate::graph::{Builder, Origin};
+use crate::graph::{Builder, Origin, near};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(super) struct Script<'a, 'w> {
     pub heap: Heap,
     pub modules: Vec<Module>,
     functions: Vec<Function>,
+    /// Where the last `return` stands: after `build` has run, its own.
+    pub(super) returned: Option<(usize, u32)>,
     /// Functions that run, by index: none may run twice at once.
     running: Vec<usize>,
     pub(super) depth: usize,
@@ -65,6 +67,7 @@ impl<'w> Script<'_, 'w> {
             heap: Heap::default(),
             modules: Vec::new(),
             functions: Vec::new(),
+            returned: None,
             running: Vec::new(),
             depth: 0,
             builder: None,
@@ -107,7 +110,11 @@ impl<'w> Script<'_, 'w> {
                 })?;
                 for (here, there) in names {
                     let found = self.global(other, there);
-                    let missing = || format!("{} has no {}", quoted(name), quoted(there));
+                    let missing = || {
+                        let globals = self.modules.get(other).map_or(&[][..], |m| &m.globals);
+                        let hint = near::hint(there, globals.iter().map(|(n, _)| &**n));
+                        format!("{} has no {}{hint}", quoted(name), quoted(there))
+                    };
                     let value = self.at(&frame, stmt.line, found.ok_or_else(missing))?;
                     self.set(&mut frame, here, value);
                 }
@@ -149,6 +156,28 @@ impl<'w> Script<'_, 'w> {
             .map(|(_, v)| *v)
             .or_else(|| self.global(frame.module, name))
             .or_else(|| super::builtins::find(name))
+    }
+
+    /// That there is no such name, and what was probably meant.
+    pub(super) fn no_name(&self, frame: &Frame, name: &str) -> String {
+        let hint = match name {
+            "print" => "; fail(x) ends with the value shown".to_string(),
+            "true" => "; write True".to_string(),
+            "false" => "; write False".to_string(),
+            "none" | "null" => "; write None".to_string(),
+            "math" | "np" | "torch" => "; functions stand alone: sqrt(x), g.silu(x)".to_string(),
+            "g" | "c" => format!("; {name} is there inside of build(g, c)"),
+            _ => match super::library::helper(name) {
+                Some(file) => format!("; load({file:?}, {name:?}) brings it"),
+                None => {
+                    let locals = frame.locals.iter().flatten();
+                    let globals = self.modules.get(frame.module).map_or(&[][..], |m| &m.globals);
+                    let names = locals.chain(globals).map(|(n, _)| &**n);
+                    near::hint(name, names.chain(super::builtins::NAMES))
+                }
+            },
+        };
+        format!("there is no name {}{hint}", quoted(name).trim_matches('"'))
     }
 
     /// Counts a step and a level; whoever calls it leaves the level again.
@@ -225,6 +254,7 @@ impl<'w> Script<'_, 'w> {
                     Some(value) => self.eval(frame, value)?,
                     None => Value::None,
                 };
+                self.returned = Some((frame.module, stmt.line));
                 return Ok(Flow::Return(value));
             }
             Step::Break => return Ok(Flow::Break),
@@ -353,6 +383,12 @@ impl<'w> Script<'_, 'w> {
         }
     }
 
+    /// The last line of a function.
+    pub fn last_line(&self, index: usize) -> u32 {
+        let last = self.functions.get(index).and_then(|f| f.def.body.last());
+        last.map_or(1, |stmt| stmt.line)
+    }
+
     /// Calls a function of the script from a line of `module`.
     pub fn call(&mut self, module: usize, line: u32, index: usize, args: Args) -> Result<Value> {
         let Some(function) = self.functions.get(index) else { return Ok(Value::None) };
@@ -364,12 +400,15 @@ impl<'w> Script<'_, 'w> {
         let mut locals: Vec<(Rc<str>, Value)> = Vec::with_capacity(def.params.len());
         if args.given.len() > def.params.len() {
             let (takes, got) = (def.params.len(), args.given.len());
-            return Err(fail(format!("{} takes {takes} arguments, got {got}", def.name)));
+            let s = if takes == 1 { "" } else { "s" };
+            return Err(fail(format!("{} takes {takes} argument{s}, got {got}", def.name)));
         }
         if let Some((name, _)) =
             args.named.iter().find(|(n, _)| !def.params.iter().any(|(p, _)| p == n))
         {
-            return Err(fail(format!("{} has no parameter {name}", def.name)));
+            let takes: Vec<&str> = def.params.iter().map(|(p, _)| &**p).collect();
+            let takes = takes.join(", ");
+            return Err(fail(format!("{} has no parameter {name}; it takes {takes}", def.name)));
         }
         for (i, ((name, _), default)) in def.params.iter().zip(&function.defaults).enumerate() {
             let named = args.named.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
@@ -392,7 +431,11 @@ impl<'w> Script<'_, 'w> {
         self.running.pop();
         match flow {
             Ok(Flow::Return(value)) => Ok(value),
-            Ok(_) => Ok(Value::None),
+            Ok(_) => {
+                // Nothing was returned, at the end of the function.
+                self.returned = None;
+                Ok(Value::None)
+            }
             Err(e) if home == module => Err(e),
             // From another file: say who called.
             Err(e) => {

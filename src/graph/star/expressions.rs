@@ -25,10 +25,10 @@ impl Script<'_, '_> {
             Kind::Int(i) => Ok(Value::Int(*i)),
             Kind::Float(x) => Ok(Value::Float(*x)),
             Kind::Text(text) => self.heap.shared_text(text),
-            Kind::Name(name) => self.heap.tick(self.names(frame) / 64).and_then(|()| {
-                let missing = || format!("there is no name {}", quoted(name).trim_matches('"'));
-                self.lookup(frame, name).ok_or_else(missing)
-            }),
+            Kind::Name(name) => self
+                .heap
+                .tick(self.names(frame) / 64)
+                .and_then(|()| self.lookup(frame, name).ok_or_else(|| self.no_name(frame, name))),
             Kind::List(list) => {
                 let items = self.values(frame, list)?;
                 self.heap.list(items)
@@ -84,6 +84,10 @@ impl Script<'_, '_> {
                 let of = self.eval(frame, of)?;
                 match of {
                     Value::Config => return self.config_field(frame, line, name),
+                    Value::Node(_) => {
+                        let what = "has no fields; g.dims(x) gives the dimensions of its rows";
+                        Err(format!("{}: a node {what}", quoted(name).trim_matches('"')))
+                    }
                     other => Err(format!(
                         "a {} has no field {name}; methods can only be called",
                         self.heap.kind(other)

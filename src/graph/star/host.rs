@@ -3,16 +3,76 @@
 
 use super::eval::{Args, Frame, Script};
 use super::value::{Told, Value};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::graph::{
     AttendExtras, AttendOptions, BinaryKind, Builder, NodeId, Origin, RopeLayout, RopeOptions,
-    UnaryKind,
+    UnaryKind, near,
 };
 use crate::model::Array;
 use std::rc::Rc;
 
 /// Nodes that a graph file may make: a model of 1,000 layers has about 60,000.
 const MAX_NODES: usize = 1 << 17;
+
+/// Fields of `c`.
+const FIELDS: [&str; 12] = [
+    "layers",
+    "dim",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "rope_dim",
+    "rope_base",
+    "rope_scale",
+    "eps",
+    "context",
+    "hf",
+    "arch",
+];
+/// Methods of `c`.
+const QUESTIONS: [&str; 5] = ["count", "number", "flag", "text", "list"];
+
+/// Methods of `g` beside the functions of each element, and what they take.
+const METHODS: &[(&str, &[&str])] = &[
+    ("attend", &["q", "k", "v", "layer", "scale", "window", "softcap", "sinks", "alibi"]),
+    ("clamp", &["x", "low", "high"]),
+    ("concat", &["values"]),
+    ("dims", &["x"]),
+    ("embed", &["name", "by"]),
+    ("experts", &["x", "picks", "name"]),
+    ("has", &["name", "part"]),
+    ("heads", &["x", "n"]),
+    ("layer_norm", &["x", "name", "eps"]),
+    ("linear", &["x", "name"]),
+    ("merge", &["x"]),
+    ("mix", &["x", "weights"]),
+    ("normalize", &["x"]),
+    ("pick", &["x", "picks"]),
+    ("reshape", &["x", "dims"]),
+    ("rms_norm", &["x", "name", "eps"]),
+    ("rope", &["x", "base", "layout", "dim", "scale", "factors", "gain"]),
+    ("scale", &["x", "by"]),
+    ("select", &["x"]),
+    ("slice", &["x", "start", "len"]),
+    ("softcap", &["x", "cap"]),
+    ("softmax", &["x"]),
+    ("top_k", &["x", "k"]),
+    ("weight", &["name"]),
+];
+
+/// Refuses a method that is not there and an argument that it does not take, before what is missing.
+fn check_names(name: &str, args: &Args) -> Told<()> {
+    let plain = || UnaryKind::PLAIN.iter().any(|(_, n)| *n == name).then_some(&["x"][..]);
+    let found = METHODS.iter().find(|(n, _)| *n == name).map(|(_, takes)| *takes);
+    let Some(takes) = found.or_else(plain) else {
+        let all = METHODS.iter().map(|(n, _)| *n).chain(UnaryKind::PLAIN.iter().map(|(_, n)| *n));
+        return Err(format!("there is no such op{}", near::hint(name, all)));
+    };
+    match args.named.iter().find(|(n, _)| !takes.contains(&&**n)) {
+        Some((n, _)) => Err(format!("has no parameter {n}; it takes {}", takes.join(", "))),
+        None => Ok(()),
+    }
+}
 
 impl<'w> Script<'_, 'w> {
     /// Arguments that are read one by one, each with its name in messages.
@@ -37,6 +97,7 @@ impl<'w> Script<'_, 'w> {
 
     fn number(&self, args: &mut Args, name: &str, default: Option<f32>) -> Told<f32> {
         match args.take(name) {
+            Some(Value::None) if default.is_none() => Err(format!("{name} is None, not a number")),
             None | Some(Value::None) => default.ok_or_else(|| format!("needs {name}")),
             Some(value) => {
                 let x = self.to_float(value).map_err(|what| format!("{name}: {what}"))? as f32;
@@ -97,7 +158,7 @@ impl<'w> Script<'_, 'w> {
         args: Args,
     ) -> Result<Value> {
         let origin = self.origin(frame, line);
-        match self.graph_call(&origin, name, args) {
+        match check_names(name, &args).and_then(|()| self.graph_call(&origin, name, args)) {
             Ok(made) => made,
             Err(what) => {
                 Err(Error::Script { origin: origin.to_string(), what: format!("{name}: {what}") })
@@ -275,7 +336,10 @@ impl<'w> Script<'_, 'w> {
             Some(layout) => match &*self.to_text(layout)? {
                 "neighbour" => RopeLayout::Neighbour,
                 "half" => RopeLayout::Half,
-                _ => return Err(format!("no layout {}", self.heap.brief(layout))),
+                _ => {
+                    let layout = self.heap.brief(layout);
+                    return Err(format!("layout is \"half\" or \"neighbour\", not {layout}"));
+                }
             },
         };
         // A tensor's name, or numbers.
@@ -353,9 +417,15 @@ impl<'w> Script<'_, 'w> {
             ("==" | "!=", ..) => Ok(Value::Bool((left == right) == (op == "=="))),
             _ => {
                 let (a, b) = (self.heap.kind(left), self.heap.kind(right));
+                // What a node will hold is known when the graph runs, not while it is built.
+                let hint = if matches!(op, "<" | "<=" | ">" | ">=" | "in" | "not in") {
+                    "; a node has no value while the graph is built"
+                } else {
+                    ""
+                };
                 Err(Error::Script {
                     origin: origin.to_string(),
-                    what: format!("no {op} between {a} and {b}"),
+                    what: format!("no {op} between {a} and {b}{hint}"),
                 })
             }
         }
@@ -378,15 +448,28 @@ impl<'w> Script<'_, 'w> {
             "rope_scale" => float(c.rope_scale),
             "eps" => match c.eps {
                 Some(eps) => float(eps),
-                None => return Err(c.error(crate::graph::arch::EPS, "missing")),
+                None => return Err(self.asked(frame, line, c.missing(crate::graph::arch::EPS))),
             },
             "hf" => Value::Bool(c.is_hf()),
             "arch" => {
                 let text = self.heap.text(c.name());
                 return text.map_err(|what| self.error(frame.module, line, what));
             }
-            _ => return Err(self.error(frame.module, line, format!("c has no field {name}"))),
+            _ => {
+                let hint = near::hint(name, FIELDS);
+                let what = format!(
+                    "c has no field {name}{hint}; it has {}, and asks for others: c.count({})",
+                    FIELDS.join(" "),
+                    quoted(name)
+                );
+                return Err(self.error(frame.module, line, what));
+            }
         })
+    }
+
+    /// An error about a key, with the line that asked for it.
+    fn asked(&self, frame: &Frame, line: u32, error: Error) -> Error {
+        self.error(frame.module, line, error.to_string())
     }
 
     fn array(&mut self, array: &Array) -> Told<Value> {
@@ -415,15 +498,27 @@ impl<'w> Script<'_, 'w> {
     ) -> Result<Value> {
         let fail =
             |this: &Self, what: String| this.error(frame.module, line, format!("c.{name}: {what}"));
+        if FIELDS.contains(&name) {
+            let what = format!("c.{name} is a value, it cannot be called");
+            return Err(self.error(frame.module, line, what));
+        }
+        if !QUESTIONS.contains(&name) {
+            let what = format!("there is no such question; there are {}", QUESTIONS.join(" "));
+            return Err(fail(self, what));
+        }
         let key = self.text_arg(&mut args, "key").map_err(|what| fail(self, what))?;
         let default = args.take("default");
         args.finish().map_err(|what| fail(self, what))?;
         let Some(c) = self.config else { return Ok(Value::None) };
+        let asked = |this: &Self, e: Error| this.asked(frame, line, e);
+        let int = |n: usize| Value::Int(i64::try_from(n).unwrap_or(i64::MAX));
         let found = match name {
-            "count" => c.count(&key)?.map(|n| Value::Int(i64::try_from(n).unwrap_or(i64::MAX))),
-            "number" => c.float(&key)?.map(|x| Value::Float(f64::from(x))),
-            "flag" => c.flag(&key)?.map(Value::Bool),
-            "text" => match c.text(&key)? {
+            "count" => c.count(&key).map_err(|e| asked(self, e))?.map(int),
+            "number" => {
+                c.float(&key).map_err(|e| asked(self, e))?.map(|x| Value::Float(f64::from(x)))
+            }
+            "flag" => c.flag(&key).map_err(|e| asked(self, e))?.map(Value::Bool),
+            "text" => match c.text(&key).map_err(|e| asked(self, e))? {
                 Some(text) => Some(self.heap.text(text).map_err(|what| fail(self, what))?),
                 None => None,
             },
@@ -435,7 +530,7 @@ impl<'w> Script<'_, 'w> {
         };
         match found.or(default) {
             Some(value) => Ok(value),
-            None => Err(c.error(&key, "missing")),
+            None => Err(asked(self, c.missing(&key))),
         }
     }
 }

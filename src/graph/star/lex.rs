@@ -163,9 +163,18 @@ impl<'a> Lexer<'a> {
             let quote = if self.rest.starts_with('"') { '"' } else { '\'' };
             return self.text(quote, true);
         }
+        if word == "f" && self.rest.starts_with(['"', '\'']) {
+            let what = "f-strings are not part of this language; write \"blk.%d.\" % i";
+            return Err((line, what.to_string()));
+        }
         let keyword = KEYWORDS.iter().find(|k| **k == word);
         if RESERVED.contains(&word) {
-            return Err((line, format!("{word} is not part of this language")));
+            let hint = match word {
+                "is" => "; write == or !=",
+                "import" | "from" => "; load(\"hf.star\", \"names\") reads another graph file",
+                _ => "",
+            };
+            return Err((line, format!("{word} is not part of this language{hint}")));
         }
         let token = match keyword {
             Some(keyword) => Token::Sign(keyword),
@@ -254,7 +263,11 @@ impl<'a> Lexer<'a> {
     fn sign(&mut self) -> Result<(), Failed> {
         let Some(sign) = SIGNS.iter().find(|s| self.rest.starts_with(**s)) else {
             let c = self.rest.chars().next().unwrap_or(' ');
-            return Err(self.fail(format!("no sign {}", c.escape_debug())));
+            let hint = match c {
+                '@' => "; g.linear(x, name) multiplies by a weight",
+                _ => "",
+            };
+            return Err(self.fail(format!("no sign {}{hint}", c.escape_debug())));
         };
         self.take(sign.len());
         match *sign {

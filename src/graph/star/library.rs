@@ -5,7 +5,7 @@ use super::lex::MAX_SOURCE;
 use super::value::Value;
 use crate::error::{Error, Result, quoted};
 use crate::graph::arch::Config;
-use crate::graph::{Builder, NodeId};
+use crate::graph::{Builder, Lead, NodeId};
 use crate::model::read_regular;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -37,6 +37,19 @@ const EMBEDDED: &[(&str, &str)] = embedded![
     "stablelm.star",
     "starcoder2.star",
 ];
+
+/// The embedded file that others load `name` from: a file that serves no model itself.
+pub(super) fn helper(name: &str) -> Option<&'static str> {
+    let defines = |source: &str| {
+        let mut lines = source.lines();
+        lines.any(|line| {
+            let after = line.strip_prefix("def ").unwrap_or(line).strip_prefix(name);
+            after.is_some_and(|rest| rest.starts_with('(') || rest.starts_with(" = "))
+        })
+    };
+    let mut helpers = EMBEDDED.iter().filter(|(_, source)| !source.contains("\nSERVES = "));
+    helpers.find(|(_, source)| defines(source)).map(|(file, _)| *file)
+}
 
 /// Files that a file may load, one through the other.
 const MAX_FILES: usize = 16;
@@ -86,7 +99,10 @@ impl Library {
         if let Some(path) = &self.file {
             let shown = path.file_name().map_or(Cow::Borrowed("graph"), |n| n.to_string_lossy());
             let source = read_text(path)?;
-            return self.load(&shown.escape_debug().to_string(), &source);
+            let loaded = self.load(&shown.escape_debug().to_string(), &source)?;
+            // It serves whatever it is given, but what it says must be sound.
+            loaded.texts("SERVES")?;
+            return Ok(loaded);
         }
         let (mut known, mut broken) = (Vec::new(), None);
         for file in self.files()? {
@@ -218,8 +234,14 @@ impl<'a, 'w> Loaded<'a, 'w> {
     /// # Errors
     /// When it is something else.
     pub fn pairs(&self, name: &str) -> Result<Vec<(String, String)>> {
-        let lists = self.dict(name)?.into_iter();
-        lists.map(|(key, mut texts)| Ok((key, texts.pop().unwrap_or_default()))).collect()
+        let one = |(key, texts): (String, Vec<String>)| match <[String; 1]>::try_from(texts) {
+            Ok([text]) => Ok((key, text)),
+            Err(texts) => {
+                let what = format!("{name}[{}] is {} names, not one", quoted(&key), texts.len());
+                Err(self.script.error(self.module, 1, what))
+            }
+        };
+        self.dict(name)?.into_iter().map(one).collect()
     }
 
     /// A dict of texts or lists of texts at the top of the file.
@@ -245,9 +267,12 @@ impl<'a, 'w> Loaded<'a, 'w> {
             Some(Value::Dict(d)) => heap.get_dict(d),
             Some(_) => return Err(self.script.error(self.module, 1, format!("{name} is no dict"))),
         };
-        let pairs = dict.iter().map(|&(k, v)| Some((text(k)?, texts(v)?))).collect::<Option<_>>();
-        let wrong = || self.script.error(self.module, 1, format!("{name} holds more than strings"));
-        pairs.ok_or_else(wrong)
+        let wrong = |key, value| {
+            let what = format!("{name}[{}] is {}, no string", heap.brief(key), heap.brief(value));
+            self.script.error(self.module, 1, what)
+        };
+        let pair = |&(k, v): &(Value, Value)| text(k).zip(texts(v)).ok_or_else(|| wrong(k, v));
+        dict.iter().map(pair).collect()
     }
 
     /// What the file's `tensors(c)` says a model has: names and dimensions, slowest first. `None`
@@ -295,14 +320,29 @@ impl<'a, 'w> Loaded<'a, 'w> {
         self.script.config = Some(c);
         let args = Args { given: vec![Value::Graph, Value::Config], named: Vec::new() };
         let made = self.script.call(self.module, 1, build as usize, args)?;
-        let logits = match made {
-            Value::Node(id) => Some(id),
-            _ => None,
+        let (returned, end) = (self.script.returned, self.script.last_line(build as usize));
+        let wrong = |what: String| {
+            let (module, line) = returned.unwrap_or((self.module, end));
+            self.script.error(module, line, what)
         };
-        logits.ok_or_else(|| {
-            let what = format!("build returned {}, not a node", self.script.heap.brief(made));
-            self.script.error(self.module, 1, what)
-        })
+        let logits = match made {
+            Value::Node(id) => id,
+            Value::None if returned.is_none() => {
+                return Err(wrong("build ends without a return of the logits".to_string()));
+            }
+            other => {
+                let what = self.script.heap.brief(other);
+                return Err(wrong(format!("build returned {what}, not a node")));
+            }
+        };
+        let ty = self.script.builder.as_ref().map(|b| b.graph().ty(logits));
+        match ty {
+            Some(ty) if ty.lead == Lead::Rows => Err(wrong(format!(
+                "build returned {ty}, a row for each token; g.select(x) before the last norm leaves \
+                 those whose logits are wanted"
+            ))),
+            _ => Ok(logits),
+        }
     }
 }
 

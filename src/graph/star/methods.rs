@@ -14,6 +14,7 @@ impl Script<'_, '_> {
             }
             Value::List(l) => self.list_method(l, name, args),
             Value::Dict(d) => self.dict_method(d, name, args),
+            Value::Node(_) => Err(format!("a node has no methods; write g.{name}(x)")),
             _ => Err("is not there".to_string()),
         };
         made.map_err(|what| format!("{}.{name}: {what}", self.heap.kind(of)))

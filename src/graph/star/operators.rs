@@ -32,7 +32,8 @@ impl Script<'_, '_> {
                 let item = Self::place(i, len).and_then(|at| self.heap.item(of, at));
                 item.ok_or_else(|| format!("no index {i} among {len} items"))
             }
-            other => Err(format!("{} has no items", self.heap.brief(other))),
+            // Says why not.
+            other => self.heap.len(other).map(|_| Value::None),
         }
     }
 

@@ -67,7 +67,20 @@ impl Parser {
             Token::Dedent => "the end of the block".to_string(),
             Token::End => "the end of the file".to_string(),
         };
-        (self.line(), format!("expected {wanted}, found {found}"))
+        let hint = match self.peek() {
+            Token::Sign("**") => "; write pow(x, y), of a node x * x",
+            Token::Sign("|" | "&" | "^" | "~" | "<<" | ">>") => "; there are no operators of bits",
+            Token::Sign("if") if self.after_else() => "; write elif",
+            Token::Sign("=") if wanted.contains(')') => "; == compares",
+            Token::Sign(":") if wanted.contains(')') => "; types cannot be written",
+            _ => "",
+        };
+        (self.line(), format!("expected {wanted}, found {found}{hint}"))
+    }
+
+    fn after_else(&self) -> bool {
+        let before = self.at.checked_sub(1).and_then(|at| self.tokens.get(at));
+        matches!(before, Some((Token::Sign("else"), _)))
     }
 
     pub(super) fn name(&mut self) -> Parsed<Rc<str>> {

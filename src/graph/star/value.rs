@@ -255,6 +255,10 @@ impl Heap {
             Value::Tuple(t) => self.get_tuple(t).len(),
             Value::Dict(d) => self.get_dict(d).len(),
             Value::Range(r) => usize::try_from(self.range_len(r)).unwrap_or(0),
+            Value::Node(_) => {
+                let what = "a node has no items; g.slice takes a part of it, [x, y] makes a list";
+                return Err(what.to_string());
+            }
             other => return Err(format!("{} has no items", self.kind(other))),
         })
     }
