@@ -62,8 +62,8 @@ fn check_says_what_it_cut_and_lists_tensors() {
     assert!(output.status.success(), "{shown}{}", text(&output.stderr));
     assert!(shown.contains("8 of 32 heads, 2 of 8 key heads, rows of 1024 instead of 4096"));
     assert!(shown.starts_with("gllm-graph 1\n"));
-    let tensor = "blk.0.attn_k.weight              f32[256, 1024]           \
-                  model.layers.0.self_attn.k_proj.weight\n";
+    let tensor =
+        "blk.0.attn_k.weight       f32[256, 1024]   model.layers.0.self_attn.k_proj.weight\n";
     assert!(shown.contains(tensor), "{shown}");
     assert!(!shown.contains("blk.1."));
 }
@@ -131,6 +131,47 @@ fn check_takes_a_model_as_well() {
     let layers = layers.meta().get_u64("llama.block_count").unwrap().unwrap();
     let unread = format!("unread    {layers} of the model's ");
     assert!(shown.contains(&unread) && shown.contains("\"blk.*.ffn_gate.weight\"\n"), "{shown}");
+}
+
+#[test]
+fn check_knows_what_was_swapped() {
+    let folder = folder("check-swapped");
+    let config = config(&folder, "llama");
+    let (file, here) = (graph_file("llama"), folder.to_str().unwrap());
+    for (args, wanted) in [
+        (vec!["check", "m.gguf", "a.star"], "the graph file comes first: gllm check a.star m.gguf"),
+        (vec!["check", here, &file], "the graph file comes first: gllm check "),
+        (vec!["check", &file, &config], "a config goes with --config: gllm check "),
+        (
+            vec!["check", "m.gguf", "--config", &config],
+            "m.gguf is a model; a graph file comes first",
+        ),
+        (vec!["check", here, "--config", &config], "is a model; a graph file comes first"),
+        (vec!["check", &config, here], "is a config; a graph file comes first"),
+    ] {
+        let output = run(&args);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(wanted) && error.lines().count() == 1, "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn check_lists_both_names_of_a_folders_tensors() {
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/graphs/packed/gptq4");
+    let output = run(&["check", &graph_file("llama"), fixture, "--tensors"]);
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{shown}{}", text(&output.stderr));
+    let (left, right) = ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight");
+    let line = shown.lines().find(|l| l.starts_with(left));
+    assert!(line.is_some_and(|l| l.ends_with(right)), "{shown}");
+    // Scales are read as a part of their weights.
+    assert!(!shown.contains("unread"), "{shown}");
+    // Types stand in one column.
+    let lines = shown.lines().take_while(|l| !l.starts_with("weights "));
+    let columns: Vec<usize> =
+        lines.map(|l| l.find('[').map_or(0, |at| l[..at].rfind(' ').unwrap())).collect();
+    assert!(columns.len() > 10 && columns.iter().all(|c| *c == columns[0]), "{shown}");
 }
 
 #[test]

@@ -351,6 +351,36 @@ fn caches_of_8_bits_take_about_half_and_write_text() {
     assert!(bytes(&eight) < bytes(&half));
 }
 
+/// What an author holds against the original: ids and logits.
+#[test]
+fn ids_and_logits_are_shown() {
+    let args = ["run", "-p", "The king said", "-n", "8"];
+    let report = |more: &[&str]| {
+        let output = run(&[&args[..], &["--json"], more].concat());
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let plain = report(&[]);
+    assert!(plain.get("logits").is_none());
+    let three = report(&["--logits", "3"]);
+    assert_eq!(three["ids"], plain["ids"]);
+    let logits = three["logits"].as_array().unwrap();
+    // The greatest is the token that comes, and they fall.
+    assert_eq!(logits[0][0], plain["ids"][0]);
+    let value = |i: usize| logits[i][1].as_f64().unwrap();
+    assert!(logits.len() == 3 && value(0) > value(1) && value(1) > value(2), "{logits:?}");
+    // Of a longer answer it is those after the prompt, not the last.
+    let output = run(&["run", "-p", "The king said", "-n", "1", "--json", "--logits", "3"]);
+    let short: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(short["logits"], three["logits"]);
+    let ids: Vec<String> =
+        plain["ids"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let shown = run(&[&args[..], &["--ids"]].concat());
+    assert_eq!(text(&shown.stdout), format!("{}\n", ids.join(" ")));
+    for wrong in [&["--ids", "--json"][..], &["--logits", "3"], &["--json", "--logits", "0"]] {
+        assert_eq!(run(&[&args[..], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
 #[test]
 fn plan_and_graph_and_completions_print() {
     let plan = text(&run(&["plan", "--ctx", "64"]).stdout);

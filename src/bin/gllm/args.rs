@@ -20,16 +20,21 @@ pub struct Arguments {
 }
 
 const EXAMPLES: &str = "\
+A model is a GGUF file or a Hugging Face folder: config.json, safetensors and tokenizer.json.
+Only gllm quantize takes GGUF files alone; --quantize does the same to a folder while it is loaded.
+
 Examples:
   gllm
   gllm run -p \"The old man looked at the sea and\"
   gllm run model.gguf -p \"The capital of France is\" -n 64
+  gllm run folder/ -p \"The capital of France is\"
   gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
   gllm run model.gguf --json < prompt.txt
   gllm bench model.gguf
   gllm perplexity model.gguf text.txt
   gllm plan model.gguf --ctx 8192 --kv q8_0
   gllm check newt.star --config config.json
+  gllm check newt.star folder/
   gllm quantize model-f16.gguf model-q4.gguf --bits 4";
 
 #[derive(Subcommand)]
@@ -148,6 +153,7 @@ Examples:
   gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
   gllm run folder/ --quantize 4 -p \"Once upon a time\"
   gllm run model.gguf -f story.txt --stop \"THE END\"
+  gllm run folder/ --graph newt.star --json --logits 5 -p \"Once upon a time\" -n 32
   echo \"Once upon a time\" | gllm run --json")]
 pub struct Run {
     /// A GGUF file or a Hugging Face folder [default: the built-in model]
@@ -173,6 +179,12 @@ pub struct Run {
     /// Print one JSON object at the end instead of text as it comes
     #[arg(long)]
     pub json: bool,
+    /// Print the ids of the answer's tokens instead of its text
+    #[arg(long, conflicts_with_all = ["json", "echo"])]
+    pub ids: bool,
+    /// With --json, the N greatest logits after the prompt, with their tokens' ids
+    #[arg(long, value_name = "N", requires = "json", value_parser = positive)]
+    pub logits: Option<usize>,
     /// Show the prompt before its continuation
     #[arg(long, conflicts_with = "json")]
     pub echo: bool,

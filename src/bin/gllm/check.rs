@@ -13,7 +13,7 @@ use gllm_kernels::model::{Metadata, Model};
 use gllm_kernels::plan::{Backend, Limits, Page, Plan, Role};
 use gllm_kernels::replay::Plans;
 use gllm_kernels::replay::probe::{Gap, Kind, Tolerance, Watched, probe, some_tokens};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -36,8 +36,10 @@ pub struct Subject {
     layers: bool,
     /// What was left out to keep it small.
     pub cut: Vec<String>,
-    /// Tensors by the graph file's names, and by the hub's.
+    /// What the graph's tensors are called on the other side: in the hub, or in the graph file.
     names: BTreeMap<String, String>,
+    /// Whether the graph's own names are the hub's.
+    of_hub: bool,
 }
 
 enum Held {
@@ -80,6 +82,7 @@ pub fn subject(
             layers: false,
             cut: like.cut,
             names: like.names.into_iter().collect(),
+            of_hub: false,
         });
     }
     let model = load::open(model)?;
@@ -98,12 +101,23 @@ pub fn subject(
     }
     let what = format!("those of {}", model.name());
     let fewer = layers.is_some() || !cut.is_empty();
-    let (weights, names) = (Held::Model(Box::new(model)), BTreeMap::new());
-    Ok(Subject { graph, weights, what, layers: fewer, cut, names })
+    let (names, count) = arch::names(model.meta(), library)?;
+    let of_hub = model.is_folder();
+    // A file may say that it has more layers than it has tensors.
+    let count = count.min(model.tensors().len() + model.packed().len());
+    let bias =
+        |(own, _): &(String, String)| Some(own.strip_suffix(".weight")?.to_string() + ".bias");
+    let all = names.all(count);
+    let biases: Vec<String> = all.iter().filter_map(bias).collect();
+    let biases = biases.into_iter().map(|own| (names.resolve(&own), own));
+    let names = biases.chain(all.into_iter().map(|(own, hub)| (hub, own))).collect();
+    let weights = Held::Model(Box::new(model));
+    Ok(Subject { graph, weights, what, layers: fewer, cut, names, of_hub })
 }
 
 /// Runs the command.
 pub fn check(args: &Check) -> Result<End, Failure> {
+    swapped(args)?;
     let library = Library::embedded().with_file(&args.graph);
     let subject = subject(&library, args.model.as_deref(), args.config.as_deref(), args.layers)?;
     let mut cpu = CpuBackend::detect();
@@ -144,6 +158,33 @@ pub fn check(args: &Check) -> Result<End, Failure> {
             failed.join(", ")
         ))),
     }
+}
+
+/// Refuses a model where the graph file is expected, and a config in the place of a model.
+fn swapped(args: &Check) -> Result<(), Failure> {
+    let ends = |path: &Path, with: &str| path.extension().is_some_and(|e| e == with);
+    let shown = |path: &Path| path.display().to_string().escape_debug().to_string();
+    let (graph, model) = (&args.graph, args.model.as_deref());
+    let hint = match model {
+        Some(model) if ends(model, "star") && !ends(graph, "star") => {
+            format!("the graph file comes first: gllm check {} {}", shown(model), shown(graph))
+        }
+        Some(model) if ends(model, "json") => {
+            format!(
+                "a config goes with --config: gllm check {} --config {}",
+                shown(graph),
+                shown(model)
+            )
+        }
+        _ if graph.is_dir() || ends(graph, "gguf") => {
+            format!("{} is a model; a graph file comes first, such as newt.star", shown(graph))
+        }
+        _ if ends(graph, "json") => {
+            format!("{} is a config; a graph file comes first, such as newt.star", shown(graph))
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::Usage(hint))
 }
 
 /// What the graph is and what it takes.
@@ -208,12 +249,16 @@ fn unread(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
             number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
         })
     };
-    let tensors = model.tensors();
-    let left = tensors.iter().filter(|t| !read.contains(&t.name.as_str()) && !of_stack(&t.name));
+    // Scales and their like belong to the weight that is packed with them.
+    let stem = |name: &str| name.rsplit_once('.').map(|(stem, _)| stem.to_string());
+    let packed: BTreeSet<Option<String>> = model.packed().iter().map(|p| stem(&p.name)).collect();
+    let floats = model.tensors().iter().map(|t| t.name.as_str());
+    let floats = floats.filter(|n| n.ends_with(".bias") || !packed.contains(&stem(n)));
+    let all: Vec<&str> = floats.chain(model.packed().iter().map(|p| p.name.as_str())).collect();
     let (mut count, mut names) = (0usize, Vec::new());
-    for tensor in left {
+    for name in all.iter().filter(|n| !read.contains(n) && !of_stack(n)) {
         count += 1;
-        let parts = tensor.name.split('.');
+        let parts = name.split('.');
         let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
         let parts = parts.map(|part| if digits(part) { "*" } else { part });
         let name = quoted(&parts.collect::<Vec<_>>().join("."));
@@ -224,7 +269,7 @@ fn unread(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
     if count > 0 {
         let more = if names.len() > MOST_UNREAD { ", …" } else { "" };
         names.truncate(MOST_UNREAD);
-        let (all, names) = (tensors.len(), names.join(", "));
+        let (all, names) = (all.len(), names.join(", "));
         writeln!(out, "unread    {count} of the model's {all} tensors: {names}{more}")?;
     }
     Ok(())
@@ -238,15 +283,30 @@ fn plain(mut name: &str) -> &str {
     name
 }
 
-/// Each tensor with its type, and its name in a folder of the hub.
+/// A name of a file, escaped.
+fn plainly(name: &str) -> String {
+    quoted(name).trim_matches('"').to_string()
+}
+
+/// Each tensor by the graph file's name, with its type, and its name in a folder of the hub.
 fn tensors(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
+    let mut rows: Vec<[String; 3]> = Vec::new();
     for node in subject.graph.nodes() {
         let Op::Weight(weight) = &node.op else { continue };
-        let name = quoted(&weight.name);
-        let name = name.trim_matches('"');
-        let hub = subject.names.get(&weight.name).map(|n| quoted(n));
-        let hub = hub.as_deref().unwrap_or_default().trim_matches('"');
-        let line = format!("{name:<32} {:<24} {hub}", node.ty.to_string());
+        let name = plainly(&weight.name);
+        let other = subject.names.get(&weight.name).map(|n| plainly(n)).unwrap_or_default();
+        rows.push(if subject.of_hub {
+            [other, node.ty.to_string(), name]
+        } else {
+            [name, node.ty.to_string(), other]
+        });
+    }
+    // Columns as wide as what stands in them.
+    let widest = |all: &mut dyn Iterator<Item = &String>| all.map(|s| s.chars().count()).max();
+    let first = widest(&mut rows.iter().map(|[name, ..]| name)).unwrap_or(0);
+    let second = widest(&mut rows.iter().map(|[_, ty, _]| ty)).unwrap_or(0);
+    for [name, ty, other] in &rows {
+        let line = format!("{name:<first$}  {ty:<second$}  {other}");
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())

@@ -1,11 +1,12 @@
 //! `gllm run`: a prompt and its continuation.
 
 use crate::args::{DEMO_PROMPT, Run};
-use crate::load::{self, Chosen, Device, Loaded};
+use crate::load::{self, AnySession, Chosen, Device, Loaded};
 use crate::{End, Failure, signal};
 use gllm_kernels::Error;
 use gllm_kernels::cpu::read_bandwidth;
 use gllm_kernels::model::Model;
+use gllm_kernels::plan::Session;
 use gllm_kernels::text::{ChatTemplate, Encode, Message, Stops, Tokenizer};
 use serde::Serialize;
 use std::fs;
@@ -25,6 +26,9 @@ struct Report {
     why: String,
     prompt_ids: Vec<u32>,
     ids: Vec<u32>,
+    /// The greatest logits after the prompt, greatest first, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<Vec<(u32, f32)>>,
     text: String,
     /// "end", "length", "stop", "context" or "interrupted".
     stop: &'static str,
@@ -62,13 +66,18 @@ pub fn run(args: Run) -> Result<End, Failure> {
     };
     generator.set_sampler(&sampler)?;
 
-    let mut shown = Shown::new(args.json);
+    // Ids take the place of text, which then goes nowhere.
+    let mut shown = Shown::new(args.json || args.ids);
     if args.echo {
         shown.add(&text)?;
     }
     let start = Instant::now();
     let finished = generator.prefill(&prompt_ids, || signal::caught().is_none())?;
     let prefill = start.elapsed();
+    let logits = match args.logits {
+        Some(n) if finished => Some(greatest(generator.session(), n)?),
+        _ => None,
+    };
     let mut detokenizer = tokenizer.stream();
     let mut ids = Vec::with_capacity(args.n.min(1 << 20));
     let start = Instant::now();
@@ -109,6 +118,10 @@ pub fn run(args: Run) -> Result<End, Failure> {
         shown.add(stops.finish())?;
     }
     shown.end()?;
+    if args.ids {
+        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+        writeln!(io::stdout(), "{}", ids.join(" "))?;
+    }
 
     // The first token comes from the prefill.
     let steps = ids.len().saturating_sub(1);
@@ -128,6 +141,7 @@ pub fn run(args: Run) -> Result<End, Failure> {
             why: rates.chosen.why,
             prompt_ids,
             ids,
+            logits,
             text: shown.text,
             stop,
             prefill_tokens_per_second: rates.prefill,
@@ -144,6 +158,16 @@ pub fn run(args: Run) -> Result<End, Failure> {
         (Some(error), None) => Err(error.into()),
         (None, None) => Ok(End::Done),
     }
+}
+
+/// The `n` greatest logits of the last step, with their tokens; of equals the lower token first.
+fn greatest(session: &mut AnySession, n: usize) -> Result<Vec<(u32, f32)>, Failure> {
+    let none = || Failure::Message("the graph keeps no logits".to_string());
+    let all = session.peek(0).ok_or_else(none)?;
+    let mut all: Vec<(u32, f32)> = (0..).zip(all).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    all.truncate(n);
+    Ok(all)
 }
 
 /// All of a text file.
