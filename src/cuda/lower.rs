@@ -147,7 +147,10 @@ fn unary_code(kind: UnaryKind) -> Option<(u32, f32)> {
         UnaryKind::GeluErf
         | UnaryKind::GeluQuick
         | UnaryKind::ReluSquared
+        | UnaryKind::Exp
+        | UnaryKind::Softplus
         | UnaryKind::Shift(_)
+        | UnaryKind::Over(_)
         | UnaryKind::Clamp(..) => return None,
     })
 }

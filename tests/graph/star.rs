@@ -217,6 +217,31 @@ fn what_is_wrong_is_named_with_its_line() {
     }
 }
 
+/// A number on the left: the text of the nodes that it makes.
+#[test]
+fn numbers_stand_on_either_side() {
+    let made = |expression: &str| {
+        let source = format!(
+            "def build(g, c):\n    x = g.select(g.embed(\"token_embd\"))\n    x = {expression}\n    \
+             return g.linear(x, \"output\")\n"
+        );
+        let graph = build("sides", &source).unwrap_or_else(|e| panic!("{expression}: {e}"));
+        let text = graph.to_string();
+        let lines = text.lines().filter(|l| l.contains("f.star:3"));
+        lines
+            .map(|l| l.split(" = ").nth(1).unwrap().split(" : ").next().unwrap().to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(made("1.0 - x"), ["unary(%4, scale=-1.0)", "unary(%5, shift=1.0)"]);
+    assert_eq!(made("2 / x"), ["unary(%4, over=2.0)"]);
+    assert_eq!(made("x - 1.0"), ["unary(%4, shift=-1.0)"]);
+    assert_eq!(made("x / 2"), ["unary(%4, scale=0.5)"]);
+    assert_eq!(
+        made("g.softplus(g.exp(x))"),
+        [r#"unary(%4, kind="exp")"#, r#"unary(%5, kind="softplus")"#]
+    );
+}
+
 /// What newcomers write, most of it Python and PyTorch: the message says what to write instead.
 #[test]
 fn mistakes_are_met_with_what_was_meant() {

@@ -186,8 +186,9 @@ fn graph(w: &MemoryWeights, choices: &[Choice]) -> Graph {
                     UnaryKind::GeluQuick,
                     UnaryKind::Shift(0.25),
                     UnaryKind::Clamp(-0.5, 0.75),
+                    UnaryKind::Softplus,
                 ];
-                b.unary(a, kinds[y as usize % 4]).unwrap()
+                b.unary(a, kinds[y as usize % 5]).unwrap()
             }
             15 => {
                 let (x, z) = (b.slice(a, 0, 16).unwrap(), b.slice(a, width - 16, 16).unwrap());

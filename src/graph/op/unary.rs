@@ -23,19 +23,25 @@ pub enum UnaryKind {
     Sigmoid,
     /// `tanh x`.
     Tanh,
+    /// `e^x`.
+    Exp,
+    /// `ln(1 + e^x)`.
+    Softplus,
     /// `c x`.
     Scale(f32),
     /// `c tanh(x / c)`.
     Softcap(f32),
     /// `x + c`.
     Shift(f32),
+    /// `c / x`.
+    Over(f32),
     /// `x`, but no less than the first and no more than the second.
     Clamp(f32, f32),
 }
 
 impl UnaryKind {
     /// Functions without a constant, with their names.
-    pub const PLAIN: [(UnaryKind, &'static str); 8] = [
+    pub const PLAIN: [(UnaryKind, &'static str); 10] = [
         (UnaryKind::Silu, "silu"),
         (UnaryKind::Gelu, "gelu"),
         (UnaryKind::GeluErf, "gelu_erf"),
@@ -44,6 +50,8 @@ impl UnaryKind {
         (UnaryKind::ReluSquared, "relu_squared"),
         (UnaryKind::Sigmoid, "sigmoid"),
         (UnaryKind::Tanh, "tanh"),
+        (UnaryKind::Exp, "exp"),
+        (UnaryKind::Softplus, "softplus"),
     ];
 
     /// The function at `x`.
@@ -70,9 +78,16 @@ impl UnaryKind {
             }
             UnaryKind::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             UnaryKind::Tanh => x.tanh(),
+            UnaryKind::Exp => x.exp(),
+            // Neither far from 0 nor near it are digits lost.
+            UnaryKind::Softplus => {
+                let positive = if x < 0.0 { 0.0 } else { x };
+                positive + (-x.abs()).exp().ln_1p()
+            }
             UnaryKind::Scale(c) => c * x,
             UnaryKind::Softcap(c) => c * (x / c).tanh(),
             UnaryKind::Shift(c) => x + c,
+            UnaryKind::Over(c) => c / x,
             UnaryKind::Clamp(low, high) => {
                 if x < low {
                     low
@@ -127,6 +142,7 @@ impl OpDef for Unary {
                 Err(format!("softcap {c} is not positive"))
             }
             UnaryKind::Shift(c) if !c.is_finite() => Err(format!("shift {c} is not finite")),
+            UnaryKind::Over(c) if !c.is_finite() => Err(format!("{c} over x is not finite")),
             UnaryKind::Clamp(low, high)
                 if low.is_nan() || high.is_nan() || low > high || low.is_infinite() =>
             {
@@ -141,6 +157,7 @@ impl OpDef for Unary {
             UnaryKind::Scale(c) => out.float("scale", c),
             UnaryKind::Softcap(c) => out.float("softcap", c),
             UnaryKind::Shift(c) => out.float("shift", c),
+            UnaryKind::Over(c) => out.float("over", c),
             UnaryKind::Clamp(low, high) => {
                 out.float("low", low);
                 out.float("high", high);
@@ -162,6 +179,8 @@ impl OpDef for Unary {
             UnaryKind::Softcap(attrs.float("softcap")?)
         } else if attrs.has("shift") {
             UnaryKind::Shift(attrs.float("shift")?)
+        } else if attrs.has("over") {
+            UnaryKind::Over(attrs.float("over")?)
         } else if attrs.has("low") {
             UnaryKind::Clamp(attrs.float("low")?, attrs.float("high")?)
         } else {

@@ -402,6 +402,17 @@ impl<'w> Script<'_, 'w> {
                 let c = number(c).unwrap_or(0.0);
                 self.built(&origin, |g| g.unary(x, UnaryKind::Shift(c)))
             }
+            ("-", c, Value::Node(x)) if number(c).is_some() => {
+                let c = number(c).unwrap_or(0.0);
+                self.built(&origin, |g| {
+                    let minus = g.scale(x, -1.0)?;
+                    g.unary(minus, UnaryKind::Shift(c))
+                })
+            }
+            ("/", c, Value::Node(x)) if number(c).is_some() => {
+                let c = number(c).unwrap_or(1.0);
+                self.built(&origin, |g| g.unary(x, UnaryKind::Over(c)))
+            }
             ("-", Value::Node(x), c) if number(c).is_some() => {
                 let c = number(c).unwrap_or(0.0);
                 self.built(&origin, |g| g.unary(x, UnaryKind::Shift(-c)))
