@@ -1,4 +1,5 @@
-//! Quantized checkpoints of Hugging Face folders: GPTQ, AWQ and BitNet's packed ternary.
+//! Quantized checkpoints of Hugging Face folders: GPTQ, AWQ, BitNet's packed ternary and gpt-oss'
+//! MXFP4.
 //!
 //! Their weights are integers of 2, 4 or 8 bits in words along one dimension, with a scale (and a
 //! zero) for a run of inputs. Each is brought to a block format of the table that holds the same
@@ -11,6 +12,7 @@
 //! | 4 | Q4_0: code `c` | Q5_0: code `c - z + 16` |
 //! | 8 | Q8_0: code `c` | F16 |
 //! | ternary | TQ2_0, or Q2_0 where blocks of 256 do not fit | |
+//! | MXFP4 | MXFP4, the same codes in another order | |
 //!
 //! What fits no block is F16: groups that are no multiple of 32 inputs, and groups whose inputs lie
 //! scattered (GPTQ's act-order), for a block has one scale.
@@ -21,6 +23,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use half::f16;
+use smallvec::{SmallVec, smallvec};
 
 use super::format::{Block, Format};
 use super::meta::Metadata;
@@ -52,8 +55,8 @@ pub struct Packed {
     pub name: String,
     /// The format that it is read in.
     pub format: Format,
-    /// Outputs and inputs.
-    pub dims: [usize; 2],
+    /// Outputs and inputs; experts before them, if there are several.
+    pub dims: SmallVec<[usize; 4]>,
     codes: Raw,
     how: How,
 }
@@ -64,6 +67,8 @@ enum How {
     Groups(Box<Groups>),
     /// Ternary codes with one scale.
     Ternary(f32),
+    /// MXFP4: the exponents of blocks of 32 inputs.
+    Exponents(Raw),
 }
 
 #[derive(Clone, Debug)]
@@ -162,7 +167,8 @@ pub(super) fn find(parts: &Parts<'_>) -> Result<Vec<Packed>> {
             let multiplies = text("linear_class")? == Some("autobitlinear");
             parts.each("weight", |stem, codes| parts.ternary(stem, codes, multiplies))
         }
-        other => unsupported("quant_method", other, "gptq, awq, bitnet"),
+        "mxfp4" => parts.exponents(),
+        other => unsupported("quant_method", other, "gptq, awq, bitnet, mxfp4"),
     }
 }
 
@@ -181,6 +187,11 @@ impl Parts<'_> {
                 all.extend(make(stem, raw)?);
             }
         }
+        self.finish(all)
+    }
+
+    /// Sorted by name; none may be there as floats as well.
+    fn finish(&self, mut all: Vec<Packed>) -> Result<Vec<Packed>> {
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let taken = all.iter().find(|p| self.tensors.contains_key(p.name.as_str()));
         match taken {
@@ -261,7 +272,38 @@ impl Parts<'_> {
         let format = groups.format(inputs, self.data.raw(&groups.zeros), outputs);
         let (name, codes) = (part("weight"), codes.clone());
         let how = How::Groups(Box::new(groups));
-        Ok(Some(Packed { name, format, dims: [outputs, inputs], codes, how }))
+        let dims = smallvec![outputs, inputs];
+        Ok(Some(Packed { name, format, dims, codes, how }))
+    }
+
+    /// MXFP4: `NAME_blocks` has `[…, outputs, blocks, 16]` bytes of two codes, the lower first, and
+    /// `NAME_scales` an exponent for each block. As floats they would be `NAME`, with inputs before
+    /// outputs; what is read is its transpose, and is called so.
+    fn exponents(&self) -> Result<Vec<Packed>> {
+        let mut all = Vec::new();
+        for codes in self.raw.values() {
+            let Some(stem) = codes.name.strip_suffix("_blocks") else { continue };
+            let (&[ref rows @ .., blocks, 16], Integers::U8) = (codes.dims.as_slice(), codes.kind)
+            else {
+                let what = format!("{:?}, expected blocks of 16 bytes", codes.dims);
+                return Err(self.bad(&codes.name, what));
+            };
+            if rows.is_empty() {
+                return Err(self.bad(&codes.name, "no matrix".to_string()));
+            }
+            let scales = self.integers(&format!("{stem}_scales"), Integers::U8)?;
+            let wanted = codes.dims.get(..codes.dims.len() - 1).unwrap_or_default();
+            if scales.dims != wanted {
+                let what = format!("{:?}, expected {wanted:?}", scales.dims);
+                return Err(self.bad(&scales.name, what));
+            }
+            // Twice the bytes that are there.
+            let dims = rows.iter().copied().chain([blocks * 32]).collect();
+            let (name, format) = (format!("transpose({stem})"), Format::MXFP4);
+            let (codes, how) = ((*codes).clone(), How::Exponents(scales.clone()));
+            all.push(Packed { name, format, dims, codes, how });
+        }
+        self.finish(all)
     }
 
     /// BitNet: each byte holds two bits of four rows, a quarter of all apart.
@@ -279,7 +321,7 @@ impl Parts<'_> {
         }
         let fits = |f: &Format| f.row_bytes(inputs).is_some();
         let format = [Format::TQ2_0, Format::Q2_0].into_iter().find(fits).unwrap_or(Format::F16);
-        let (name, dims) = (codes.name.clone(), [rows * 4, inputs]);
+        let (name, dims) = (codes.name.clone(), smallvec![rows * 4, inputs]);
         let how = How::Ternary(scale_of.to_f32());
         Ok(Some(Packed { name, format, dims, codes: codes.clone(), how }))
     }
@@ -330,13 +372,21 @@ fn mask(bits: usize) -> u32 {
 impl Packed {
     /// How many bytes it takes in its format.
     pub fn size(&self) -> usize {
-        let [outputs, inputs] = self.dims;
+        let (outputs, inputs) = self.rows();
         self.format.row_bytes(inputs).unwrap_or(0).saturating_mul(outputs)
+    }
+
+    /// How many rows there are, and their length.
+    fn rows(&self) -> (usize, usize) {
+        match self.dims.as_slice() {
+            [rows @ .., inputs] => (rows.iter().product(), *inputs),
+            [] => (0, 0),
+        }
     }
 
     /// The weight in its format.
     pub(super) fn bytes(&self, data: &Data) -> Option<Vec<u8>> {
-        let [outputs, inputs] = self.dims;
+        let (outputs, inputs) = self.rows();
         let row_bytes = self.format.row_bytes(inputs)?;
         let mut out = Vec::new();
         out.try_reserve_exact(row_bytes.checked_mul(outputs)?).ok()?;
@@ -354,6 +404,15 @@ impl Packed {
                     }
                     let levels = row.iter().map(|&c| (i32::from(c) - 1, *scale));
                     put(self.format, levels, bytes);
+                }
+            }
+            How::Exponents(scales) => {
+                let (scales, blocks) = (data.raw(scales), out.chunks_exact_mut(17));
+                let codes = codes.as_chunks::<16>().0;
+                for ((block, exponent), codes) in blocks.zip(scales).zip(codes) {
+                    let Some((first, rest)) = block.split_first_mut() else { continue };
+                    *first = *exponent;
+                    interleave(codes, rest);
                 }
             }
             How::Groups(groups) => {
@@ -404,6 +463,14 @@ impl Groups {
                 }
             }
         }
+    }
+}
+
+/// Codes of neighbours, two a byte, to bytes of codes that are 16 apart.
+fn interleave(codes: &[u8; 16], out: &mut [u8]) {
+    let code = |i: usize| codes.get(i / 2).map_or(0, |b| b >> (4 * (i % 2)) & 15);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = code(i) | code(i + 16) << 4;
     }
 }
 

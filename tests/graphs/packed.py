@@ -107,6 +107,10 @@ def make(folder, config, quantization, packer, inter=64):
                 tensors[name] = tensor.half().clone()
         model.tie_weights()
         logits = model(torch.tensor([PROMPT])).logits[0]
+    write(folder, config, quantization, tensors, logits)
+
+
+def write(folder, config, quantization, tensors, logits):
     path = HERE / folder
     path.mkdir(parents=True, exist_ok=True)
     settings = {k: v for k, v in config.to_dict().items() if k not in ("dtype", "transformers_version")}
@@ -116,6 +120,45 @@ def make(folder, config, quantization, packer, inter=64):
     (path / "logits.json").write_text(json.dumps({
         "prompt": PROMPT, "rows": rows, "logits": [[float(f"{x:.9g}") for x in logits[r].tolist()] for r in rows],
     }))
+
+
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float64)
+
+
+def mxfp4(weight):
+    """[experts, in, out] to blocks [experts, out, in / 32, 16] and exponents, and what they stand for."""
+    w = np.swapaxes(weight.astype(np.float64), 1, 2)
+    w = w.reshape(*w.shape[:2], -1, 32)
+    exponent = np.floor(np.log2(np.maximum(np.abs(w).max(-1), 1e-30))) - 2
+    scaled = w / 2.0 ** exponent[..., None]
+    codes = np.abs(np.abs(scaled)[..., None] - FP4).argmin(-1)
+    value = (np.sign(scaled) * FP4[codes] * 2.0 ** exponent[..., None]).reshape(*w.shape[:2], -1)
+    codes = (codes + 8 * (scaled < 0)).astype(np.uint8)
+    return (np.ascontiguousarray(np.swapaxes(value, 1, 2)).astype(np.float32),
+            *map(np.ascontiguousarray, (codes[..., 0::2] | codes[..., 1::2] << 4, (exponent + 127).astype(np.uint8))))
+
+
+def make_experts(folder, config):
+    """gpt-oss as it is published, its experts in MXFP4; but all else in F16, not BF16, which the CPU
+    multiplies less exactly."""
+    torch.manual_seed(2)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    tensors = {}
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                wide = 1.7 / max(tensor.shape[1:]) ** 0.5
+                value, blocks, scales = mxfp4((torch.randn(tensor.shape) * wide).numpy())
+                tensor.copy_(torch.from_numpy(value))
+                tensors[name + "_blocks"], tensors[name + "_scales"] = torch.from_numpy(blocks), torch.from_numpy(scales)
+                continue
+            wide = 1.0 if "embed" in name else 1.7 / max(tensor.shape) ** 0.5 if tensor.dim() > 1 else 0.25
+            value = torch.randn(tensor.shape) * wide + (1 if "norm" in name else 0)
+            tensor.copy_(value.half().float())
+            tensors[name] = tensor.half().clone()
+        logits = model(torch.tensor([PROMPT])).logits[0]
+    write(folder, config, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]},
+          tensors, logits)
 
 
 def main():
@@ -142,5 +185,12 @@ def main():
     make("bitnet-auto", ternary, {"quant_method": "bitnet", "linear_class": "autobitlinear",
                                   "quantization_mode": "offline"}, lambda n, w: bitnet(n, w, True))
 
+    make_experts("mxfp4", transformers.GptOssConfig(
+        vocab_size=61, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=7,
+        max_position_embeddings=128, rope_parameters=dict(rope_type="yarn", rope_theta=1e4, factor=4.0,
+        original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0, truncate=False)))
 
-main()
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,9 @@ fn check(name: &str, formats: &[Format], reference: f32, cpu: Cpu) {
     let wanted: Wanted =
         serde_json::from_slice(&fs::read(packed(name).join("logits.json")).unwrap()).unwrap();
     let read: BTreeSet<Format> = model.packed().iter().map(|p| p.format).collect();
-    assert_eq!((model.packed().len(), read), (7, formats.iter().copied().collect()), "{name}");
+    // A Llama's layer, or two layers of experts.
+    let count = if formats == [Format::MXFP4] { 4 } else { 7 };
+    assert_eq!((model.packed().len(), read), (count, formats.iter().copied().collect()), "{name}");
     let graph = arch::build(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
     let all = reference_logits(&graph, &model, &wanted.prompt);
     let vocabulary = wanted.logits[0].len();
@@ -102,6 +104,7 @@ checkpoints! {
     gptq8_zeros "gptq8-zeros" [Format::F16], ROUNDED, TWO_DIGITS;
     awq "awq" [Format::Q5_0], REFERENCE, TWO_DIGITS;
     bitnet "bitnet" [Format::TQ2_0, Format::Q2_0], ROUNDED, ONE_DIGIT;
+    mxfp4 "mxfp4" [Format::MXFP4], REFERENCE, TWO_DIGITS;
     bitnet_auto "bitnet-auto" [Format::TQ2_0, Format::Q2_0], REFERENCE, ONE_DIGIT;
 }
 
@@ -123,7 +126,7 @@ fn what_is_not_known_or_does_not_fit_is_refused() {
             "gptq4",
             "quant_method",
             "fp8".into(),
-            r#""fp8" is not known; known are gptq, awq, bitnet"#,
+            r#""fp8" is not known; known are gptq, awq, bitnet, mxfp4"#,
         ),
         ("gptq4", "bits", 3.into(), r#""3" is not known; known are 2, 4, 8"#),
         ("gptq4", "bits", 8.into(), "scales"),
@@ -150,6 +153,7 @@ fn what_is_not_known_or_does_not_fit_is_refused() {
     for (name, from, to, wanted) in [
         ("gptq4", "down_proj.qzeros", "down_proj.qzerox", "down_proj.qzeros\": missing"),
         ("gptq4", "down_proj.scales", "down_proj.scalex", "down_proj.scales\": missing"),
+        ("mxfp4", "down_proj_scales", "down_proj_scalex", "down_proj_scales\": missing"),
         ("bitnet", "down_proj.weight_scale", "down_proj.weight_scalx", "weight_scale\": missing"),
     ] {
         let error = renamed(name, from, to);
@@ -175,7 +179,7 @@ fn random_damage_never_panics() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (state >> 33) as usize % n
     };
-    for name in ["gptq4-order", "awq", "bitnet"] {
+    for name in ["gptq4-order", "awq", "bitnet", "mxfp4"] {
         let sound = fs::read(packed(name).join("model.safetensors")).unwrap();
         let header = u64::from_le_bytes(sound[..8].try_into().unwrap()) as usize + 8;
         for _ in 0..80 {

@@ -254,7 +254,7 @@ fn unread(out: &mut impl Write, subject: &Subject) -> Result<(), Failure> {
     let packed: BTreeSet<Option<String>> = model.packed().iter().map(|p| stem(&p.name)).collect();
     let floats = model.tensors().iter().map(|t| t.name.as_str());
     let floats = floats.filter(|n| n.ends_with(".bias") || !packed.contains(&stem(n)));
-    let all: Vec<&str> = floats.chain(model.packed().iter().map(|p| p.name.as_str())).collect();
+    let all: Vec<&str> = floats.chain(model.packed().iter().map(|p| plain(&p.name))).collect();
     let (mut count, mut names) = (0usize, Vec::new());
     for name in all.iter().filter(|n| !read.contains(n) && !of_stack(n)) {
         count += 1;
