@@ -169,7 +169,9 @@ fn gguf(name: &str, architecture: &str, order: Order) -> Vec<u8> {
             file = file.meta(&key("rope.dimension_count"), (part * head_dim as f64) as u32);
         }
     }
-    if ["gemma2", "gemma3", "gpt-oss", "phi3"].contains(&architecture) {
+    // Of a Mistral left undone is the window.
+    let windowed = ["gemma2", "gemma3", "gpt-oss", "phi3"].contains(&architecture);
+    if windowed || architecture == "mistral" && order != Undone {
         // Phi 4, which has none, says 0.
         let window = number(config, &["sliding_window"]).unwrap_or_default();
         file = file.meta(&key("attention.sliding_window"), window as u32);
@@ -228,7 +230,9 @@ fn gguf(name: &str, architecture: &str, order: Order) -> Vec<u8> {
         };
         let tensor = own.split('.').nth(2).unwrap_or_default();
         let bytes = match (architecture, tensor) {
-            (_, "attn_q" | "attn_k") if order == Neighbour => reordered(&bytes, dims[0], turn),
+            (_, "attn_q" | "attn_k") if order == Neighbour || architecture == "mistral" => {
+                reordered(&bytes, dims[0], turn)
+            }
             ("gptneox", "attn_qkv") => reordered(&bytes, dims[0], apart),
             ("falcon", "attn_qkv") if order != Undone => reordered(&bytes, dims[0], groups),
             ("stablelm", "attn_q_norm" | "attn_k_norm") if order == Undone => {
@@ -324,6 +328,8 @@ fn files_of_the_converter_give_the_same_logits() {
         ("starcoder2", "starcoder2", Half),
         ("gpt-oss", "gpt-oss", Half),
         ("bitnet", "bitnet-b1.58", Half),
+        ("bitnet-silu", "bitnet", Half),
+        ("mistral", "mistral", Neighbour),
     ] {
         let error = error(name, architecture, order);
         println!("{name}: {error:e}");
@@ -344,6 +350,8 @@ fn files_of_the_converter_give_the_same_logits() {
         ("gpt-oss", "gpt-oss", Undone),
         ("bitnet", "bitnet-b1.58", Neighbour),
         ("bitnet", "bitnet", Half),
+        ("bitnet-silu", "bitnet-b1.58", Half),
+        ("mistral", "mistral", Undone),
     ] {
         let error = error(name, architecture, order);
         println!("not {name} but {order:?}: {error:e}");

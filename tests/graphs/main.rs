@@ -238,6 +238,7 @@ architectures! {
     falcon_new "falcon-new", stablelm "stablelm", stablelm_parallel "stablelm-parallel",
     olmo2 "olmo2", olmoe "olmoe", granite "granite", starcoder2 "starcoder2", cohere "cohere",
     cohere_plus "cohere-plus", smollm3 "smollm3", gpt_oss "gpt-oss", bitnet "bitnet",
+    bitnet_silu "bitnet-silu",
 }
 
 #[test]

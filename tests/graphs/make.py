@@ -71,6 +71,7 @@ MODELS = {
     "gpt-oss": ("GptOssConfig", dict(num_local_experts=5, num_experts_per_tok=2, head_dim=16, sliding_window=7,
                                      rope_parameters=dict(YARN, truncate=False, beta_fast=32.0, beta_slow=1.0))),
     "bitnet": ("BitNetConfig", dict()),
+    "bitnet-silu": ("BitNetConfig", dict(hidden_act="silu")),
 }
 
 
