@@ -67,7 +67,11 @@ fn hyper_parameters_are_checked() {
     assert!(keys(&sound).contains("llama.star:"), "{}", keys(&sound));
     assert!(keys(&sound).ends_with("there is no tensor blk.0.attn_norm.weight"));
     for (key, value, wanted) in [
-        ("general.architecture", "qwen9\n".into(), r#""qwen9\n" is unknown, there are "#),
+        (
+            "general.architecture",
+            "qwen9\n".into(),
+            r#""qwen9\n" is unknown, --graph FILE brings one; there are "#,
+        ),
         ("llama.block_count", 0u32.into(), "0 is too few"),
         ("llama.block_count", u64::MAX.into(), "is more than"),
         ("llama.block_count", (-1i32).into(), "block_count"),

@@ -114,7 +114,7 @@ fn unary() {
         (UnaryKind::Relu, 1.0, 0.0),
         (UnaryKind::Sigmoid, 0.731_058_6, 0.119_202_92),
         (UnaryKind::Tanh, 0.761_594_2, -0.964_027_6),
-        (UnaryKind::Exp, 2.718_281_8, 0.135_335_28),
+        (UnaryKind::Exp, std::f32::consts::E, 0.135_335_28),
         (UnaryKind::Softplus, 1.313_261_7, 0.126_928),
         (UnaryKind::Over(3.0), 3.0, -1.5),
         (UnaryKind::Scale(-3.0), -3.0, 6.0),

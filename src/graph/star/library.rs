@@ -119,8 +119,11 @@ impl Library {
                 Err(e) => broken = broken.or(Some(e)),
             }
         }
-        let what =
-            format!("architecture {} is unknown, there are {}", quoted(name), known.join(", "));
+        let what = format!(
+            "architecture {} is unknown, --graph FILE brings one; there are {}",
+            quoted(name),
+            known.join(", ")
+        );
         Err(broken.unwrap_or(Error::Unsupported(what)))
     }
 
