@@ -31,7 +31,7 @@ pub(crate) fn near<'n>(name: &str, there: impl IntoIterator<Item = &'n str>) -> 
     let wanted = pairs(stem(name));
     let mut found: Vec<(f32, &str)> = Vec::new();
     for other in there.into_iter().filter(|n| n.len() <= LONGEST && *n != name) {
-        let alike = share(&wanted, &pairs(stem(other)));
+        let alike = share(&wanted, &pairs(stem(other))) - other_part(name, other);
         // Of names that differ in numbers alone, such as those of layers, the nearest says enough.
         let kin = found.iter().position(|(_, n)| letters(n).eq(letters(other)));
         if alike < ALIKE || kin.is_some_and(|k| found.get(k).is_some_and(|(a, _)| *a >= alike)) {
@@ -67,6 +67,12 @@ fn pairs(name: &str) -> Vec<[u8; 2]> {
 /// Without what nearly all tensors end in, which makes no two of them alike.
 fn stem(name: &str) -> &str {
     name.strip_suffix(".weight").or(name.strip_suffix(".bias")).unwrap_or(name)
+}
+
+/// A bias is a little further from a weight than another weight.
+fn other_part(a: &str, b: &str) -> f32 {
+    let parts = (a.strip_prefix(stem(a)), b.strip_prefix(stem(b)));
+    if parts.0 == parts.1 { 0.0 } else { 0.2 }
 }
 
 fn letters(name: &str) -> impl Iterator<Item = u8> {
@@ -106,6 +112,8 @@ mod tests {
         assert_eq!(hint("a\u{1b}bcdef", ["a\u{1b}bcdefg"]), "; near is \"a\\u{1b}bcdefg\"");
         let long = "x".repeat(1000);
         assert_eq!(hint(&long, [format!("{long}y").as_str()]), "");
+        let parts = ["up_proj.bias", "up_proj.weight"];
+        assert_eq!(near("upproj.weight", parts), ["up_proj.weight"]);
         // Of a layer's names alone that of the same layer.
         let layers = ["blk.0.attn_output.weight", "blk.1.attn_output.weight"];
         assert_eq!(near("blk.1.attn_out.weight", layers), [layers[1]]);
