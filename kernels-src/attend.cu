@@ -5,7 +5,7 @@
 // spreads (key head x chunk) over the chip, and the block that finishes a head last merges it; a
 // prefill step gives each (row, key head) a block that takes the chunks one after the other. Both do
 // the same arithmetic in the same order: a row's bits do not depend on how it was run.
-#include "common.cuh"
+#include "cache.cuh"
 
 constexpr u32 CHUNK = 64;
 
@@ -13,16 +13,22 @@ struct Attend {
   const float* q;
   float* out;
   const u16 *keys, *values;
+  // Null where keys and values are halves.
+  const u16 *key_scales, *value_scales;
   const u32 *positions, *slots;
   // Of each (row, query head, chunk): the values' sums, then maximum and sum of the weights.
   float* partial;
   u32* arrived;
+  // A score for each head that has no value; null for none.
+  const float* sinks;
   u32 q_stride, out_stride, heads, kv_heads, dim, context, window, chunks;
   float scale, softcap;
   // Whether chunks are spread over blocks. Then there is one row.
-  u32 split, unused;
+  u32 split;
+  // Greatest exponent of ALiBi's slopes, 0 for none.
+  float alibi;
 };
-static_assert(sizeof(Attend) == 112, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Attend) == 136, "src/cuda/abi.rs mirrors it");
 
 struct Tile {
   // Queries; scores `[position][query]`; maximum and sum of each query.
@@ -31,7 +37,16 @@ struct Tile {
   // Partial sums of values `[group of positions][query][dim]`, where the keys were.
   float* sums;
   u32 groups;
+  // The first query head, and the row's own position, counted from the chunk's first.
+  u32 head, own;
 };
+
+// What a head adds to a score for each position between.
+DEV float slope(const Attend& p, u32 head) {
+  u32 n = 1u << (31 - __clz(p.heads));
+  float power = head < n ? (float)(head + 1) / (float)n : (float)(2 * (head - n) + 1) / (float)(2 * n);
+  return exp2f(-p.alibi * power);
+}
 
 // Loads positions `from..to` of a chunk.
 DEV void load_tile(const Attend& p, const Tile& t, u32 slot, u32 kv, u32 base, u32 from, u32 to) {
@@ -39,9 +54,9 @@ DEV void load_tile(const Attend& p, const Tile& t, u32 slot, u32 kv, u32 base, u
   u64 head = ((u64)slot * p.kv_heads + kv) * p.context;
   for (u32 i = threadIdx.x; i < (to - from) * pieces; i += blockDim.x) {
     u32 n = from + i / pieces, d = i % pieces * 8;
-    u64 at = (head + base + n) * p.dim + d;
-    *(uint4*)(t.keys + n * stride + d) = cg_u32x4(p.keys + at);
-    *(uint4*)(t.values + n * stride + d) = cg_u32x4(p.values + at);
+    u64 row = head + base + n;
+    *(uint4*)(t.keys + n * stride + d) = kept8(p.keys, p.key_scales, row, p.dim, d);
+    *(uint4*)(t.values + n * stride + d) = kept8(p.values, p.value_scales, row, p.dim, d);
   }
 }
 
@@ -81,6 +96,7 @@ DEV void chunk(const Attend& p, const Tile& t, u32 from, u32 to) {
     float mine = quarter == 0 ? s[0] : quarter == 1 ? s[1] : quarter == 2 ? s[2] : s[3];
     mine *= p.scale;
     if (p.softcap > 0) mine = p.softcap * tanhf(mine / p.softcap);
+    if (p.alibi > 0) mine -= slope(p, t.head + g0 + quarter) * (float)(int)(t.own - n);
     t.scores[n * line + g0 + quarter] = in ? mine : -INFINITY;
   }
   __syncthreads();
@@ -178,6 +194,7 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
     for (u32 c = low; c < high; c++) {
       bounds(c, from, to);
       load_tile(p, t, slot, kv, c * CHUNK, from, to);
+      t.head = kv * group, t.own = position - c * CHUNK;
       __syncthreads();
       chunk(p, t, from, to);
 #pragma unroll
@@ -190,8 +207,9 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
 #pragma unroll
     for (u32 i = 0; i < OWN; i++) {
       u32 e = i * 256 + threadIdx.x;
-      if (e < group * p.dim)
-        __stcg(p.out + (u64)row * p.out_stride + kv * group * p.dim + e, mine[i].sum / mine[i].total);
+      if (e >= group * p.dim) break;
+      if (p.sinks) merge(mine[i], p.sinks[kv * group + e / p.dim], 1.0f, 0.0f);
+      __stcg(p.out + (u64)row * p.out_stride + kv * group * p.dim + e, mine[i].sum / mine[i].total);
     }
     return;
   }
@@ -208,6 +226,7 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
     waited = true;
     load_tile(p, t, slot, kv, c * CHUNK, old, to);
     load_q(kv);
+    t.head = kv * group, t.own = position - c * CHUNK;
     __syncthreads();
     chunk(p, t, from, to);
     u32 width = p.dim + 2;
@@ -239,6 +258,7 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
         const float* f = from_partial + k * width;
         merge(m, cg_f32(f + p.dim), cg_f32(f + p.dim + 1), cg_f32(f + d));
       }
+      if (p.sinks) merge(m, p.sinks[kv * group + g], 1.0f, 0.0f);
       __stcg(p.out + kv * group * p.dim + i, m.sum / m.total);
     }
     __syncthreads();

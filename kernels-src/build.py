@@ -3,7 +3,7 @@
 import ctypes, glob, hashlib, os, re, subprocess, sys
 
 ARCHS = ["80", "86", "89", "90a"]
-FILES = ["gemv.cu", "gemm.cu", "rows.cu", "attend.cu", "sample.cu"]
+FILES = ["gemv.cu", "gemm.cu", "experts.cu", "rows.cu", "attend.cu", "sample.cu"]
 OPTIONS = ["--std=c++17"]
 
 
@@ -77,7 +77,7 @@ ARGUMENTS = {"f32": "KIND=F32", "f16": "KIND=F16", "bf16": "KIND=BF16"}
 
 
 def arguments(kernel):
-    planes = re.fullmatch(r"gem[vm]_(\d)_(\d)", kernel)
+    planes = re.fullmatch(r"(?:gem[vm]|experts)_(\d)_(\d)", kernel)
     if planes:
         return f"LO={planes[1]},HI={planes[2]}"
     return ARGUMENTS.get(kernel.split("_")[-1], "-")

@@ -83,6 +83,17 @@ DEV float warp_max(float v) {
   for (int o = 16; o; o >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL, v, o));
   return v;
 }
+// The greatest over a block of at most 32 warps, for all threads; NaN is below all numbers.
+DEV float block_max(float v, float* shared32) {
+  v = warp_max(v);
+  u32 warps = (blockDim.x + 31) / 32;
+  if (threadIdx.x % 32 == 0) shared32[threadIdx.x / 32] = v;
+  __syncthreads();
+  float most = shared32[0];
+  for (u32 i = 1; i < warps; i++) most = fmaxf(most, shared32[i]);
+  __syncthreads();
+  return most;
+}
 // The sum over a block of at most 32 warps, in one fixed order, for all threads.
 DEV float block_sum(float v, float* shared32) {
   v = warp_sum(v);
@@ -96,20 +107,41 @@ DEV float block_sum(float v, float* shared32) {
 }
 
 // Elementwise functions, numbered as in src/cuda/abi.rs.
-enum Unary : u32 { SILU, GELU, RELU, SIGMOID, TANH, SCALE, SOFTCAP };
-enum Binary : u32 { ADD, MUL };
+enum Unary : u32 {
+  SILU, GELU, RELU, SIGMOID, TANH, SCALE, SOFTCAP, GELU_ERF, GELU_QUICK, RELU_SQUARED, SHIFT, CLAMP,
+  EXP, SOFTPLUS, OVER
+};
+enum Binary : u32 { ADD, MUL, SUB, DIV };
 
-// Not inline: it is long, and is called once an element at most.
-__device__ __noinline__ float unary(u32 kind, float x, float c) {
+// NaN stays NaN.
+DEV float function(u32 kind, float x, float c, float d) {
   switch (kind) {
     case SILU: return x / (1.0f + expf(-x));
     case GELU: return 0.5f * x * (1.0f + tanhf(0.7978846f * (x + 0.044715f * x * x * x)));
-    // NaN stays NaN.
     case RELU: return x < 0.0f ? 0.0f : x;
     case SIGMOID: return 1.0f / (1.0f + expf(-x));
     case TANH: return tanhf(x);
     case SCALE: return c * x;
-    default: return c * tanhf(x / c);
+    case SOFTCAP: return c * tanhf(x / c);
+    case GELU_ERF: return x * normcdff(x);
+    case GELU_QUICK: return x / (1.0f + expf(-1.702f * x));
+    case RELU_SQUARED: return x < 0.0f ? 0.0f : x * x;
+    case SHIFT: return x + c;
+    case CLAMP: return x < c ? c : x > d ? d : x;
+    case EXP: return expf(x);
+    case SOFTPLUS: return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
+    default: return c / x;
   }
 }
-DEV float binary(u32 kind, float a, float b) { return kind == ADD ? a + b : a * b; }
+// Not inline: it is long, and is called once an element at most.
+__device__ __noinline__ float unary(u32 kind, float x, float c, float d) {
+  return function(kind, x, c, d);
+}
+DEV float binary(u32 kind, float a, float b) {
+  switch (kind) {
+    case ADD: return a + b;
+    case MUL: return a * b;
+    case SUB: return a - b;
+    default: return a / b;
+  }
+}

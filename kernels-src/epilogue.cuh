@@ -18,6 +18,7 @@ enum What : u32 { UNARY = 0, BINARY = 1, PUT = 2 };
 struct Op {
   u32 what, to, kind;
   float c;
+  // Where `b` would say how far rows are apart a function has the bits of its second constant.
   Operand a, b;
 };
 
@@ -26,8 +27,8 @@ constexpr u32 MAX_OPS = 14;
 constexpr u32 MAX_REGISTERS = 12;
 
 struct Epilogue {
-  u32 form, kind, count, unused;
-  float c;
+  u32 form, kind, count;
+  float d, c;
   u32 out_stride;
   float* out;
   Operand residual;
@@ -48,7 +49,7 @@ __device__ __noinline__ void run_code(const Epilogue& e, u32 row, u32 col, float
     if (op.what == PUT) {
       __stcg((float*)op.b.at + (u64)row * op.b.n + col, a);
     } else if (op.what == UNARY) {
-      regs[op.to * step] = unary(op.kind, a, op.c);
+      regs[op.to * step] = unary(op.kind, a, op.c, __uint_as_float(op.b.n));
     } else {
       regs[op.to * step] = binary(op.kind, a, operand(op.b, row, col, regs, step));
     }
@@ -64,7 +65,7 @@ DEV void finish(const Epilogue& e, u32 row, u32 col, float v0, float v1, float e
   } else if (e.form == RESIDUAL) {
     __stcg(out, early + v0);
   } else if (e.form == GATED) {
-    __stcg(out, unary(e.kind, v0, e.c) * v1);
+    __stcg(out, unary(e.kind, v0, e.c, e.d) * v1);
   } else {
     regs[0] = v0;
     regs[step] = v1;

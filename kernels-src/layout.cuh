@@ -109,12 +109,12 @@ DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) 
   return r;
 }
 
-// One value, slowly: for embeddings, which read one row a token.
-DEV float value_at(const Matrix& m, u32 row, u32 col) {
+// One value, slowly: for embeddings, which read one row a token. `skip` bytes are before the matrix.
+DEV float value_at(const Matrix& m, u32 row, u32 col, u64 skip) {
   u32 per = m.kind == PLANES ? 32 : m.kind == F32 ? 4 : 8;
   u32 u = col / per, e = col % per, span = u / SPAN, unit = u % SPAN, r = row % PANEL;
   u32 n = span_units(m, span);
-  const u8* p = m.data + (u64)(row / PANEL) * m.panel_bytes + (u64)span * m.span_bytes;
+  const u8* p = m.data + skip + (u64)(row / PANEL) * m.panel_bytes + (u64)span * m.span_bytes;
   if (m.kind == F32) return *(const float*)(p + (r * n + unit) * 16 + e * 4);
   if (m.kind != PLANES) {
     u32 h = *(const u16*)(p + (r * n + unit) * 16 + e * 2);

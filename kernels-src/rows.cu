@@ -1,17 +1,25 @@
-// Row-local work: a list of operations on whole rows (prologues, embeddings, residual sums), or on
-// units of a product's columns that must be seen together (a head: norms, rotations, cache writes).
+// Row-local work: a list of operations on whole rows (prologues, embeddings, residual sums, routing),
+// or on units of a product's columns that must be seen together (a head: norms, rotations, cache
+// writes).
 //
 // A block has one unit of one row. Values are registers in shared memory; a thread owns every 256th
-// element, and all threads meet after each operation.
+// element, and all threads meet after each operation. Indices are words in the place of floats.
+#include "cache.cuh"
 #include "epilogue.cuh"
 #include "layout.cuh"
 
-enum RowWhat : u32 { R_EMBED, R_SELECT, R_NORM, R_ROPE, R_UNARY, R_BINARY, R_SLICE, R_PUT, R_STORE, R_SPLIT };
+enum RowWhat : u32 {
+  R_EMBED, R_SELECT, R_NORM, R_ROPE, R_UNARY, R_BINARY, R_SLICE, R_PUT, R_STORE, R_SPLIT,
+  R_SHARES, R_TOP_K, R_PICK, R_MIX, R_JOIN
+};
+// What names the rows of a table: the step's tokens, its positions, an operand; or all in turn.
+enum RowIds : u32 { TOKENS, POSITIONS, PICKS, ALL };
 
 struct RowOp {
   u32 what, to, len, kind;
   float c;
   u32 n0, n1, n2;
+  // A function has the bits of its second constant in `b.n`.
   Operand a, b;
   const void* aux;
   void* aux2;
@@ -24,15 +32,26 @@ struct Job {
 
 constexpr u32 MAX_ROW_OPS = 40;
 constexpr u32 MAX_JOBS = 6;
+constexpr u32 MAX_TABLES = 4;
 
 struct Rows {
   const u32 *tokens, *positions, *slots, *outs;
-  u32 jobs, width;
+  // Rows of the list that a row of the step falls into; if more than one, there is one job.
+  u32 jobs, fold;
   Job job[MAX_JOBS];
-  Matrix table;
+  Matrix table[MAX_TABLES];
   RowOp op[MAX_ROW_OPS];
 };
-static_assert(sizeof(Rows) == 3416, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Rows) == 3656, "src/cuda/abi.rs mirrors it");
+
+// Elements that a register's number counts in.
+constexpr u32 FOUR = 4;
+
+// Greater for what is picked sooner: greater values, and of equals the lower index. Never 0.
+DEV u64 pick_key(float v, u32 at) {
+  u32 bits = __float_as_uint(v == 0.0f ? 0.0f : v != v ? -INFINITY : v);
+  return (u64)(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | (u32)~at;
+}
 
 KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
   extern __shared__ __align__(16) float registers[];
@@ -40,29 +59,41 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
   u32 j = 0;
   while (j + 1 < p.jobs && blockIdx.x >= p.job[j + 1].first_block) j++;
   const Job& job = p.job[j];
-  u32 row = blockIdx.y, col = (blockIdx.x - job.first_block) * job.unit;
+  u32 row = blockIdx.y * p.fold + (p.fold > 1 ? blockIdx.x : 0);
+  u32 col = (blockIdx.x - job.first_block) * job.unit;
   pdl_launch_next();
   // Constants that nobody has used for a whole step are far away: send for them now.
   for (u32 i = job.op; i < job.op + job.ops; i++)
-    if (p.op[i].what == R_NORM && threadIdx.x * 32 < p.op[i].n0)
+    if (p.op[i].what == R_NORM && p.op[i].aux && threadIdx.x * 32 < p.op[i].n0)
       asm volatile("prefetch.global.L2 [%0];" ::"l"((const float*)p.op[i].aux + threadIdx.x * 32));
   pdl_wait();
   auto at = [&](const Operand& o) -> const float* {
-    if (o.where == REGISTER) return registers + o.n * p.width;
+    if (o.where == REGISTER) return registers + o.n * FOUR;
     return o.at + (o.where == ROWS ? (u64)row * o.n : 0) + col;
   };
   auto read = [&](const Operand& o, const float* base, u32 i) {
     return o.where == REGISTER ? base[i] : cg_f32(base + i);
   };
-  for (u32 i = job.op; i < job.op + job.ops; i++) {
+  for (u32 i = job.op, left = job.ops; left; i++, left--) {
     const RowOp& op = p.op[i];
-    float* to = registers + op.to * p.width;
+    float* to = registers + op.to * FOUR;
     const float* a = at(op.a);
-    u32 t = threadIdx.x, step = blockDim.x;
+    u32 t = threadIdx.x, step = blockDim.x, lane = t % 32;
     switch (op.what) {
       case R_EMBED: {
-        u32 token = cg_u32(p.tokens + row);
-        for (u32 e = t; e < op.len; e += step) to[e] = value_at(p.table, token, e);
+        // kind: the table; n0: what names its rows; n1: its columns; aux: bytes of one matrix of it.
+        const Matrix& table = p.table[op.kind];
+        u32 one = 0;
+        if (op.n0 == TOKENS) one = cg_u32(p.tokens + row);
+        if (op.n0 == POSITIONS) one = cg_u32(p.positions + row);
+        for (u32 e = t; e < op.len; e += step) {
+          u32 first = op.n0 == ALL ? col + e : e, id = op.n0 == ALL ? first / op.n1 : one;
+          if (op.n0 == PICKS) id = __float_as_uint(read(op.a, a, e / op.n1));
+          // A row that is not there is zeros.
+          bool in = op.n0 == ALL || id < table.rows;
+          u64 skip = (u64)op.aux * (id / table.rows);
+          to[e] = in ? value_at(table, id % table.rows, first % op.n1, skip) : 0.0f;
+        }
         break;
       }
       case R_SELECT: {
@@ -71,33 +102,117 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         break;
       }
       case R_NORM: {
-        const float* weight = (const float*)op.aux;
+        // kind 1: the mean is taken off; 2: a weight for each head. A weight and a bias or none.
+        const float *weight = (const float*)op.aux, *bias = (const float*)op.aux2;
+        bool layer = op.kind & 1, each = op.kind & 2;
+        auto write = [&](u32 at, u32 e, float v) {
+          u32 w = each ? col + at : e;
+          if (weight) v *= weight[w];
+          if (bias) v += bias[w];
+          to[at] = v;
+        };
         if (op.len == op.n0) {
-          float sum = 0;
+          float mean = 0, sum = 0;
+          if (layer) {
+            for (u32 e = t; e < op.len; e += step) sum += read(op.a, a, e);
+            mean = block_sum(sum, shared32) / (float)op.n0;
+            sum = 0;
+          }
           for (u32 e = t; e < op.len; e += step) {
-            float v = read(op.a, a, e);
+            float v = read(op.a, a, e) - mean;
             sum += v * v;
           }
           sum = block_sum(sum, shared32);
           float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
-          for (u32 e = t; e < op.len; e += step) to[e] = read(op.a, a, e) * scale * weight[e];
+          for (u32 e = t; e < op.len; e += step) write(e, e, (read(op.a, a, e) - mean) * scale);
         } else {
           // A warp a head.
-          u32 lane = t % 32;
-          for (u32 h = t / 32; h * op.n0 < op.len; h += step / 32) {
-            float sum = 0;
+          for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) {
+            float mean = 0, sum = 0;
+            if (layer) {
+              for (u32 e = lane; e < op.n0; e += 32) sum += read(op.a, a, h + e);
+              mean = warp_sum(sum) / (float)op.n0;
+              sum = 0;
+            }
             for (u32 e = lane; e < op.n0; e += 32) {
-              float v = read(op.a, a, h * op.n0 + e);
+              float v = read(op.a, a, h + e) - mean;
               sum += v * v;
             }
             sum = warp_sum(sum);
             float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
             for (u32 e = lane; e < op.n0; e += 32)
-              to[h * op.n0 + e] = read(op.a, a, h * op.n0 + e) * scale * weight[e];
+              write(h + e, e, (read(op.a, a, h + e) - mean) * scale);
           }
         }
         break;
       }
+      case R_SHARES: {
+        // Shares of each n0 elements: of e^x if kind is 1, of x if it is 0.
+        auto share = [&](u32 h, u32 first, u32 stride, bool whole) {
+          float most = 0, sum = 0;
+          if (op.kind) {
+            most = -INFINITY;
+            for (u32 e = first; e < op.n0; e += stride) most = fmaxf(most, read(op.a, a, h + e));
+            most = whole ? block_max(most, shared32) : warp_max(most);
+          }
+          for (u32 e = first; e < op.n0; e += stride) {
+            float v = read(op.a, a, h + e);
+            if (op.kind) v = expf(v - most);
+            to[h + e] = v;
+            sum += v;
+          }
+          sum = whole ? block_sum(sum, shared32) : warp_sum(sum);
+          for (u32 e = first; e < op.n0; e += stride) to[h + e] /= sum;
+        };
+        if (op.len == op.n0)
+          share(0, t, step, true);
+        else
+          for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) share(h, lane, 32, false);
+        break;
+      }
+      case R_TOP_K: {
+        // The indices of the `len` greatest of n0, one after the other, by one warp.
+        u64 last = ~0ull;
+        for (u32 k = 0; t < 32 && k < op.len; k++) {
+          u64 best = 0;
+          for (u32 e = lane; e < op.n0; e += 32) {
+            u64 key = pick_key(read(op.a, a, e), e);
+            if (key < last && key > best) best = key;
+          }
+#pragma unroll
+          for (int o = 16; o; o >>= 1) {
+            u64 other = __shfl_xor_sync(FULL, best, o);
+            if (other > best) best = other;
+          }
+          last = best;
+          if (lane == 0) to[k] = __uint_as_float(~(u32)best);
+        }
+        break;
+      }
+      case R_PICK: {
+        // Of n0 elements those that b names.
+        const float* b = at(op.b);
+        for (u32 e = t; e < op.len; e += step) {
+          u32 id = __float_as_uint(read(op.b, b, e));
+          to[e] = id < op.n0 ? read(op.a, a, id) : 0.0f;
+        }
+        break;
+      }
+      case R_MIX: {
+        // The sum of n0 rows, times their weights.
+        const float* b = at(op.b);
+        for (u32 e = t; e < op.len; e += step) {
+          float sum = 0;
+          for (u32 k = 0; k < op.n0; k++) sum += read(op.b, b, k) * read(op.a, a, k * op.len + e);
+          to[e] = sum;
+        }
+        break;
+      }
+      case R_JOIN:
+        // Each n1 elements go to column n0 of n2.
+        for (u32 e = t; e < op.len; e += step)
+          to[e / op.n1 * op.n2 + op.n0 + e % op.n1] = read(op.a, a, e);
+        break;
       case R_ROPE: {
         // n0: a head, n1: what of it turns; kind 0: neighbours, 1: halves.
         const float2* turn = (const float2*)op.aux + (u64)cg_u32(p.positions + row) * (op.n1 / 2);
@@ -121,7 +236,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         break;
       }
       case R_UNARY:
-        for (u32 e = t; e < op.len; e += step) to[e] = unary(op.kind, read(op.a, a, e), op.c);
+        for (u32 e = t; e < op.len; e += step)
+          to[e] = function(op.kind, read(op.a, a, e), op.c, __uint_as_float(op.b.n));
         break;
       case R_BINARY: {
         const float* b = at(op.b);
@@ -140,8 +256,19 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         break;
       }
       case R_STORE: {
-        // n0: a head, n1: positions, n2: heads.
+        // n0: a head, n1: positions, n2: heads; kind 1: in 8 bits, with scales at aux.
         u32 position = cg_u32(p.positions + row), slot = cg_u32(p.slots + row);
+        if (op.kind) {
+          // A warp a group.
+          u32 groups = cache_groups(op.n0);
+          for (u32 g = t / 32; g < op.len / op.n0 * groups; g += step / 32) {
+            u32 h = g / groups, d = g % groups * 32 + lane;
+            u64 kept = ((u64)slot * op.n2 + col / op.n0 + h) * op.n1 + position;
+            float v = d < op.n0 ? read(op.a, a, h * op.n0 + d) : 0.0f;
+            keep_group((i8*)op.aux2, (u16*)op.aux, kept, op.n0, g % groups, v);
+          }
+          break;
+        }
         u16* cache = (u16*)op.aux2;
         for (u32 e = t; e < op.len; e += step) {
           u32 head = (col + e) / op.n0, d = (col + e) % op.n0;
@@ -150,7 +277,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         }
         break;
       }
-      default: {
+      case R_SPLIT: {
         // Two bf16 that add up to the value, n0 columns a row with zeros at the end.
         u16 *high = (u16*)op.aux + (u64)row * op.n0, *low = (u16*)op.aux2 + (u64)row * op.n0;
         for (u32 e = t; e < op.n0; e += step) {
@@ -160,6 +287,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
           high[e] = (u16)h;
           low[e] = (u16)(bf16x2(v - __uint_as_float(h << 16), 0.0f) & 0xffff);
         }
+        break;
       }
     }
     __syncthreads();

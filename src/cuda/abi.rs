@@ -17,6 +17,11 @@ pub(super) const MAX_REGISTERS: usize = 12;
 /// Operations and jobs of a list of row-local work.
 pub(super) const MAX_ROW_OPS: usize = 40;
 pub(super) const MAX_JOBS: usize = 6;
+pub(super) const MAX_TABLES: usize = 4;
+/// Elements that the number of a list's register counts in.
+pub(super) const FOUR: usize = 4;
+/// Weights of one launch of experts.
+pub(super) const MAX_PARTS: usize = 4;
 /// Positions of a chunk of attention.
 pub(super) const CHUNK: usize = 64;
 /// Elements of one key head's output that a block keeps in registers.
@@ -69,6 +74,11 @@ impl Operand {
     pub(super) fn register(n: u32) -> Self {
         Operand { at: 0, place: REGISTER, n }
     }
+
+    /// The second constant of a function, in the place of its second operand.
+    pub(super) fn constant(d: f32) -> Self {
+        Operand { n: d.to_bits(), ..Operand::default() }
+    }
 }
 
 /// What an elementwise operation does.
@@ -99,7 +109,7 @@ pub(super) struct Epilogue {
     pub form: u32,
     pub kind: u32,
     pub count: u32,
-    pub unused: u32,
+    pub d: f32,
     pub c: f32,
     pub out_stride: u32,
     pub out: u64,
@@ -161,6 +171,17 @@ pub(super) const R_SLICE: u32 = 6;
 pub(super) const R_PUT: u32 = 7;
 pub(super) const R_STORE: u32 = 8;
 pub(super) const R_SPLIT: u32 = 9;
+pub(super) const R_SHARES: u32 = 10;
+pub(super) const R_TOP_K: u32 = 11;
+pub(super) const R_PICK: u32 = 12;
+pub(super) const R_MIX: u32 = 13;
+pub(super) const R_JOIN: u32 = 14;
+
+/// What names the rows of a table.
+pub(super) const TOKENS: u32 = 0;
+pub(super) const POSITIONS: u32 = 1;
+pub(super) const PICKS: u32 = 2;
+pub(super) const ALL: u32 = 3;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -196,10 +217,35 @@ pub(super) struct RowList {
     pub slots: u64,
     pub outs: u64,
     pub jobs: u32,
-    pub width: u32,
+    /// Rows that the list sees in a row of the step.
+    pub fold: u32,
     pub job: [Job; MAX_JOBS],
-    pub table: Matrix,
+    pub table: [Matrix; MAX_TABLES],
     pub op: [RowOp; MAX_ROW_OPS],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Experts {
+    pub x: u64,
+    pub ids: u64,
+    pub out: u64,
+    pub x_row: u32,
+    pub x_pick: u32,
+    pub id_row: u32,
+    pub picks: u32,
+    pub out_row: u32,
+    pub out_pick: u32,
+    pub cols: u32,
+    pub experts: u32,
+    pub parts: u32,
+    pub unused: u32,
+    /// Bytes of an expert of each part.
+    pub bytes: [u64; MAX_PARTS],
+    pub column: [u32; MAX_PARTS],
+    pub first: [u32; MAX_PARTS + 1],
+    pub unused2: u32,
+    pub part: [Matrix; MAX_PARTS],
 }
 
 #[repr(C)]
@@ -209,10 +255,14 @@ pub(super) struct Attend {
     pub out: u64,
     pub keys: u64,
     pub values: u64,
+    /// 0 where keys and values are halves.
+    pub key_scales: u64,
+    pub value_scales: u64,
     pub positions: u64,
     pub slots: u64,
     pub partial: u64,
     pub arrived: u64,
+    pub sinks: u64,
     pub q_stride: u32,
     pub out_stride: u32,
     pub heads: u32,
@@ -224,7 +274,7 @@ pub(super) struct Attend {
     pub scale: f32,
     pub softcap: f32,
     pub split: u32,
-    pub unused: u32,
+    pub alibi: f32,
 }
 
 /// In device memory; rewritten when the caller changes how to sample.
@@ -276,11 +326,12 @@ mod tests {
             size_of::<Gemv>(),
             size_of::<Gemm>(),
             size_of::<RowList>(),
+            size_of::<Experts>(),
             size_of::<Attend>(),
             size_of::<Sample>(),
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2776, 2760, 3416, 112, 112, 40, 24]);
+        assert_eq!(sizes, [2776, 2760, 3656, 456, 136, 112, 40, 24]);
     }
 }

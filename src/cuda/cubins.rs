@@ -14,7 +14,7 @@ pub(super) struct Cubin {
 pub(super) struct Set {
     /// `90` for sm_90a.
     pub capability: u32,
-    pub cubins: [Cubin; 5],
+    pub cubins: [Cubin; 6],
 }
 
 macro_rules! sets {
@@ -25,6 +25,7 @@ macro_rules! sets {
             cubins: [
                 Cubin { name: "gemv", bytes: include_bytes!(concat!("../../cubins/", $folder, "/gemv.cubin")) },
                 Cubin { name: "gemm", bytes: include_bytes!(concat!("../../cubins/", $folder, "/gemm.cubin")) },
+                Cubin { name: "experts", bytes: include_bytes!(concat!("../../cubins/", $folder, "/experts.cubin")) },
                 Cubin { name: "rows", bytes: include_bytes!(concat!("../../cubins/", $folder, "/rows.cubin")) },
                 Cubin { name: "attend", bytes: include_bytes!(concat!("../../cubins/", $folder, "/attend.cubin")) },
                 Cubin { name: "sample", bytes: include_bytes!(concat!("../../cubins/", $folder, "/sample.cubin")) },

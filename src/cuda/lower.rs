@@ -4,19 +4,23 @@
 //! |---|---|
 //! | `memory` | what a plan takes of the device's memory |
 //! | `refuse` | which groups have no launch |
-//! | `rows` | lists of row-local operations |
+//! | `rows`, `registers` | lists of row-local operations, and the values in them |
 //! | `columns`, `linear`, `product` | a product: what becomes of its columns, its launches |
+//! | `experts` | a product with the weights that rows picked |
 //! | `attend`, `sample` | attention, and a token from its row of logits |
 
 mod attend;
 mod columns;
+mod experts;
 mod linear;
 mod memory;
 mod product;
 mod refuse;
+mod registers;
 mod rows;
 mod sample;
 
+use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
 pub(super) use product::gemm_shared;
 pub(super) use refuse::refuses;
@@ -25,7 +29,8 @@ use super::abi::{self, Operand};
 use super::driver::Shape;
 use super::layout::Layout;
 use super::program::{Bases, Kernel, Launch, Parameters, Program, RopeTable, Tensor, TensorKind};
-use crate::graph::{BinaryKind, Graph, Lead, NodeId, Op, UnaryKind};
+use crate::graph::op::InputKind;
+use crate::graph::{BinaryKind, DType, Graph, Lead, NodeId, Op, UnaryKind};
 use crate::plan::{GroupKind, Plan, Role, origin};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -80,8 +85,12 @@ pub(super) fn lower(chip: &Chip, plan: &Plan) -> Result<Program> {
             tensors.push(Tensor { name: weight.name.clone(), offset: buffer.offset, kind });
         }
     }
-    let tables = graph.nodes().iter().filter(|n| matches!(n.op, Op::Embed(_)));
-    let vocabulary = tables.filter_map(|n| graph.ty(*n.args.first()?).dims.first().copied()).min();
+    let vocabulary = table_rows(graph, InputKind::Tokens);
+    let context = plan.limits().context;
+    if let Some(positions) = table_rows(graph, InputKind::Positions).filter(|&n| n < context) {
+        let what = format!("a context of {context}, but the model knows {positions} positions");
+        return Err(Error::Plan(what));
+    }
     let mut program = Program {
         plan: plan.clone(),
         work,
@@ -92,6 +101,14 @@ pub(super) fn lower(chip: &Chip, plan: &Plan) -> Result<Program> {
     };
     program.launches = launches(chip, &program, &Bases::default())?.len();
     Ok(program)
+}
+
+/// Rows of the shortest table that such an input picks from.
+fn table_rows(graph: &Graph, kind: InputKind) -> Option<usize> {
+    let names = |id: NodeId| matches!(&graph.node(id).op, Op::Input(i) if i.kind == kind);
+    let embeds = graph.nodes().iter().filter(|n| matches!(n.op, Op::Embed(_)));
+    let tables = embeds.filter(|n| n.args.get(1).is_some_and(|&ids| names(ids)));
+    tables.filter_map(|n| graph.ty(*n.args.first()?).dims.first().copied()).min()
 }
 
 /// The launches of a step, with addresses.
@@ -114,6 +131,11 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
         lowering.group = i;
         match &group.kind {
             GroupKind::Rows(nodes) => lowering.rows(group.lead, nodes)?,
+            GroupKind::Linear { prologue, linear, .. }
+                if matches!(lowering.graph.node(*linear).op, Op::Experts(_)) =>
+            {
+                lowering.experts(group.lead, prologue, *linear)?;
+            }
             GroupKind::Linear { prologue, linear, epilogue } => {
                 lowering.linear(group.lead, prologue, *linear, epilogue)?;
             }
@@ -134,32 +156,33 @@ struct Lowering<'a> {
     out: Vec<Launch>,
 }
 
-/// The function's number and constant in the kernels.
-fn unary_code(kind: UnaryKind) -> Option<(u32, f32)> {
-    Some(match kind {
-        UnaryKind::Silu => (0, 0.0),
-        UnaryKind::Gelu => (1, 0.0),
-        UnaryKind::Relu => (2, 0.0),
-        UnaryKind::Sigmoid => (3, 0.0),
-        UnaryKind::Tanh => (4, 0.0),
-        UnaryKind::Scale(c) => (5, c),
-        UnaryKind::Softcap(c) => (6, c),
-        UnaryKind::GeluErf
-        | UnaryKind::GeluQuick
-        | UnaryKind::ReluSquared
-        | UnaryKind::Exp
-        | UnaryKind::Softplus
-        | UnaryKind::Shift(_)
-        | UnaryKind::Over(_)
-        | UnaryKind::Clamp(..) => return None,
-    })
+/// The function's number and constants in the kernels.
+fn unary_code(kind: UnaryKind) -> (u32, f32, f32) {
+    match kind {
+        UnaryKind::Silu => (0, 0.0, 0.0),
+        UnaryKind::Gelu => (1, 0.0, 0.0),
+        UnaryKind::Relu => (2, 0.0, 0.0),
+        UnaryKind::Sigmoid => (3, 0.0, 0.0),
+        UnaryKind::Tanh => (4, 0.0, 0.0),
+        UnaryKind::Scale(c) => (5, c, 0.0),
+        UnaryKind::Softcap(c) => (6, c, 0.0),
+        UnaryKind::GeluErf => (7, 0.0, 0.0),
+        UnaryKind::GeluQuick => (8, 0.0, 0.0),
+        UnaryKind::ReluSquared => (9, 0.0, 0.0),
+        UnaryKind::Shift(c) => (10, c, 0.0),
+        UnaryKind::Clamp(low, high) => (11, low, high),
+        UnaryKind::Exp => (12, 0.0, 0.0),
+        UnaryKind::Softplus => (13, 0.0, 0.0),
+        UnaryKind::Over(c) => (14, c, 0.0),
+    }
 }
 
-fn binary_code(kind: BinaryKind) -> Option<u32> {
+fn binary_code(kind: BinaryKind) -> u32 {
     match kind {
-        BinaryKind::Add => Some(0),
-        BinaryKind::Mul => Some(1),
-        BinaryKind::Sub | BinaryKind::Div => None,
+        BinaryKind::Add => 0,
+        BinaryKind::Mul => 1,
+        BinaryKind::Sub => 2,
+        BinaryKind::Div => 3,
     }
 }
 
@@ -198,6 +221,16 @@ impl Lowering<'_> {
             Role::KvCache => Ok(self.bases.kv + buffer.offset),
             _ => Err(unplaced(id)),
         }
+    }
+
+    /// Address of the scales of a cache; 0 for one that has none.
+    fn scales(&self, id: NodeId) -> Result<u64> {
+        let ty = self.graph.ty(id);
+        if ty.dtype != DType::Q8_0 {
+            return Ok(0);
+        }
+        let offset = scale_offset(ty, self.plan.limits()).ok_or_else(too_large)?;
+        Ok(self.address(id)? + offset as u64)
     }
 
     fn matrix(&self, id: NodeId) -> Result<(Layout, u64)> {

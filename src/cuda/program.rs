@@ -1,6 +1,6 @@
 //! A plan in the device's terms: launches with their parameters, and the memory they share.
 
-use super::abi::{Attend, Gemm, Gemv, RowList, Sample};
+use super::abi::{Attend, Experts, Gemm, Gemv, RowList, Sample};
 use super::driver::Shape;
 use super::layout::{Layout, Product};
 use crate::graph::op::Rope;
@@ -39,6 +39,8 @@ pub(super) struct Tensor {
 pub(super) enum TensorKind {
     /// Panels, for products and embeddings.
     Matrix(Layout),
+    /// So many matrices, one after the other.
+    Experts(Layout, usize),
     /// So many f32, for norms and biases.
     Vector(usize),
 }
@@ -58,7 +60,7 @@ pub(super) struct RopeTable {
 pub(super) struct Work {
     /// Products whose epilogue is a launch of its own.
     pub raw: usize,
-    /// One row that a prologue made.
+    /// Rows that a prologue made: one for a product, all for experts, with their picks behind.
     pub x: usize,
     /// Rows as two bf16 each: the high parts, then as many low parts.
     pub split: usize,
@@ -148,6 +150,7 @@ pub(super) struct Bases {
 pub(super) enum Kernel {
     Gemv(Product),
     Gemm(Product),
+    Experts(Product),
     Rows,
     Attend,
     Scan,
@@ -171,6 +174,7 @@ pub(super) enum Parameters {
     Gemv(Box<Gemv>),
     Gemm(Box<Gemm>),
     Rows(Box<RowList>),
+    Experts(Box<Experts>),
     Attend(Attend),
     Sample(Sample),
 }
@@ -185,6 +189,7 @@ impl Launch {
                 self.shape.grid.0 = n.div_ceil(super::abi::TILE_M as u32);
             }
             Parameters::Rows(_) => self.shape.grid.1 = n,
+            Parameters::Experts(p) => self.shape.grid.0 = n.saturating_mul(p.picks),
             Parameters::Attend(p) if p.split == 0 => self.shape.grid.1 = n,
             Parameters::Attend(_) => {}
             Parameters::Sample(p) => {

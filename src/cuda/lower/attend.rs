@@ -43,10 +43,13 @@ impl Lowering<'_> {
             out: out.at,
             keys,
             values,
+            key_scales: self.scales(origin(self.graph, self.arg(id, 1)?))?,
+            value_scales: self.scales(origin(self.graph, self.arg(id, 2)?))?,
             positions: self.bases.positions,
             slots: self.bases.slots,
             partial: self.bases.partial,
             arrived: self.bases.arrived,
+            sinks: node.args.get(5).map_or(Ok(0), |&w| self.address(w))?,
             q_stride: q.n,
             out_stride: out.n,
             heads: count(heads)?,
@@ -59,7 +62,7 @@ impl Lowering<'_> {
             scale: op.scale,
             softcap: op.softcap.unwrap_or(0.0),
             split: u32::from(split),
-            unused: 0,
+            alibi: op.alibi.unwrap_or(0.0),
         };
         let spread = self.chip.processors * 2;
         let grid =

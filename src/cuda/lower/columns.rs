@@ -1,6 +1,7 @@
 //! The columns of a product, sorted by what their epilogue must see together.
 
 use super::memory::tensor_kind;
+use super::rows::table_of;
 use crate::cuda::abi::{MAX_OPS, MAX_REGISTERS};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::TensorKind;
@@ -50,7 +51,7 @@ impl Columns {
 fn grain(graph: &Graph, id: NodeId) -> usize {
     let node = graph.node(id);
     match (&node.op, node.args.get(1)) {
-        (Op::RmsNorm(_) | Op::Rope(_), _) => node.ty.last(),
+        (Op::RmsNorm(_) | Op::LayerNorm(_) | Op::Rope(_), _) => node.ty.last(),
         (Op::Store(_), Some(&x)) => graph.ty(x).last(),
         _ => 1,
     }
@@ -109,8 +110,9 @@ pub(super) fn domains(graph: &Graph, linear: NodeId, epilogue: &[NodeId]) -> Opt
         let Some(&first) = parts.first() else { continue };
         let own: Vec<NodeId> =
             nodes.iter().filter(|(_, p)| leader[*p] == head).map(|(n, _)| *n).collect();
-        let elementwise =
-            own.iter().all(|&n| matches!(graph.node(n).op, Op::Unary(_) | Op::Binary(_)));
+        let elementwise = own.iter().all(|&n| {
+            matches!(graph.node(n).op, Op::Unary(_) | Op::Binary(_)) && table_of(graph, n).is_none()
+        });
         out.push(Columns {
             len: ranges[first].1,
             layouts: parts.iter().map(|&p| layouts[p]).collect(),

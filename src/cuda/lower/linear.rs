@@ -31,7 +31,10 @@ impl Lowering<'_> {
         let mut norm = (0, 0.0);
         let single = match prologue {
             [id] if one && self.put(*id)?.is_none() => match &self.graph.node(*id).op {
-                Op::RmsNorm(op) if self.graph.ty(*id).dims.len() == 1 => {
+                Op::RmsNorm(op)
+                    if self.graph.ty(*id).dims.len() == 1
+                        && self.graph.node(*id).args.len() == 2 =>
+                {
                     norm = (self.address(self.arg(*id, 1)?)?, op.eps);
                     row = self.value(origin(self.graph, self.arg(*id, 0)?))?;
                     true
@@ -44,7 +47,7 @@ impl Lowering<'_> {
             row = self.value(x)?;
         } else if !single {
             let mut list = List::new();
-            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), Some(x))?;
+            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
             let a = self.operand(&known, x)?;
             let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
             if one {
@@ -136,11 +139,13 @@ impl Lowering<'_> {
             match &node.op {
                 Op::Unary(unary) => {
                     op.what = UNARY;
-                    (op.kind, op.c) = unary_code(unary.kind).ok_or_else(|| unplaced(id))?;
+                    let d;
+                    (op.kind, op.c, d) = unary_code(unary.kind);
+                    op.b = Operand::constant(d);
                 }
                 Op::Binary(binary) => {
                     op.what = BINARY;
-                    op.kind = binary_code(binary.kind).ok_or_else(|| unplaced(id))?;
+                    op.kind = binary_code(binary.kind);
                     op.b = self.operand(&known, self.arg(id, 1)?)?;
                 }
                 _ => return Err(unplaced(id)),
@@ -174,7 +179,7 @@ impl Lowering<'_> {
                     && (register(&mul.a, 2) && register(&mul.b, 1 - act.a.n)
                         || register(&mul.b, 2) && register(&mul.a, 1 - act.a.n)) =>
             {
-                (e.form, e.kind, e.c) = (GATED, act.kind, act.c);
+                (e.form, e.kind, e.c, e.d) = (GATED, act.kind, act.c, f32::from_bits(act.b.n));
                 (e.out, e.out_stride) = (p.b.at, p.b.n);
                 swap = act.a.n == 1;
             }
@@ -199,30 +204,13 @@ impl Lowering<'_> {
         let mut list = List::new();
         for (d, operands) in domains {
             let unit = d.unit(self.graph);
-            let (mut fresh, mut known) = (List::new(), BTreeMap::new());
-            let put = |a, b| -> Result<RowOp> {
-                Ok(RowOp { what: R_PUT, len: count(unit)?, a, b, ..RowOp::default() })
-            };
-            for (i, values) in d.values.iter().enumerate() {
-                let a = operands[i];
-                if let Some(w) = whole {
-                    let at = w.at + ranges[d.parts[i]].0 as u64 * 4;
-                    fresh.ops.push(put(a, Operand { at, ..w })?);
-                }
-                for &id in values {
-                    known.insert(id, a);
-                    if let (Some(b), Op::Slice(_)) = (self.put(id)?, &self.graph.node(id).op) {
-                        fresh.ops.push(put(a, b)?);
-                    }
-                }
-            }
-            self.list(&mut fresh, &d.nodes, unit, known, None)?;
+            let mut fresh = self.columns(&d, &operands, whole, ranges, &list.tables)?;
             let full = list.ops.len() + fresh.ops.len() > MAX_ROW_OPS
                 || list.jobs.len() == MAX_JOBS
-                || list.width.max(fresh.width) * list.registers.max(fresh.registers) as usize * 4
-                    > self.chip.row_shared();
+                || fresh.tables.len() > MAX_TABLES;
             if full && !list.jobs.is_empty() {
                 self.push_list(lead, std::mem::replace(&mut list, List::new()))?;
+                fresh = self.columns(&d, &operands, whole, ranges, &[])?;
             }
             list.jobs.push(Job {
                 first_block: count(list.blocks)?,
@@ -231,10 +219,42 @@ impl Lowering<'_> {
                 ops: count(fresh.ops.len())?,
             });
             list.ops.append(&mut fresh.ops);
-            list.width = list.width.max(fresh.width);
-            list.registers = list.registers.max(fresh.registers);
+            list.fours = list.fours.max(fresh.fours);
+            list.tables = fresh.tables;
             list.blocks += d.len / unit;
         }
         if list.jobs.is_empty() { Ok(()) } else { self.push_list(lead, list) }
+    }
+
+    /// The epilogue of a unit of columns, whose tables join others.
+    fn columns(
+        &self,
+        d: &Columns,
+        operands: &[Operand],
+        whole: Option<Operand>,
+        ranges: &[(usize, usize)],
+        tables: &[Matrix],
+    ) -> Result<List> {
+        let unit = d.unit(self.graph);
+        let (mut list, mut known) = (List::new(), BTreeMap::new());
+        list.tables = tables.to_vec();
+        let put = |a, b| -> Result<RowOp> {
+            Ok(RowOp { what: R_PUT, len: count(unit)?, a, b, ..RowOp::default() })
+        };
+        for (i, values) in d.values.iter().enumerate() {
+            let a = operands[i];
+            if let Some(w) = whole {
+                let at = w.at + ranges[d.parts[i]].0 as u64 * 4;
+                list.ops.push(put(a, Operand { at, ..w })?);
+            }
+            for &id in values {
+                known.insert(id, a);
+                if let (Some(b), Op::Slice(_)) = (self.put(id)?, &self.graph.node(id).op) {
+                    list.ops.push(put(a, b)?);
+                }
+            }
+        }
+        self.list(&mut list, &d.nodes, unit, known, &[])?;
+        Ok(list)
     }
 }

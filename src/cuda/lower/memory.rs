@@ -3,6 +3,7 @@
 
 use super::Chip;
 use super::columns::domains;
+use super::experts::experts_work;
 use super::sample::scan_blocks;
 use crate::cuda::abi::{BEST_BYTES, CHUNK, TILE_K};
 use crate::cuda::layout::Layout;
@@ -13,8 +14,13 @@ use crate::plan::{Group, GroupKind, Limits};
 /// How a weight of this type is kept.
 pub(in crate::cuda) fn tensor_kind(ty: &TensorType) -> Option<TensorKind> {
     let DType::Weight(format) = ty.dtype else { return None };
-    match ty.dims.as_slice() {
-        &[rows, cols] => Layout::of(format, rows, cols).map(TensorKind::Matrix),
+    match *ty.dims.as_slice() {
+        [rows, cols] => Layout::of(format, rows, cols).map(TensorKind::Matrix),
+        [count, rows, cols] => {
+            let layout = Layout::of(format, rows, cols)?;
+            layout.bytes().checked_mul(count)?;
+            Some(TensorKind::Experts(layout, count))
+        }
         _ => Some(TensorKind::Vector(ty.width())),
     }
 }
@@ -23,18 +29,31 @@ impl TensorKind {
     pub(in crate::cuda) fn bytes(&self) -> usize {
         match self {
             TensorKind::Matrix(layout) => layout.bytes(),
+            TensorKind::Experts(layout, count) => layout.bytes().saturating_mul(*count),
             TensorKind::Vector(len) => len.saturating_mul(4),
         }
     }
 }
 
-/// Bytes of a cache: `[slots][heads][positions][dim]` of f16; no other type is kept yet.
+/// Bytes of a cache: `[slots][heads][positions][dim]` of f16 or of 8-bit codes, and then the scales
+/// of those.
 pub(in crate::cuda) fn cache_bytes(ty: &TensorType, limits: &Limits) -> Option<usize> {
-    if ty.dtype != DType::F16 {
-        return None;
-    }
     let positions = limits.slots.checked_mul(limits.context)?;
-    ty.width().checked_mul(2)?.checked_mul(positions)
+    match ty.dtype {
+        DType::F16 => ty.width().checked_mul(2)?.checked_mul(positions),
+        DType::Q8_0 => {
+            let heads = ty.width().checked_div(ty.last())?;
+            let scales = heads.checked_mul(ty.last().div_ceil(32))?.checked_mul(2)?;
+            scale_offset(ty, limits)?.checked_add(scales.checked_mul(positions)?)
+        }
+        _ => None,
+    }
+}
+
+/// Where the scales of a cache of 8-bit codes are in it.
+pub(super) fn scale_offset(ty: &TensorType, limits: &Limits) -> Option<usize> {
+    let positions = limits.slots.checked_mul(limits.context)?;
+    ty.width().checked_mul(positions)?.checked_next_multiple_of(64)
 }
 
 /// Tables of all rotations, in the order they occur.
@@ -77,6 +96,9 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
     let mut work = Work::default();
     match &group.kind {
         GroupKind::Rows(_) => {}
+        GroupKind::Linear { linear, .. } if matches!(graph.node(*linear).op, Op::Experts(_)) => {
+            work.x = experts_work(graph, *linear, rows)?.1;
+        }
         GroupKind::Linear { linear, epilogue, .. } => {
             let x = graph.ty(*graph.node(*linear).args.first()?).width();
             if rows == 1 {

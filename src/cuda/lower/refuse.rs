@@ -1,18 +1,20 @@
 //! Which groups cannot run here, and why: asked while planning, so that lowering meets none of
 //! them.
 
+use super::Chip;
 use super::attend::attend_shared;
 use super::columns::domains;
+use super::experts::experts_shared;
 use super::memory::tensor_kind;
 use super::product::pages;
-use super::rows::list_fits;
-use super::{Chip, binary_code, unary_code};
-use crate::cuda::abi::{CHUNK, MAX_ROW_OPS, OWN, WARPS};
+use super::registers::{Registers, fold};
+use super::rows::{list_fits, ops, tables};
+use crate::cuda::abi::{CHUNK, MAX_ROW_OPS, MAX_TABLES, OWN, WARPS};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::TensorKind;
 use crate::graph::op::InputKind;
 use crate::graph::{Graph, NodeId, Op};
-use crate::plan::{Group, GroupKind, origin};
+use crate::plan::{Group, GroupKind, inputs, origin};
 
 /// Why a group cannot run here.
 pub(in crate::cuda) fn refuses(chip: &Chip, graph: &Graph, group: &Group) -> Option<String> {
@@ -24,21 +26,29 @@ pub(in crate::cuda) fn refuses(chip: &Chip, graph: &Graph, group: &Group) -> Opt
     if bad.is_some() {
         return bad;
     }
-    let (list, keep): (&[NodeId], _) = match &group.kind {
-        GroupKind::Rows(nodes) => (nodes, None),
+    let experts = |id: NodeId| matches!(graph.node(id).op, Op::Experts(_));
+    let (list, keep, parts) = match &group.kind {
+        GroupKind::Rows(nodes) => (nodes.as_slice(), Vec::new(), fold(graph, nodes)),
         GroupKind::Linear { prologue, linear, .. } => {
-            (prologue, graph.node(*linear).args.first().map(|&x| origin(graph, x)))
+            let inputs = graph.node(*linear).args.iter().take(inputs(&graph.node(*linear).op));
+            let parts = if experts(*linear) { fold(graph, prologue) } else { 1 };
+            (prologue.as_slice(), inputs.map(|&x| origin(graph, x)).collect(), parts)
         }
-        _ => (&[], None),
+        _ => (&[] as &[NodeId], Vec::new(), 1),
     };
-    if !list_fits(chip, graph, list, keep) {
+    if !list_fits(chip, graph, list, &keep, parts) {
         return Some("its rows are too wide, or too much is done to them, for one block".into());
     }
-    if let GroupKind::Linear { linear, epilogue, .. } = &group.kind {
+    if let GroupKind::Linear { linear, epilogue, .. } = &group.kind
+        && !experts(*linear)
+    {
         let domains = domains(graph, *linear, epilogue)?;
         for d in domains.iter().filter(|d| !d.rides_along()) {
-            if d.parts.len() * 2 + d.nodes.len() * 2 > MAX_ROW_OPS
-                || d.unit(graph) * (d.nodes.len() + 1) * 4 > chip.row_shared()
+            let ops: usize = d.nodes.iter().map(|&id| ops(graph, id)).sum();
+            let bytes = Registers::bytes(graph, &d.nodes, &[], d.unit(graph), 1);
+            if d.parts.len() * 2 + ops > MAX_ROW_OPS
+                || tables(graph, &d.nodes) > MAX_TABLES
+                || bytes > chip.row_shared()
             {
                 return Some("too much is done to the product's columns for one launch".into());
             }
@@ -54,34 +64,38 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
     let weight = |i: usize| matches!(arg(i), Some(Op::Weight(_)));
     let rows_of_step = |n: usize| input(n, InputKind::Positions) && input(n + 1, InputKind::Slots);
     match &node.op {
-        Op::LayerNorm(_)
-        | Op::Concat(_)
-        | Op::Softmax(_)
-        | Op::Normalize(_)
-        | Op::TopK(_)
-        | Op::Pick(_)
-        | Op::Experts(_)
-        | Op::Mix(_) => Some("there is no kernel for it yet"),
-        Op::Unary(op) if unary_code(op.kind).is_none() => Some("there is no kernel for it yet"),
-        Op::Binary(op) if binary_code(op.kind).is_none() => Some("there is no kernel for it yet"),
-        Op::RmsNorm(_) if !weight(1) => Some("it has no weight of the model's"),
-        Op::RmsNorm(_) if graph.ty(*node.args.get(1)?).width() != node.ty.last() => {
-            Some("a weight for each head is not read yet")
+        Op::RmsNorm(_) | Op::LayerNorm(_) if (1..node.args.len()).any(|i| !weight(i)) => {
+            Some("its weight is computed")
         }
-        Op::Attend(op) if op.alibi.is_some() || node.args.len() > 5 => {
-            Some("slopes and sinks are not computed yet")
+        Op::Attend(_) if node.args.len() > 5 && !weight(5) => Some("its sinks are computed"),
+        Op::Embed(_) if !weight(0) => Some("its table is computed"),
+        Op::Embed(_) if input(1, InputKind::Slots) || input(1, InputKind::Outs) => {
+            Some("its rows are neither tokens nor positions")
         }
-        Op::Embed(_) if !(weight(0) && input(1, InputKind::Tokens)) => {
-            Some("its tokens are computed")
+        Op::Embed(_) if tensor_kind(graph.ty(*node.args.first()?)).is_none() => {
+            Some("no kernel reads its table")
         }
         Op::Select(_) if !input(1, InputKind::Outs) => Some("its rows are computed"),
-
         Op::Rope(_) if !input(1, InputKind::Positions) => Some("its positions are computed"),
         Op::Rope(_) if node.args.len() > 2 && !weight(2) => Some("its factors are computed"),
         Op::Store(_) if !rows_of_step(2) => Some("its positions are computed"),
         Op::Attend(_) if !rows_of_step(3) => Some("its positions are computed"),
-        Op::Binary(_) if node.ty.dims.len() > 1 && (weight(0) || weight(1)) => {
-            Some("a weight for rows of heads is not kept as a vector")
+        Op::Binary(_) if weight(1) && tensor_kind(graph.ty(*node.args.get(1)?)).is_none() => {
+            Some("no kernel reads its weight")
+        }
+        Op::Experts(_) => {
+            let fits = |&w: &NodeId| match tensor_kind(graph.ty(w)) {
+                Some(TensorKind::Experts(l, _)) => experts_shared(&l) <= chip.row_shared(),
+                _ => false,
+            };
+            if !(2..node.args.len()).all(weight) {
+                return Some("its weights are computed");
+            }
+            if node.args.iter().skip(2).all(fits) {
+                None
+            } else {
+                Some("no kernel reads its weights, or its rows are too wide")
+            }
         }
         Op::Linear(_) => {
             let layouts = node.args.iter().skip(1).map(|&w| match tensor_kind(graph.ty(w)) {

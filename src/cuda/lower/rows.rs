@@ -1,101 +1,86 @@
 //! Lists of operations on rows, each row in the registers of one block.
 
+use super::memory::tensor_kind;
+use super::registers::{Registers, fold, makes, names_columns};
 use super::{Chip, Lowering, binary_code, count, unary_code, unplaced};
 use crate::cuda::abi::*;
-use crate::cuda::program::{Kernel, Parameters, RopeTable};
-use crate::graph::{Graph, Lead, NodeId, Op, RopeLayout, TensorType};
+use crate::cuda::layout::Layout;
+use crate::cuda::program::{Kernel, Parameters, RopeTable, TensorKind};
+use crate::graph::op::InputKind;
+use crate::graph::{Graph, Lead, NodeId, Op, RopeLayout};
 use crate::plan::origin;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
-/// Whether a list over whole rows fits a block: its operations and its registers.
+/// Whether a list over whole rows fits a block: its operations, tables and registers.
 pub(super) fn list_fits(
     chip: &Chip,
     graph: &Graph,
     nodes: &[NodeId],
-    keep: Option<NodeId>,
+    keep: &[NodeId],
+    fold: usize,
 ) -> bool {
-    let width = list_width(graph, nodes);
-    // At most one register a node is alive; reuse makes it fewer, which the lowering counts.
-    let alive = Registers::most(graph, nodes, keep);
-    2 * nodes.len() < MAX_ROW_OPS && width.saturating_mul(4 * alive) <= chip.row_shared()
+    let bytes = Registers::bytes(graph, nodes, keep, 0, fold);
+    let ops: usize = nodes.iter().map(|&id| ops(graph, id)).sum();
+    // What is read after the list is put somewhere.
+    ops + keep.len() <= MAX_ROW_OPS
+        && tables(graph, nodes) <= MAX_TABLES
+        && bytes <= chip.row_shared()
 }
 
-fn list_width(graph: &Graph, nodes: &[NodeId]) -> usize {
-    let widths = nodes.iter().map(|&n| graph.ty(n)).filter(|ty| ty.is_activation());
-    widths.map(TensorType::width).max().unwrap_or(0).next_multiple_of(4)
+/// Operations of a node, at most.
+pub(super) fn ops(graph: &Graph, id: NodeId) -> usize {
+    let node = graph.node(id);
+    let parts = if matches!(node.op, Op::Concat(_)) { node.args.len() } else { 1 };
+    parts + 1 + usize::from(table_of(graph, id).is_some())
 }
 
-/// Registers of a list, each free again after its value's last use.
-#[derive(Default)]
-struct Registers {
-    of: BTreeMap<NodeId, u32>,
-    free: Vec<u32>,
-    count: u32,
+/// The weight for rows of heads that an elementwise op reads: it is kept as a matrix.
+pub(super) fn table_of(graph: &Graph, id: NodeId) -> Option<NodeId> {
+    let node = graph.node(id);
+    let &w = node.args.get(1).filter(|_| matches!(node.op, Op::Binary(_)))?;
+    let matrix =
+        matches!(tensor_kind(graph.ty(w)), Some(TensorKind::Matrix(_) | TensorKind::Experts(..)));
+    matrix.then_some(w)
 }
 
-impl Registers {
-    fn take(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
-            self.count += 1;
-            self.count - 1
-        })
-    }
-
-    /// A register for `id`, node `i` of the list. What dies here is free before if the operation
-    /// reads an element before it writes it and looks at no other. `keep` is read after the list.
-    fn make(&mut self, graph: &Graph, nodes: &[NodeId], i: usize, keep: Option<NodeId>) -> u32 {
-        let id = nodes[i];
-        let args: Vec<NodeId> = graph.node(id).args.iter().map(|&a| origin(graph, a)).collect();
-        let later = |value: NodeId| {
-            nodes[i + 1..]
-                .iter()
-                .any(|&n| graph.node(n).args.iter().any(|&a| origin(graph, a) == value))
-        };
-        let dying: Vec<u32> = args
-            .iter()
-            .filter(|&&a| !later(a) && Some(a) != keep)
-            .filter_map(|a| self.of.remove(a))
-            .collect();
-        let in_place = matches!(graph.node(id).op, Op::Unary(_) | Op::Binary(_) | Op::RmsNorm(_));
-        let makes = graph.ty(id).is_activation();
-        if in_place {
-            self.free.extend(&dying);
-        }
-        let to = if makes { self.take() } else { 0 };
-        if !in_place {
-            self.free.extend(&dying);
-        }
-        if makes {
-            self.of.insert(id, to);
-        }
-        to
-    }
-
-    /// How many registers a list needs.
-    fn most(graph: &Graph, nodes: &[NodeId], keep: Option<NodeId>) -> usize {
-        let mut registers = Registers::default();
-        for i in 0..nodes.len() {
-            registers.make(graph, nodes, i, keep);
-        }
-        registers.count as usize
-    }
+/// Tables that the nodes read.
+pub(super) fn tables(graph: &Graph, nodes: &[NodeId]) -> usize {
+    let table = |&id: &NodeId| match &graph.node(id).op {
+        Op::Embed(_) => graph.node(id).args.first().copied(),
+        _ => table_of(graph, id),
+    };
+    let mut all: Vec<NodeId> = nodes.iter().filter_map(table).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.len()
 }
 
 /// A list of row-local operations in the making.
 pub(super) struct List {
     pub ops: Vec<RowOp>,
     pub jobs: Vec<Job>,
-    pub width: usize,
-    pub registers: u32,
+    /// Fours of elements of a block's registers.
+    pub fours: usize,
     pub blocks: usize,
-    table: Matrix,
+    /// Rows that it sees in a row of the step.
+    pub fold: usize,
+    pub tables: Vec<Matrix>,
 }
 
 impl List {
     pub(super) fn new() -> Self {
-        let table = Matrix::default();
-        List { ops: Vec::new(), jobs: Vec::new(), width: 4, registers: 0, blocks: 0, table }
+        let (ops, jobs, tables) = (Vec::new(), Vec::new(), Vec::new());
+        List { ops, jobs, fours: 1, blocks: 0, fold: 1, tables }
+    }
+
+    /// The number of a table.
+    fn table(&mut self, matrix: Matrix) -> Result<u32> {
+        let known = self.tables.iter().position(|t| *t == matrix);
+        count(known.unwrap_or_else(|| {
+            self.tables.push(matrix);
+            self.tables.len() - 1
+        }))
     }
 }
 
@@ -108,30 +93,95 @@ impl Lowering<'_> {
         nodes: &[NodeId],
         len: usize,
         mut known: BTreeMap<NodeId, Operand>,
-        keep: Option<NodeId>,
+        keep: &[NodeId],
     ) -> Result<BTreeMap<NodeId, Operand>> {
-        let mut registers = Registers::default();
+        let fold = list.fold;
+        let mut registers = Registers::new(self.graph, nodes, keep, len, fold);
         for (i, &id) in nodes.iter().enumerate() {
             let node = self.graph.node(id);
             let x = if matches!(node.op, Op::Store(_)) { self.arg(id, 1)? } else { id };
-            let columns = if len == 0 { self.graph.ty(x).width() } else { len };
+            let columns = if len == 0 { self.graph.ty(x).width() / fold } else { len };
             let mut op = RowOp { len: count(columns)?, ..RowOp::default() };
-            let place = |i: usize| self.operand(&known, self.arg(id, i)?);
+            let place = |i: usize| self.folded(&known, self.arg(id, i)?, fold);
+            let to_put = self.put(id)?.map(|b| Self::part(b, fold));
+            if len == 0 && names_columns(self.graph, nodes, id, fold) {
+                let (Op::Slice(slice), mut from) = (&node.op, place(0)?) else {
+                    return Err(unplaced(id));
+                };
+                from.at += slice.start as u64 * 4;
+                known.insert(id, from);
+                if let Some(b) = to_put {
+                    list.ops.push(RowOp { what: R_PUT, a: from, b, ..op });
+                }
+                continue;
+            }
+            let (to, table) = registers.make(i);
+            op.to = count(to)?;
             match &node.op {
                 Op::Embed(_) => {
                     let (layout, at) = self.matrix(self.arg(id, 0)?)?;
                     op.what = R_EMBED;
-                    list.table = layout.matrix(at);
+                    op.kind = list.table(layout.matrix(at))?;
+                    op.n1 = count(layout.cols)?;
+                    op.n0 = match &self.graph.node(self.arg(id, 1)?).op {
+                        Op::Input(input) if input.kind == InputKind::Tokens => TOKENS,
+                        Op::Input(input) if input.kind == InputKind::Positions => POSITIONS,
+                        _ => {
+                            op.a = place(1)?;
+                            PICKS
+                        }
+                    };
                 }
                 Op::Select(_) => {
                     op.what = R_SELECT;
                     op.a = self.value(origin(self.graph, self.arg(id, 0)?))?;
                 }
-                Op::RmsNorm(norm) => {
+                Op::RmsNorm(_) | Op::LayerNorm(_) => {
                     op.what = R_NORM;
                     op.a = place(0)?;
-                    op.aux = self.address(self.arg(id, 1)?)?;
-                    (op.n0, op.c) = (count(node.ty.last())?, norm.eps);
+                    let param = |i: usize| node.args.get(i).map_or(Ok(0), |&w| self.address(w));
+                    (op.aux, op.aux2) = (param(1)?, param(2)?);
+                    let dim = node.ty.last();
+                    op.n0 = count(dim)?;
+                    let (layer, eps) = match &node.op {
+                        Op::LayerNorm(norm) => (1, norm.eps),
+                        Op::RmsNorm(norm) => (0, norm.eps),
+                        _ => return Err(unplaced(id)),
+                    };
+                    let each = node.args.get(1).is_some_and(|&w| self.graph.ty(w).width() > dim);
+                    (op.kind, op.c) = (layer + 2 * u32::from(each), eps);
+                }
+                Op::Softmax(_) | Op::Normalize(_) => {
+                    op.what = R_SHARES;
+                    op.a = place(0)?;
+                    op.kind = u32::from(matches!(node.op, Op::Softmax(_)));
+                    op.n0 = count(node.ty.last())?;
+                }
+                Op::TopK(_) => {
+                    op.what = R_TOP_K;
+                    op.a = place(0)?;
+                    op.n0 = count(self.graph.ty(self.arg(id, 0)?).width())?;
+                }
+                Op::Pick(_) => {
+                    op.what = R_PICK;
+                    (op.a, op.b) = (place(0)?, place(1)?);
+                    op.n0 = count(self.graph.ty(self.arg(id, 0)?).width())?;
+                }
+                Op::Mix(_) => {
+                    op.what = R_MIX;
+                    (op.a, op.b) = (place(0)?, place(1)?);
+                    op.n0 = count(self.graph.ty(self.arg(id, 1)?).width())?;
+                }
+                Op::Concat(_) => {
+                    op.what = R_JOIN;
+                    op.n2 = count(node.ty.last())?;
+                    let mut start = 0;
+                    for (i, &arg) in node.args.iter().enumerate() {
+                        let ty = self.graph.ty(arg);
+                        let (len, take) = (count(ty.width() / fold)?, count(ty.last())?);
+                        list.ops.push(RowOp { len, a: place(i)?, n0: start, n1: take, ..op });
+                        start += take;
+                    }
                 }
                 Op::Rope(rope) => {
                     op.what = R_ROPE;
@@ -148,12 +198,31 @@ impl Lowering<'_> {
                 Op::Unary(unary) => {
                     op.what = R_UNARY;
                     op.a = place(0)?;
-                    (op.kind, op.c) = unary_code(unary.kind).ok_or_else(|| unplaced(id))?;
+                    let d;
+                    (op.kind, op.c, d) = unary_code(unary.kind);
+                    op.b = Operand::constant(d);
                 }
                 Op::Binary(binary) => {
                     op.what = R_BINARY;
-                    (op.a, op.b) = (place(0)?, place(1)?);
-                    op.kind = binary_code(binary.kind).ok_or_else(|| unplaced(id))?;
+                    op.a = place(0)?;
+                    op.kind = binary_code(binary.kind);
+                    op.b = match table_of(self.graph, id) {
+                        None => place(1)?,
+                        Some(w) => {
+                            let (layout, at) = self.matrices(w)?;
+                            let all = RowOp {
+                                what: R_EMBED,
+                                to: count(table)?,
+                                kind: list.table(layout.matrix(at))?,
+                                n0: ALL,
+                                n1: count(layout.cols)?,
+                                aux: layout.bytes() as u64,
+                                ..op
+                            };
+                            list.ops.push(RowOp { a: Operand::default(), ..all });
+                            Operand::register(count(table)?)
+                        }
+                    };
                 }
                 Op::Slice(slice) => {
                     op.what = R_SLICE;
@@ -169,43 +238,68 @@ impl Lowering<'_> {
                     op.what = R_STORE;
                     op.a = place(1)?;
                     op.aux2 = self.address(cache)?;
+                    op.aux = self.scales(cache)?;
+                    op.kind = u32::from(op.aux != 0);
                     (op.n0, op.n2) = (count(dim)?, count(heads)?);
                     op.n1 = count(self.plan.limits().context)?;
                 }
                 Op::Input(_) | Op::Weight(_) | Op::Cache(_) | Op::Reshape(_) => {
                     return Err(unplaced(id));
                 }
-                Op::Linear(_)
-                | Op::Attend(_)
-                | Op::Sample(_)
-                | Op::LayerNorm(_)
-                | Op::Concat(_)
-                | Op::Softmax(_)
-                | Op::Normalize(_)
-                | Op::TopK(_)
-                | Op::Pick(_)
-                | Op::Experts(_)
-                | Op::Mix(_) => return Err(unplaced(id)),
+                Op::Linear(_) | Op::Attend(_) | Op::Sample(_) | Op::Experts(_) => {
+                    return Err(unplaced(id));
+                }
             }
-            op.to = registers.make(self.graph, nodes, i, keep);
-            list.ops.push(op);
-            if self.graph.ty(id).is_activation() {
-                known.insert(id, Operand::register(op.to));
-                if let Some(b) = self.put(id)? {
-                    let a = Operand::register(op.to);
+            if op.what != R_JOIN {
+                list.ops.push(op);
+            }
+            if makes(&node.ty) {
+                let a = Operand::register(op.to);
+                known.insert(id, a);
+                if let Some(b) = to_put {
                     list.ops.push(RowOp { what: R_PUT, len: op.len, a, b, ..RowOp::default() });
                 }
             }
         }
-        list.registers = list.registers.max(registers.count);
-        let width = if len == 0 { list_width(self.graph, nodes) } else { len.next_multiple_of(4) };
-        list.width = list.width.max(width);
+        list.fours = list.fours.max(registers.end);
         Ok(known)
+    }
+
+    /// A part of rows in memory, of which a row of the step has `fold`.
+    pub(super) fn part(mut o: Operand, fold: usize) -> Operand {
+        if o.place == ROWS {
+            o.n /= fold.max(1) as u32;
+        }
+        o
+    }
+
+    /// Where a value is that a list may have made.
+    pub(super) fn folded(
+        &self,
+        known: &BTreeMap<NodeId, Operand>,
+        id: NodeId,
+        fold: usize,
+    ) -> Result<Operand> {
+        match known.get(&origin(self.graph, id)) {
+            Some(&o) => Ok(o),
+            None => Ok(Self::part(self.operand(known, id)?, fold)),
+        }
+    }
+
+    /// The layout of one matrix of a weight, and where the first is.
+    pub(super) fn matrices(&self, id: NodeId) -> Result<(Layout, u64)> {
+        match tensor_kind(self.graph.ty(id)) {
+            Some(TensorKind::Matrix(layout) | TensorKind::Experts(layout, _)) => {
+                Ok((layout, self.address(id)?))
+            }
+            _ => Err(unplaced(id)),
+        }
     }
 
     /// Launches a list.
     pub(super) fn push_list(&mut self, lead: Lead, list: List) -> Result<()> {
-        if list.ops.len() > MAX_ROW_OPS || list.jobs.len() > MAX_JOBS {
+        let tables = list.tables.len() > MAX_TABLES;
+        if list.ops.len() > MAX_ROW_OPS || list.jobs.len() > MAX_JOBS || tables {
             let what =
                 format!("group {}: more operations on a row than a launch takes", self.group);
             return Err(Error::Plan(what));
@@ -216,21 +310,22 @@ impl Lowering<'_> {
             slots: self.bases.slots,
             outs: self.bases.outs,
             jobs: count(list.jobs.len())?,
-            width: count(list.width)?,
+            fold: count(list.fold)?,
             job: [Job::default(); MAX_JOBS],
-            table: list.table,
+            table: [Matrix::default(); MAX_TABLES],
             op: [RowOp::default(); MAX_ROW_OPS],
         };
         p.job.iter_mut().zip(&list.jobs).for_each(|(to, from)| *to = *from);
+        p.table.iter_mut().zip(&list.tables).for_each(|(to, from)| *to = *from);
         p.op.iter_mut().zip(&list.ops).for_each(|(to, from)| *to = *from);
         let most = list.ops.iter().map(|op| op.len.max(if op.what == R_SPLIT { op.n0 } else { 0 }));
         let block = most.max().unwrap_or(32).next_multiple_of(32).clamp(32, 256);
-        let shared = list.width * list.registers as usize * 4;
-        let grid = (count(list.blocks)?, 1);
+        let shared = list.fours * FOUR * 4;
+        let grid = (count(list.blocks * list.fold)?, 1);
         self.push(Kernel::Rows, grid, block, shared, lead, Parameters::Rows(Box::new(p)))
     }
 
-    /// Ops so far become one job over whole rows.
+    /// Ops so far become one job over whole rows, or over each part of them.
     pub(super) fn whole(list: &mut List) -> Result<()> {
         let job = Job { first_block: 0, unit: 0, op: 0, ops: count(list.ops.len())? };
         list.jobs.push(job);
@@ -240,7 +335,8 @@ impl Lowering<'_> {
 
     pub(super) fn rows(&mut self, lead: Lead, nodes: &[NodeId]) -> Result<()> {
         let mut list = List::new();
-        self.list(&mut list, nodes, 0, BTreeMap::new(), None)?;
+        list.fold = fold(self.graph, nodes);
+        self.list(&mut list, nodes, 0, BTreeMap::new(), &[])?;
         Self::whole(&mut list)?;
         self.push_list(lead, list)
     }

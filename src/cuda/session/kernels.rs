@@ -14,16 +14,16 @@ pub(super) type Functions = BTreeMap<Option<Kernel>, Function>;
 pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Module>, Functions)> {
     use crate::cuda::layout::Product::*;
     let products = [
-        (P8, c"gemv_8_0", c"gemm_8_0"),
-        (P4, c"gemv_4_0", c"gemm_4_0"),
-        (P2, c"gemv_2_0", c"gemm_2_0"),
-        (P1, c"gemv_1_0", c"gemm_1_0"),
-        (P21, c"gemv_2_1", c"gemm_2_1"),
-        (P41, c"gemv_4_1", c"gemm_4_1"),
-        (P42, c"gemv_4_2", c"gemm_4_2"),
-        (F32, c"gemv_f32", c"gemm_f32"),
-        (F16, c"gemv_f16", c"gemm_f16"),
-        (Bf16, c"gemv_bf16", c"gemm_bf16"),
+        (P8, c"gemv_8_0", c"gemm_8_0", c"experts_8_0"),
+        (P4, c"gemv_4_0", c"gemm_4_0", c"experts_4_0"),
+        (P2, c"gemv_2_0", c"gemm_2_0", c"experts_2_0"),
+        (P1, c"gemv_1_0", c"gemm_1_0", c"experts_1_0"),
+        (P21, c"gemv_2_1", c"gemm_2_1", c"experts_2_1"),
+        (P41, c"gemv_4_1", c"gemm_4_1", c"experts_4_1"),
+        (P42, c"gemv_4_2", c"gemm_4_2", c"experts_4_2"),
+        (F32, c"gemv_f32", c"gemm_f32", c"experts_f32"),
+        (F16, c"gemv_f16", c"gemm_f16", c"experts_f16"),
+        (Bf16, c"gemv_bf16", c"gemm_bf16", c"experts_bf16"),
     ];
     // Kernels have a few KiB of their own.
     let most = device.block_shared.saturating_sub(4 << 10);
@@ -32,14 +32,20 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
         let module = Module::load(device, cubin.bytes)?;
         match cubin.name {
             "gemv" => {
-                for (product, name, _) in products {
+                for (product, name, ..) in products {
                     functions.insert(Some(Kernel::Gemv(product)), module.function(name, most)?);
                 }
             }
             "gemm" => {
-                for (product, _, name) in products {
+                for (product, _, name, _) in products {
                     let shared = gemm_shared(product) as u32;
                     functions.insert(Some(Kernel::Gemm(product)), module.function(name, shared)?);
+                }
+            }
+            "experts" => {
+                for (product, _, _, name) in products {
+                    let kernel = Kernel::Experts(product);
+                    functions.insert(Some(kernel), module.function(name, most)?);
                 }
             }
             "rows" => {

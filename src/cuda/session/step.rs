@@ -39,6 +39,7 @@ impl CudaSession {
                     Parameters::Gemv(p) => function.launch(s, &**p, on),
                     Parameters::Gemm(p) => function.launch(s, &**p, on),
                     Parameters::Rows(p) => function.launch(s, &**p, on),
+                    Parameters::Experts(p) => function.launch(s, &**p, on),
                     Parameters::Attend(p) => function.launch(s, p, on),
                     Parameters::Sample(p) => function.launch(s, p, on),
                 }

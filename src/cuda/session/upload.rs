@@ -2,6 +2,7 @@
 
 use super::{CudaSession, too_large};
 use crate::cuda::driver::{Pinned, Stream};
+use crate::cuda::layout::Layout;
 use crate::cuda::lower::tensor_kind;
 use crate::cuda::program::{RopeTable, Tensor, TensorKind};
 use crate::error::quoted;
@@ -33,8 +34,10 @@ impl CudaSession {
             let missing = || gone(name);
             let (format, dims) = weights.find(name).ok_or_else(missing)?;
             let ty = TensorType { dtype: DType::Weight(format), lead: Lead::Fixed, dims };
+            // A graph may see a tensor as one vector.
+            let flat = matches!(tensor.kind, TensorKind::Vector(len) if len == ty.width());
             let wants = tensor_kind(&ty).map(|k| k.bytes());
-            if wants != Some(tensor.kind.bytes()) {
+            if !flat && wants != Some(tensor.kind.bytes()) {
                 let what = format!("the tensor {} is {ty}, which was not planned", quoted(name));
                 return Err(Error::Invalid(what));
             }
@@ -52,13 +55,15 @@ impl CudaSession {
                     unsafe { self.stream.upload(to, &bytes)? };
                     self.stream.wait()?;
                 }
-                TensorKind::Matrix(layout) => {
-                    let panels = (PIECE / layout.panel_bytes).max(1);
-                    for first in (0..layout.panels).step_by(panels) {
-                        let n = panels.min(layout.panels - first);
-                        let to = to + (first * layout.panel_bytes) as u64;
-                        let bytes = n * layout.panel_bytes;
-                        pieces.push(Piece { src, layout, first, bytes, to });
+                TensorKind::Matrix(layout) => cut(&mut pieces, src, layout, PIECE, to),
+                TensorKind::Experts(layout, count) => {
+                    let one = src.len() / count.max(1);
+                    if one * count != src.len() || one == 0 {
+                        return Err(missing());
+                    }
+                    for (i, src) in src.chunks_exact(one).enumerate() {
+                        let to = to + (i * layout.bytes()) as u64;
+                        cut(&mut pieces, src, layout, PIECE, to);
                     }
                 }
             }
@@ -145,10 +150,20 @@ impl CudaSession {
     }
 }
 
+/// Appends the pieces of a matrix, each of about so many bytes.
+fn cut<'a>(pieces: &mut Vec<Piece<'a>>, src: &'a [u8], layout: Layout, most: usize, to: u64) {
+    let panels = (most / layout.panel_bytes).max(1);
+    for first in (0..layout.panels).step_by(panels) {
+        let n = panels.min(layout.panels - first);
+        let to = to + (first * layout.panel_bytes) as u64;
+        pieces.push(Piece { src, layout, first, bytes: n * layout.panel_bytes, to });
+    }
+}
+
 /// Pieces of matrices on their way up.
 struct Piece<'a> {
     src: &'a [u8],
-    layout: crate::cuda::layout::Layout,
+    layout: Layout,
     first: usize,
     bytes: usize,
     to: u64,

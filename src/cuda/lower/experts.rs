@@ -1,0 +1,121 @@
+//! Products with the experts that rows picked: the prologue as a list of its own, then a launch for
+//! each kind of weights. Which experts is known on the device alone.
+
+use super::registers::fold;
+use super::rows::List;
+use super::{Chip, Lowering, count, too_large, unplaced};
+use crate::Result;
+use crate::cuda::abi::*;
+use crate::cuda::layout::{Layout, Product};
+use crate::cuda::program::{Kernel, Parameters};
+use crate::graph::{Graph, Lead, NodeId};
+use crate::plan::origin;
+use std::collections::BTreeMap;
+
+/// Shared memory of a block: the row, as the product reads it.
+pub(super) fn experts_shared(layout: &Layout) -> usize {
+    layout.units
+        * match layout.product() {
+            Some(Product::F32) => 16,
+            Some(Product::F16 | Product::Bf16) => 32,
+            _ => 80,
+        }
+}
+
+/// Where the picks are in the workspace, behind the rows that a prologue made, and the end of them.
+pub(super) fn experts_work(graph: &Graph, id: NodeId, rows: usize) -> Option<(usize, usize)> {
+    let args = &graph.node(id).args;
+    let bytes = |i: usize| graph.ty(*args.get(i)?).width().checked_mul(rows)?.checked_mul(4);
+    let picks = bytes(0)?.checked_next_multiple_of(256)?;
+    Some((picks, picks.checked_add(bytes(1)?)?))
+}
+
+/// Blocks that share the panels of a pick: so many that a few picks keep the chip busy, each with
+/// work for all of its warps.
+fn spread(chip: &Chip, panels: usize, picks: usize) -> usize {
+    let busy = (4 * chip.processors as usize).div_ceil(picks.max(1));
+    panels.div_ceil(WARPS).min(busy).clamp(1, 65535)
+}
+
+impl Lowering<'_> {
+    pub(super) fn experts(&mut self, lead: Lead, prologue: &[NodeId], id: NodeId) -> Result<()> {
+        let graph = self.graph;
+        let (x, ids) = (self.arg(id, 0)?, self.arg(id, 1)?);
+        let (x_ty, picks, outputs) = (graph.ty(x), graph.ty(ids).width(), graph.ty(id).last());
+        let rows = self.most(lead);
+        let (behind, _) = experts_work(graph, id, rows).ok_or_else(too_large)?;
+        let reads = [origin(graph, x), origin(graph, ids)];
+        let mut places = [Operand::default(); 2];
+        for (i, &value) in reads.iter().enumerate() {
+            let here = prologue.contains(&value) && self.put(value)?.is_none();
+            places[i] = if here {
+                let at = self.bases.x + if i == 0 { 0 } else { behind as u64 };
+                Operand { at, place: ROWS, n: count(graph.ty(value).width())? }
+            } else {
+                self.value(value)?
+            };
+        }
+        if !prologue.is_empty() {
+            let mut list = List::new();
+            list.fold = fold(graph, prologue);
+            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &reads)?;
+            for (&value, &to) in reads.iter().zip(&places) {
+                if prologue.contains(&value) && self.put(value)?.is_none() {
+                    let a = self.folded(&known, value, list.fold)?;
+                    let len = count(graph.ty(value).width() / list.fold)?;
+                    let b = Self::part(to, list.fold);
+                    list.ops.push(RowOp { what: R_PUT, len, a, b, ..RowOp::default() });
+                }
+            }
+            Self::whole(&mut list)?;
+            self.push_list(lead, list)?;
+        }
+
+        let (weights, mut parts, mut column) = (graph.node(id).args.iter().skip(2), Vec::new(), 0);
+        for &w in weights {
+            let (layout, at) = self.matrices(w)?;
+            let product = layout.product().ok_or_else(|| unplaced(w))?;
+            let experts = graph.ty(w).dims.first().copied().unwrap_or(0);
+            parts.push((product, layout, at, column, experts));
+            column += layout.rows;
+        }
+        parts.sort_by_key(|p| p.0);
+        let grid = rows.checked_mul(picks).ok_or_else(too_large)?;
+        i32::try_from(grid).map_err(|_| too_large())?;
+        let [from, picked] = places;
+        let out = self.value(id)?;
+        for same in parts.chunk_by(|a, b| a.0 == b.0) {
+            for some in same.chunks(MAX_PARTS) {
+                let Some((product, layout, ..)) = some.first() else { continue };
+                let mut p = Experts {
+                    x: from.at,
+                    ids: picked.at,
+                    out: out.at,
+                    x_row: from.n,
+                    x_pick: if x_ty.dims.len() > 1 { count(x_ty.last())? } else { 0 },
+                    id_row: picked.n,
+                    picks: count(picks)?,
+                    out_row: out.n,
+                    out_pick: count(outputs)?,
+                    cols: count(x_ty.last())?,
+                    experts: count(some.iter().map(|p| p.4).min().unwrap_or(0))?,
+                    parts: count(some.len())?,
+                    ..Experts::default()
+                };
+                let mut panels = 0;
+                for (i, (_, layout, at, column, _)) in some.iter().enumerate() {
+                    p.part[i] = layout.matrix(*at);
+                    p.bytes[i] = layout.bytes() as u64;
+                    p.column[i] = count(*column)?;
+                    p.first[i] = count(panels)?;
+                    panels += layout.panels;
+                }
+                p.first[some.len()..].fill(count(panels)?);
+                let (kernel, shared) = (Kernel::Experts(*product), experts_shared(layout));
+                let grid = (1, count(spread(self.chip, panels, picks))?);
+                self.push(kernel, grid, 256, shared, lead, Parameters::Experts(Box::new(p)))?;
+            }
+        }
+        Ok(())
+    }
+}
