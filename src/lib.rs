@@ -38,6 +38,10 @@ pub mod embedded;
 
 pub use error::{Error, Result};
 
+// Some tests of devices share their cases with tests of the crate's own.
+#[cfg(test)]
+extern crate self as gllm_kernels;
+
 /// The example of the README, compiled and run with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

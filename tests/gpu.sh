@@ -24,7 +24,7 @@ suite() {
     failed=1
   fi
 }
-for part in ops graphs sampling replay models::the_embedded; do
+for part in ops graphs architectures sampling replay models::the_embedded; do
   suite "$part" "$tests" --ignored --test-threads=1 "$part"
 done
 if [ -n "${GLLM_MODELS:-}" ]; then
@@ -36,7 +36,11 @@ if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck initcheck synccheck racecheck; do
     cases="embeddings what_follows logits_that a_batch"
     # Racecheck takes minutes over attention of many chunks.
-    [ "$tool" = racecheck ] || cases="$cases heads_of"
+    if [ "$tool" = racecheck ]; then
+      cases="$cases every_architecture"
+    else
+      cases="$cases heads_of every_op"
+    fi
     for case in $cases; do
       more=""
       # A barrier a stage of each warp's ring: more than the tool expects.

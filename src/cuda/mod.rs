@@ -14,6 +14,8 @@
 mod abi;
 mod cubins;
 mod driver;
+#[cfg(test)]
+mod emulated;
 mod layout;
 mod lower;
 mod program;

@@ -5,7 +5,8 @@ use crate::common::{
 };
 use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::{
-    AttendOptions, Builder, Graph, MemoryWeights, NodeId, RopeLayout, RopeOptions, UnaryKind,
+    AttendOptions, BinaryKind, Builder, Graph, MemoryWeights, NodeId, RopeLayout, RopeOptions,
+    UnaryKind,
 };
 use gllm_kernels::model::Format;
 
@@ -132,7 +133,7 @@ fn random_graph(w: &MemoryWeights, noise: &mut Noise) -> Graph {
         let mut pick = |n: usize| (noise.bits() >> 33) as usize % n;
         let a = values[values.len() - 1 - pick(values.len().min(5))];
         let (width, to, y) = (b.dims(a)[0], WIDTHS[pick(3)], pick(30));
-        let made = match pick(12) {
+        let made = match pick(16) {
             0..=2 => b.linear(a, &format!("m.{width}.{to}.{}", y % 3)).unwrap(),
             3 => b.rms_norm(a, &format!("norm.{width}"), 1e-5).unwrap(),
             4 | 5 => {
@@ -178,6 +179,26 @@ fn random_graph(w: &MemoryWeights, noise: &mut Noise) -> Graph {
             10 => {
                 let bias = b.weight(&format!("bias.{width}")).unwrap();
                 b.add(a, bias).unwrap()
+            }
+            11 => b.layer_norm(a, Some(&format!("norm.{width}")), 1e-3).unwrap(),
+            12 => {
+                let other = values.iter().rev().find(|&&v| v != a).copied().unwrap_or(a);
+                let all = b.concat(&[a, other, a]).unwrap();
+                b.slice(all, 8, width).unwrap()
+            }
+            13 => {
+                let heads = b.heads(a, width / HEAD).unwrap();
+                let shares = b.softmax(heads).unwrap();
+                let both = b.binary(BinaryKind::Sub, heads, shares).unwrap();
+                b.merge(both).unwrap()
+            }
+            14 => {
+                let k = b.heads(a, width / HEAD).unwrap();
+                // No picks: what is nearly equal might change places.
+                let shares = b.slice(a, 3, width / HEAD).unwrap();
+                let mixed = b.mix(k, shares).unwrap();
+                let rows = vec![mixed; width / HEAD];
+                b.concat(&rows).unwrap()
             }
             _ if width > 32 => b.slice(a, 16, width - 32).unwrap(),
             _ => b.mul(a, a).unwrap(),

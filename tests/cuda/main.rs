@@ -4,9 +4,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod architectures;
+mod cases;
 mod common;
 mod graphs;
 mod models;
 mod ops;
 mod replay;
 mod sampling;
+#[allow(dead_code)]
+#[path = "../graphs/tiny.rs"]
+mod tiny;

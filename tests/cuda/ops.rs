@@ -1,5 +1,6 @@
 //! Products of every format at every kind of shape, and what may follow a product.
 
+use crate::cases;
 use crate::common::{Noise, cuda, nmse, random, reference, run};
 use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::{Builder, Graph, MemoryWeights, NodeId, UnaryKind};
@@ -194,5 +195,36 @@ fn what_follows_a_product() {
             }
         }
     }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn every_op() {
+    let backend = cuda();
+    let w = cases::weights(&random);
+    let (mut failed, mut worst) = (Vec::new(), 0.0f64);
+    let cases = cases::cases();
+    for case in &cases {
+        let g = case.graph(&w);
+        for rows in [1, 70] {
+            let tokens: Vec<u32> = (0..140).map(|i| (i * 37 % cases::TOKENS) as u32).collect();
+            let want = reference(&g, &w, 150, &tokens);
+            let got = std::panic::catch_unwind(|| run(&g, &w, &backend, true, rows, 150, &tokens));
+            let error = got.map_or(f64::INFINITY, |got| nmse(&got, &want));
+            worst = worst.max(error);
+            // Caches are f16.
+            let allowed = if case.caches { 2e-6 } else { 4.0 * NMSE };
+            // Rows against block weights are as far off on the CPU, which rounds them the same way.
+            let cpu = || {
+                let run = || run(&g, &w, &CpuBackend::detect(), true, rows, 150, &tokens);
+                std::panic::catch_unwind(run).map_or(0.0, |got| nmse(&got, &want))
+            };
+            if error > allowed && error > 1.5 * cpu() {
+                failed.push(format!("{}, {rows} rows: {error:.1e}", case.name));
+            }
+        }
+    }
+    println!("{} cases, NMSE {worst:.1e}", cases.len());
     assert!(failed.is_empty(), "{failed:#?}");
 }

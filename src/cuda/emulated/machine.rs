@@ -1,0 +1,235 @@
+//! Memory, products and attention.
+
+use crate::cuda::abi::*;
+use crate::cuda::program::{Bases, Parameters};
+use crate::graph::{BinaryKind, UnaryKind};
+use half::f16;
+use std::collections::BTreeMap;
+
+pub(super) struct Machine {
+    pub memory: Vec<u8>,
+    /// Rows, columns and values of the matrices that begin at an address.
+    pub matrices: BTreeMap<u64, (usize, usize, Vec<f32>)>,
+    pub bases: Bases,
+}
+
+pub(super) fn unary(kind: u32, x: f32, c: f32, d: f32) -> f32 {
+    let kind = match kind {
+        0 => UnaryKind::Silu,
+        1 => UnaryKind::Gelu,
+        2 => UnaryKind::Relu,
+        3 => UnaryKind::Sigmoid,
+        4 => UnaryKind::Tanh,
+        5 => UnaryKind::Scale(c),
+        6 => UnaryKind::Softcap(c),
+        7 => UnaryKind::GeluErf,
+        8 => UnaryKind::GeluQuick,
+        9 => UnaryKind::ReluSquared,
+        10 => UnaryKind::Shift(c),
+        11 => UnaryKind::Clamp(c, d),
+        _ => panic!("function {kind}"),
+    };
+    kind.apply(x)
+}
+
+pub(super) fn binary(kind: u32, a: f32, b: f32) -> f32 {
+    BinaryKind::NAMED[kind as usize].0.apply(a, b)
+}
+
+impl Machine {
+    pub(super) fn word(&self, at: u64) -> u32 {
+        let at = at as usize;
+        u32::from_le_bytes(self.memory[at..at + 4].try_into().unwrap())
+    }
+
+    pub(super) fn get(&self, at: u64) -> f32 {
+        f32::from_bits(self.word(at))
+    }
+
+    pub(super) fn set(&mut self, at: u64, v: f32) {
+        self.memory[at as usize..][..4].copy_from_slice(&v.to_bits().to_le_bytes());
+    }
+
+    pub(super) fn half(&self, at: u64) -> f32 {
+        f16::from_le_bytes(self.memory[at as usize..][..2].try_into().unwrap()).to_f32()
+    }
+
+    pub(super) fn matrix(&self, m: &Matrix, skip: u64) -> &(usize, usize, Vec<f32>) {
+        let found = &self.matrices[&(m.data + skip)];
+        assert_eq!((found.0, found.1), (m.rows as usize, m.cols as usize));
+        found
+    }
+
+    pub(super) fn run(&mut self, p: &Parameters, grid: (u32, u32), shared: usize, n: usize) {
+        match p {
+            Parameters::Rows(p) => {
+                assert_eq!(grid.1 as usize, n);
+                for row in 0..grid.1 {
+                    for block in 0..grid.0 {
+                        let part = if p.fold > 1 { block } else { 0 };
+                        self.rows(p, u64::from(row * p.fold + part), block, shared);
+                    }
+                }
+            }
+            Parameters::Gemv(p) => {
+                assert_eq!(n, 1);
+                let mut x: Vec<f32> =
+                    (0..p.cols).map(|c| self.get(p.x + 4 * u64::from(c))).collect();
+                if p.norm != 0 {
+                    let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+                    let scale = 1.0 / (mean + p.eps).sqrt();
+                    for (c, v) in x.iter_mut().enumerate() {
+                        *v *= scale * self.get(p.norm + 4 * c as u64);
+                    }
+                }
+                self.product(0, &x, &p.domain[..p.domains as usize], &p.part);
+            }
+            Parameters::Gemm(p) => {
+                for row in 0..n as u64 {
+                    let bf16 = |at: u64| {
+                        let at = at as usize;
+                        let bits = [self.memory[at], self.memory[at + 1]];
+                        f32::from_bits(u32::from(u16::from_le_bytes(bits)) << 16)
+                    };
+                    let at = |c: u32| 2 * (row * u64::from(p.stride) + u64::from(c));
+                    let x: Vec<f32> =
+                        (0..p.stride).map(|c| bf16(p.high + at(c)) + bf16(p.low + at(c))).collect();
+                    self.product(row, &x, &p.domain[..p.domains as usize], &p.part);
+                }
+            }
+            Parameters::Experts(p) => {
+                assert_eq!(grid.0, n as u32 * p.picks);
+                for block in 0..u64::from(grid.0) {
+                    let (row, pick) = (block / u64::from(p.picks), block % u64::from(p.picks));
+                    let id = self.word(p.ids + 4 * (row * u64::from(p.id_row) + pick));
+                    let x = p.x + 4 * (row * u64::from(p.x_row) + pick * u64::from(p.x_pick));
+                    let x: Vec<f32> = (0..p.cols).map(|c| self.get(x + 4 * u64::from(c))).collect();
+                    let out =
+                        p.out + 4 * (row * u64::from(p.out_row) + pick * u64::from(p.out_pick));
+                    for i in 0..p.parts as usize {
+                        let m = &p.part[i];
+                        for o in 0..u64::from(m.rows) {
+                            let v = if id < p.experts {
+                                let (_, cols, w) = self.matrix(m, u64::from(id) * p.bytes[i]);
+                                dot(&x, &w[o as usize * cols..][..*cols])
+                            } else {
+                                0.0
+                            };
+                            self.set(out + 4 * (u64::from(p.column[i]) + o), v);
+                        }
+                    }
+                    let panels: u32 =
+                        p.part[..p.parts as usize].iter().map(|m| m.rows.div_ceil(4)).sum();
+                    assert_eq!(p.first[p.parts as usize], panels);
+                }
+            }
+            Parameters::Attend(p) => self.attend(p, n),
+            Parameters::Sample(_) => {}
+        }
+    }
+
+    pub(super) fn place(&self, o: &Operand, row: u64, col: u64) -> u64 {
+        match o.place {
+            ROWS => o.at + 4 * (row * u64::from(o.n) + col),
+            VECTOR => o.at + 4 * col,
+            _ => panic!("a register"),
+        }
+    }
+
+    fn product(&mut self, row: u64, x: &[f32], domains: &[Domain], parts: &[Matrix]) {
+        for d in domains {
+            let e = &d.epilogue;
+            for col in 0..u64::from(parts[d.part[0] as usize].rows) {
+                let mut regs = [0.0f32; MAX_REGISTERS];
+                for (i, &part) in d.part[..d.parts as usize].iter().enumerate() {
+                    let (_, cols, w) = self.matrix(&parts[part as usize], 0);
+                    regs[i] = dot(&x[..*cols], &w[col as usize * cols..][..*cols]);
+                }
+                let out = e.out + 4 * (row * u64::from(e.out_stride) + col);
+                match e.form {
+                    STORE => self.set(out, regs[0]),
+                    RESIDUAL => {
+                        let early = self.get(self.place(&e.residual, row, col));
+                        self.set(out, early + regs[0]);
+                    }
+                    GATED => self.set(out, unary(e.kind, regs[0], e.c, e.d) * regs[1]),
+                    _ => {
+                        for op in &e.ops[..e.count as usize] {
+                            let read = |o: &Operand| match o.place {
+                                REGISTER => regs[o.n as usize],
+                                _ => self.get(self.place(o, row, col)),
+                            };
+                            let a = read(&op.a);
+                            match op.what {
+                                PUT => self.set(self.place(&op.b, row, col), a),
+                                UNARY => {
+                                    let d = f32::from_bits(op.b.n);
+                                    regs[op.to as usize] = unary(op.kind, a, op.c, d);
+                                }
+                                _ => regs[op.to as usize] = binary(op.kind, a, read(&op.b)),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn attend(&mut self, p: &Attend, n: usize) {
+        let (dim, group) = (u64::from(p.dim), p.heads / p.kv_heads);
+        for row in 0..n as u64 {
+            let position = self.word(p.positions + 4 * row);
+            let slot = u64::from(self.word(p.slots + 4 * row));
+            let first = if p.window > 0 { (position + 1).saturating_sub(p.window) } else { 0 };
+            for head in 0..p.heads {
+                let kv = slot * u64::from(p.kv_heads) + u64::from(head / group);
+                let at = |m: &Machine, kept: u64, scales: u64, position: u32, d: u64| {
+                    let row = kv * u64::from(p.context) + u64::from(position);
+                    if scales == 0 {
+                        return m.half(kept + 2 * (row * dim + d));
+                    }
+                    let code = m.memory[(kept + row * dim + d) as usize].cast_signed();
+                    f32::from(code) * m.half(scales + 2 * (row * dim.div_ceil(32) + d / 32))
+                };
+                let key = |m: &Machine, n, d| at(m, p.keys, p.key_scales, n, d);
+                let value = |m: &Machine, n, d| at(m, p.values, p.value_scales, n, d);
+                let q = p.q + 4 * (row * u64::from(p.q_stride) + u64::from(head) * dim);
+                let score = |position_of_key: u32| {
+                    let s: f32 =
+                        (0..dim).map(|d| self.get(q + 4 * d) * key(self, position_of_key, d)).sum();
+                    let s = s * p.scale;
+                    let s = if p.softcap > 0.0 { p.softcap * (s / p.softcap).tanh() } else { s };
+                    let (i, all) = (head as usize, p.heads as usize);
+                    let slope = if p.alibi > 0.0 {
+                        crate::graph::op::alibi_slope(p.alibi, i, all)
+                    } else {
+                        0.0
+                    };
+                    s - slope * (position - position_of_key) as f32
+                };
+                let scores: Vec<f32> = (first..=position).map(score).collect();
+                let sink = if p.sinks == 0 {
+                    f32::NEG_INFINITY
+                } else {
+                    self.get(p.sinks + 4 * u64::from(head))
+                };
+                let most = scores.iter().copied().fold(sink, f32::max);
+                let total: f32 =
+                    scores.iter().map(|s| (s - most).exp()).sum::<f32>() + (sink - most).exp();
+                for d in 0..dim {
+                    let v: f32 = (first..=position)
+                        .zip(&scores)
+                        .map(|(k, s)| (s - most).exp() / total * value(self, k, d))
+                        .sum();
+                    let out =
+                        p.out + 4 * (row * u64::from(p.out_stride) + u64::from(head) * dim + d);
+                    self.set(out, v);
+                }
+            }
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
+}

@@ -1,0 +1,182 @@
+//! The kernels written down a second time, in plain f32 over a vector of bytes: what is wrong in the
+//! lowering shows here, on a machine without a device. What is wrong in the kernels does not.
+
+#![allow(clippy::unwrap_used, clippy::panic, dead_code)]
+
+#[path = "../../../tests/cuda/cases.rs"]
+mod cases;
+#[path = "../../../tests/cuda/common.rs"]
+mod common;
+#[path = "../../../tests/graphs/tiny.rs"]
+mod tiny;
+
+mod machine;
+mod rows;
+
+use super::CudaTarget;
+use super::lower::{self, launches};
+use super::program::{Bases, Program, TensorKind};
+use crate::graph::{DType, Graph, Lead, Weights, arch};
+use crate::plan::{Limits, Options, Plan, Role, origin};
+use common::{nmse, random, reference};
+use machine::Machine;
+use std::collections::BTreeMap;
+
+/// Memory for `program`, with the weights in it.
+fn load(program: &Program, w: &dyn Weights) -> Machine {
+    let (plan, limits) = (&program.plan, program.plan.limits());
+    let bytes = plan.bytes();
+    let offsets = program.work.offsets().unwrap();
+    // The first bytes belong to nobody.
+    let mut end = 4096u64;
+    let mut region = |bytes: u64| {
+        let at = end;
+        end += (bytes + 4096).next_multiple_of(256);
+        at
+    };
+    let (weights, kv, scratch) = (region(bytes.weights), region(bytes.kv), region(bytes.scratch));
+    let (logits, tables) = (region(bytes.logits), region(bytes.tables));
+    let part = |i: usize, work: u64| work + offsets[i] as u64;
+    let work = region(offsets[10] as u64);
+    let list = |i: u64| part(9, work) + (limits.rows as u64 * 4).next_multiple_of(256) * i;
+    let bases = Bases {
+        weights,
+        kv,
+        scratch,
+        logits,
+        tables,
+        raw: part(0, work),
+        x: part(1, work),
+        high: part(2, work),
+        low: part(2, work) + program.work.split as u64 / 2,
+        tokens: list(0),
+        positions: list(1),
+        slots: list(2),
+        outs: list(3),
+        ..Bases::default()
+    };
+    // What nobody wrote is not a number.
+    let mut machine =
+        Machine { memory: vec![0xff; end as usize], matrices: BTreeMap::new(), bases };
+    for tensor in &program.tensors {
+        let (format, _) = w.find(&tensor.name).unwrap();
+        let src = w.bytes(&tensor.name).unwrap();
+        let at = weights + tensor.offset;
+        match tensor.kind {
+            TensorKind::Vector(len) => {
+                let mut values = vec![0.0; len];
+                format.decode(&src, &mut values).unwrap();
+                values.iter().enumerate().for_each(|(i, &v)| machine.set(at + 4 * i as u64, v));
+            }
+            TensorKind::Matrix(l) => {
+                let mut values = vec![0.0; l.rows * l.cols];
+                format.decode(&src, &mut values).unwrap();
+                machine.matrices.insert(at, (l.rows, l.cols, values));
+            }
+            TensorKind::Experts(l, n) => {
+                for (i, src) in src.chunks_exact(src.len() / n).enumerate() {
+                    let mut values = vec![0.0; l.rows * l.cols];
+                    format.decode(src, &mut values).unwrap();
+                    let at = at + (i * l.bytes()) as u64;
+                    machine.matrices.insert(at, (l.rows, l.cols, values));
+                }
+            }
+        }
+    }
+    for table in &program.ropes {
+        let mut at = tables + table.offset as u64;
+        let mut factors = vec![1.0; table.rope.dim / 2];
+        if let Some((_, name)) = &table.factors {
+            let (format, _) = w.find(name).unwrap();
+            format.decode(&w.bytes(name).unwrap(), &mut factors).unwrap();
+        }
+        for position in 0..limits.context as u32 {
+            for (pair, &factor) in factors.iter().enumerate() {
+                let (cos, sin) = table.rope.turn(table.rope.angle(position, pair, factor));
+                machine.set(at, cos);
+                machine.set(at + 4, sin);
+                at += 8;
+            }
+        }
+    }
+    machine
+}
+
+/// The first output's rows for all tokens in chunks, in slot 1 of 2.
+fn run(graph: &Graph, w: &dyn Weights, chunk: usize, context: usize, tokens: &[u32]) -> Vec<f32> {
+    let rows = chunk.min(tokens.len());
+    let limits = Limits { rows, outs: rows, slots: 2, context };
+    let target = CudaTarget::of(90).unwrap();
+    let plan = Plan::with_options(graph, &target, limits, Options::default()).unwrap();
+    let program = lower::lower(&target.0, &plan).unwrap();
+    let mut machine = load(&program, w);
+    let mut all = Vec::new();
+    let mut position = 0;
+    for chunk in tokens.chunks(chunk) {
+        let n = chunk.len();
+        for (i, &token) in chunk.iter().enumerate() {
+            let at = 4 * i as u64;
+            let words = [token, position + i as u32, 1, i as u32];
+            let b = machine.bases;
+            for (list, word) in [b.tokens, b.positions, b.slots, b.outs].into_iter().zip(words) {
+                machine.set(list + at, f32::from_bits(word));
+            }
+        }
+        for mut launch in launches(&target.0, &program, &machine.bases).unwrap() {
+            launch.set_rows(n as u32);
+            let (grid, shared) = (launch.shape.grid, launch.shape.shared as usize);
+            machine.run(&launch.parameters, grid, shared, n);
+        }
+        let graph = plan.graph();
+        let id = origin(graph, graph.outputs()[0]);
+        let (ty, buffer) = (graph.ty(id), plan.place(id).unwrap());
+        assert_eq!((ty.dtype, ty.lead == Lead::Fixed), (DType::F32, false));
+        let base =
+            if buffer.role == Role::Logits { machine.bases.logits } else { machine.bases.scratch };
+        let at = |i: usize| machine.get(base + buffer.offset + 4 * i as u64);
+        all.extend((0..n * ty.width()).map(at));
+        position += n as u32;
+    }
+    all
+}
+
+#[test]
+fn every_op_lowers_to_what_it_means() {
+    let w = cases::weights(&random);
+    let mut failed = Vec::new();
+    for case in cases::cases() {
+        let graph = case.graph(&w);
+        for chunk in [1, 5] {
+            let tokens: Vec<u32> = (0..10).map(|i| (i * 37 % cases::TOKENS) as u32).collect();
+            let want = reference(&graph, &w, 16, &tokens);
+            let got = std::panic::catch_unwind(|| run(&graph, &w, chunk, 16, &tokens));
+            let error = got.map_or(f64::INFINITY, |got| nmse(&got, &want));
+            if error > if case.caches { 2e-6 } else { 1e-9 } {
+                failed.push(format!("{}, chunk {chunk}: {error:.1e}", case.name));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn every_architecture_lowers_to_what_it_means() {
+    let mut failed = Vec::new();
+    for name in tiny::fixtures() {
+        let fixture = tiny::fixture(&name);
+        let model = tiny::model(&format!("{name}-emulated"), &fixture, "F32", 1);
+        let context = if name.ends_with("-long") { 96 } else { 0 };
+        let library = arch::Library::embedded();
+        let graph = arch::build_for(model.meta(), &model, &library, context).unwrap();
+        let want = tiny::reference_logits(&graph, &model, &fixture.prompt);
+        for chunk in [1, 7] {
+            let got = std::panic::catch_unwind(|| run(&graph, &model, chunk, 96, &fixture.prompt));
+            let error = got.map_or(f64::INFINITY, |got| nmse(&got, &want));
+            println!("{name}, chunk {chunk}: {error:.1e}");
+            if error > 2e-6 {
+                failed.push(format!("{name}, chunk {chunk}: {error:.1e}"));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
