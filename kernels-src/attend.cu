@@ -27,8 +27,10 @@ struct Attend {
   u32 split;
   // Greatest exponent of ALiBi's slopes, 0 for none.
   float alibi;
+  // How many of `kv_heads` are one in the cache: parts of a group that no block holds whole.
+  u32 share, unused;
 };
-static_assert(sizeof(Attend) == 136, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Attend) == 144, "src/cuda/abi.rs mirrors it");
 
 struct Tile {
   // Queries; scores `[position][query]`; maximum and sum of each query.
@@ -51,7 +53,7 @@ DEV float slope(const Attend& p, u32 head) {
 // Loads positions `from..to` of a chunk.
 DEV void load_tile(const Attend& p, const Tile& t, u32 slot, u32 kv, u32 base, u32 from, u32 to) {
   u32 pieces = p.dim / 8, stride = p.dim + 8;
-  u64 head = ((u64)slot * p.kv_heads + kv) * p.context;
+  u64 head = ((u64)slot * (p.kv_heads / p.share) + kv / p.share) * p.context;
   for (u32 i = threadIdx.x; i < (to - from) * pieces; i += blockDim.x) {
     u32 n = from + i / pieces, d = i % pieces * 8;
     u64 row = head + base + n;

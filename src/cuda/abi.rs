@@ -275,6 +275,9 @@ pub(super) struct Attend {
     pub softcap: f32,
     pub split: u32,
     pub alibi: f32,
+    /// How many of `kv_heads` are one in the cache.
+    pub share: u32,
+    pub unused: u32,
 }
 
 /// In device memory; rewritten when the caller changes how to sample.
@@ -332,6 +335,6 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2776, 2760, 3656, 456, 136, 112, 40, 24]);
+        assert_eq!(sizes, [2776, 2760, 3656, 456, 144, 112, 40, 24]);
     }
 }

@@ -182,7 +182,7 @@ impl Machine {
             let slot = u64::from(self.word(p.slots + 4 * row));
             let first = if p.window > 0 { (position + 1).saturating_sub(p.window) } else { 0 };
             for head in 0..p.heads {
-                let kv = slot * u64::from(p.kv_heads) + u64::from(head / group);
+                let kv = slot * u64::from(p.kv_heads / p.share) + u64::from(head / group / p.share);
                 let at = |m: &Machine, kept: u64, scales: u64, position: u32, d: u64| {
                     let row = kv * u64::from(p.context) + u64::from(position);
                     if scales == 0 {

@@ -1,15 +1,26 @@
 //! Attention as a launch: that of a single row is split by chunk.
 
-use super::{Lowering, count, unplaced};
-use crate::cuda::abi::{Attend, CHUNK};
+use super::{Chip, Lowering, count, unplaced};
+use crate::cuda::abi::{Attend, CHUNK, OWN};
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::op::CachePart;
 use crate::graph::{NodeId, Op};
 use crate::plan::origin;
 use crate::{Error, Result};
 
+/// How many blocks share a key head, so that each holds its part of the heads that read it: as few
+/// as can be. None if no block holds a single one.
+pub(super) fn shares(chip: &Chip, group: usize, dim: usize) -> Option<usize> {
+    let fits = |heads: usize| {
+        // Sums take the place of the keys.
+        let sums = 4 * heads * dim <= 2 * CHUNK * (dim + 8);
+        sums && heads * dim <= OWN && attend_shared(heads, dim) <= chip.row_shared()
+    };
+    (1..=group).find(|&n| group.is_multiple_of(n) && fits(group / n))
+}
+
 /// Shared memory of a block of attention.
-pub(super) fn attend_shared(group: usize, dim: usize) -> usize {
+fn attend_shared(group: usize, dim: usize) -> usize {
     let line = group.next_multiple_of(4);
     let floats = group * dim + line * CHUNK + 2 * line;
     floats * 4 + 2 * CHUNK * (dim + 8) * 2
@@ -34,6 +45,8 @@ impl Lowering<'_> {
         else {
             return Err(unplaced(id));
         };
+        let share = shares(self.chip, heads / kv, dim).ok_or_else(|| unplaced(id))?;
+        let kv = kv * share;
         let (q, out) = (self.value(origin(self.graph, self.arg(id, 0)?))?, self.value(id)?);
         let context = self.plan.limits().context;
         let split = self.most(node.ty.lead) == 1;
@@ -63,6 +76,8 @@ impl Lowering<'_> {
             softcap: op.softcap.unwrap_or(0.0),
             split: u32::from(split),
             alibi: op.alibi.unwrap_or(0.0),
+            share: count(share)?,
+            unused: 0,
         };
         let spread = self.chip.processors * 2;
         let grid =

@@ -2,6 +2,7 @@
 //! groups share.
 
 use super::Chip;
+use super::attend::shares;
 use super::columns::domains;
 use super::experts::experts_work;
 use super::sample::scan_blocks;
@@ -123,7 +124,8 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
                 let chunks = limits.context.div_ceil(CHUNK) + 1;
                 work.partial = heads.checked_mul(dim + 2)?.checked_mul(chunks)?.checked_mul(4)?;
             }
-            work.arrived = kv.checked_mul(4)?;
+            let share = shares(chip, heads.checked_div(kv)?, dim)?;
+            work.arrived = kv.checked_mul(share)?.checked_mul(4)?;
         }
         GroupKind::Sample(id) => {
             let vocabulary = graph.ty(*graph.node(*id).args.first()?).width();

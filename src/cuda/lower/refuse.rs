@@ -2,14 +2,14 @@
 //! them.
 
 use super::Chip;
-use super::attend::attend_shared;
+use super::attend::shares;
 use super::columns::domains;
 use super::experts::experts_shared;
 use super::memory::tensor_kind;
 use super::product::pages;
 use super::registers::{Registers, fold};
 use super::rows::{list_fits, ops, tables};
-use crate::cuda::abi::{CHUNK, MAX_ROW_OPS, MAX_TABLES, OWN, WARPS};
+use crate::cuda::abi::{MAX_ROW_OPS, MAX_TABLES, WARPS};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::TensorKind;
 use crate::graph::op::InputKind;
@@ -116,9 +116,7 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
             if !dim.is_multiple_of(8) {
                 return Some("its heads are not multiples of 8 wide");
             }
-            // Sums take the place of the keys.
-            let sums = 4 * group * dim <= 2 * CHUNK * (dim + 8);
-            let fits = sums && group * dim <= OWN && attend_shared(group, dim) <= chip.row_shared();
+            let fits = shares(chip, group, dim).is_some();
             if fits { None } else { Some("its heads are too wide for one block") }
         }
         _ => None,
