@@ -207,6 +207,13 @@ pub fn cases() -> Vec<Case> {
             }),
         );
     }
+    add(
+        "over what is far from 0",
+        Box::new(|b, x| {
+            let x = b.unary(x, UnaryKind::Exp)?;
+            b.unary(x, UnaryKind::Over(0.7))
+        }),
+    );
     for (kind, name) in BinaryKind::NAMED {
         add(
             &format!("{name} of rows"),

@@ -27,6 +27,9 @@ pub(super) fn unary(kind: u32, x: f32, c: f32, d: f32) -> f32 {
         9 => UnaryKind::ReluSquared,
         10 => UnaryKind::Shift(c),
         11 => UnaryKind::Clamp(c, d),
+        12 => UnaryKind::Exp,
+        13 => UnaryKind::Softplus,
+        14 => UnaryKind::Over(c),
         _ => panic!("function {kind}"),
     };
     kind.apply(x)
