@@ -73,14 +73,18 @@ def resources(cuobjdump, path):
 
 
 # What a name says of the instance: the template's arguments.
+TILES = {"few": 8, "some": 32, "many": 128, "halves": 64}
 ARGUMENTS = {"f32": "KIND=F32", "f16": "KIND=F16", "bf16": "KIND=BF16"}
 
 
 def arguments(kernel):
+    name, _, tile = kernel.rpartition("_")
+    rows = f",ROWS={TILES[tile]}" if tile in TILES else ""
+    kernel = name if rows else kernel
     planes = re.fullmatch(r"(?:gem[vm]|experts)_(\d)_(\d)", kernel)
     if planes:
-        return f"LO={planes[1]},HI={planes[2]}"
-    return ARGUMENTS.get(kernel.split("_")[-1], "-")
+        return f"LO={planes[1]},HI={planes[2]}{rows}"
+    return ARGUMENTS.get(kernel.split("_")[-1], "-") + rows
 
 
 def main(compiler, cuobjdump, out, archs):

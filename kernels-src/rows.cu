@@ -7,6 +7,7 @@
 #include "cache.cuh"
 #include "epilogue.cuh"
 #include "layout.cuh"
+#include "split.cuh"
 
 enum RowWhat : u32 {
   R_EMBED, R_SELECT, R_NORM, R_ROPE, R_UNARY, R_BINARY, R_SLICE, R_PUT, R_STORE, R_SPLIT,
@@ -278,14 +279,18 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         break;
       }
       case R_SPLIT: {
-        // Two bf16 that add up to the value, n0 columns a row with zeros at the end.
-        u16 *high = (u16*)op.aux + (u64)row * op.n0, *low = (u16*)op.aux2 + (u64)row * op.n0;
-        for (u32 e = t; e < op.n0; e += step) {
+        // Two bf16 that add up to the value, n0 columns a row with zeros at the end; kind: where
+        // (split.cuh), n1: groups of rows.
+        for (u32 e = 2 * t; e < op.n0; e += 2 * step) {
           float v = e < op.len ? read(op.a, a, e) : 0.0f;
-          u32 h = bf16x2(v, 0.0f) & 0xffff;
+          float w = e + 1 < op.len ? read(op.a, a, e + 1) : 0.0f;
+          u32 h = bf16x2(v, w);
+          bool plain = op.kind == PLAIN_ROWS;
+          u64 place = plain ? (u64)row * op.n0 + e : tile_place(row, e, op.n1, op.kind == WIDE_TILES);
           // What is left of infinity is not a number, and nothing is left of NaN but itself.
-          high[e] = (u16)h;
-          low[e] = (u16)(bf16x2(v - __uint_as_float(h << 16), 0.0f) & 0xffff);
+          u32 l = bf16x2(v - bf16_low(h), w - bf16_high(h));
+          *(u32*)((u16*)op.aux + place) = h;
+          *(u32*)((u16*)op.aux2 + place) = l;
         }
         break;
       }

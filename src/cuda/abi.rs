@@ -30,6 +30,20 @@ pub(super) const OWN: usize = 8 * 256;
 pub(super) const TILE_M: usize = 64;
 pub(super) const TILE_N: usize = 128;
 pub(super) const TILE_K: usize = 32;
+/// Tiles on sm_90a: outputs of a warpgroup, inputs that tiles of rows are padded to, rows of a group and
+/// its bytes in a stage of 64 inputs.
+pub(super) const WG_M: usize = 64;
+pub(super) const WG_BLOCK: usize = 128;
+pub(super) const WG_ROWS: usize = 8;
+pub(super) const WG_BYTES: usize = 2048;
+/// Kernels of such a product, by the rows of a tile.
+pub(super) const TILES: usize = 4;
+pub(super) const TILE_NAMES: [&str; TILES] = ["_few", "_some", "_many", "_halves"];
+pub(super) const TILE_ROWS: [u32; TILES] = [8, 32, 128, 64];
+/// Warpgroups of a block.
+pub(super) const TILE_GROUPS: [u32; TILES] = [1, 2, 2, 2];
+/// Stages of 64 inputs on their way.
+pub(super) const TILE_STAGES: [u32; TILES] = [8, 8, 3, 6];
 /// Depth of a ring where completion is counted in groups of copies.
 pub(super) const PLAIN_STAGES: usize = 3;
 /// Depth of a ring with barriers, at most.
@@ -154,11 +168,26 @@ pub(super) struct Gemm {
     pub rows: u32,
     pub stride: u32,
     pub domains: u32,
-    pub unused: u32,
+    /// On sm_90a: groups of rows that there is room for, rows of a tile, stages, and the order of
+    /// inputs; zeros elsewhere.
+    pub groups: u32,
+    pub tile: u32,
+    pub stages: u32,
+    pub wide: u32,
+    /// Stretches that inputs are summed up in, and those of a block.
+    pub stretches: u32,
+    pub each: u32,
+    /// A zero that the compiler does not know.
+    pub zero: u32,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
 }
+
+/// Where split rows lie.
+pub(super) const PLAIN_ROWS: u32 = 0;
+pub(super) const NARROW_TILES: u32 = 1;
+pub(super) const WIDE_TILES: u32 = 2;
 
 /// What a row-local operation does.
 pub(super) const R_EMBED: u32 = 0;
@@ -335,6 +364,6 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2776, 2760, 3656, 456, 144, 112, 40, 24]);
+        assert_eq!(sizes, [2776, 2784, 3656, 456, 144, 112, 40, 24]);
     }
 }

@@ -440,6 +440,8 @@ impl Drop for Module {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Shape {
     pub grid: (u32, u32),
+    /// Blocks along the third axis, which are a cluster if there are several.
+    pub cluster: u32,
     pub block: u32,
     pub shared: u32,
     /// Whether it may start before its predecessor ends.
@@ -453,22 +455,30 @@ impl Function {
     /// `parameters` must be the one structure that the kernel takes, and name memory that is alive
     /// and large enough.
     pub(super) unsafe fn launch<P>(&self, s: &Shape, parameters: &P, on: &Stream) -> Result<()> {
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        use sys::CUlaunchAttributeID as Id;
+        let dim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: 1, z: s.cluster };
+        let early = sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let cluster = sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { clusterDim: dim },
+        };
+        let mut attributes = if s.early { [early, cluster] } else { [cluster, early] };
         let config = sys::CUlaunchConfig {
             gridDimX: s.grid.0,
             gridDimY: s.grid.1,
-            gridDimZ: 1,
+            gridDimZ: s.cluster,
             blockDimX: s.block,
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: s.shared,
             hStream: on.raw,
-            attrs: &mut attribute,
-            numAttrs: u32::from(s.early),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(s.early) + u32::from(s.cluster > 1),
         };
         let mut list = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
         // SAFETY: configuration and list live through the call, which copies the parameters.

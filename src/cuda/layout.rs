@@ -102,6 +102,11 @@ impl Layout {
         self.panel_bytes * self.panels
     }
 
+    /// Whether it is of a block format.
+    pub(super) fn in_planes(&self) -> bool {
+        self.quant.is_some()
+    }
+
     /// The kernel that multiplies with it.
     pub(super) fn product(&self) -> Option<Product> {
         Some(match (self.format, self.quant) {

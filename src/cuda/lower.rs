@@ -22,7 +22,7 @@ mod sample;
 
 use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
-pub(super) use product::gemm_shared;
+pub(super) use product::{gemm_shared, set_tile};
 pub(super) use refuse::refuses;
 
 use super::abi::{self, Operand};
@@ -208,8 +208,9 @@ impl Lowering<'_> {
         lead: Lead,
         p: Parameters,
     ) -> Result<()> {
-        let shape = Shape { grid, block, shared: count(shared)?, early: self.chip.hopper };
-        self.out.push(Launch { kernel, shape, parameters: p, lead, group: self.group });
+        let shared = count(shared)?;
+        let shape = Shape { grid, cluster: 1, block, shared, early: self.chip.hopper };
+        self.out.push(Launch { kernel, tile: 0, shape, parameters: p, lead, group: self.group });
         Ok(())
     }
 

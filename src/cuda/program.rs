@@ -161,6 +161,8 @@ pub(super) enum Kernel {
 #[derive(Clone, Debug)]
 pub(super) struct Launch {
     pub kernel: Kernel,
+    /// Which of the kernel's functions, where the number of rows decides.
+    pub tile: usize,
     pub shape: Shape,
     pub parameters: Parameters,
     /// Over which rows it runs, and so how its grid and its parameters follow their number.
@@ -186,7 +188,7 @@ impl Launch {
             Parameters::Gemv(_) => {}
             Parameters::Gemm(p) => {
                 p.rows = n;
-                self.shape.grid.0 = n.div_ceil(super::abi::TILE_M as u32);
+                self.tile = super::lower::set_tile(p, &mut self.shape);
             }
             Parameters::Rows(_) => self.shape.grid.1 = n,
             Parameters::Experts(p) => self.shape.grid.0 = n.saturating_mul(p.picks),

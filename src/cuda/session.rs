@@ -20,7 +20,7 @@ use crate::graph::op::Sampler;
 use crate::graph::{DType, Lead, Weights};
 use crate::plan::{Bytes, Limits, Progress, Role, Session, StepInput, Traffic, origin};
 use crate::{Error, Result};
-use kernels::{function, kernels};
+use kernels::{Functions, function, kernels};
 
 /// What the device leaves when a logit was not finite.
 const NO_TOKEN: u32 = u32::MAX;
@@ -55,7 +55,7 @@ pub struct CudaSession {
 /// A program with its launches.
 struct Ready {
     program: Program,
-    launches: Vec<(Launch, Function)>,
+    launches: Vec<(Launch, Functions)>,
 }
 
 /// What the host knows of the step.
@@ -153,7 +153,7 @@ impl CudaSession {
             ..Sample::default()
         };
         if work.history > 0 {
-            session.note = Some((function(&functions, None)?, note));
+            session.note = Some((function(&functions, None)?[0], note));
         }
         session.set_sampler(&Sampler::greedy())?;
         session.record()?;

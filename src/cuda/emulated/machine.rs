@@ -95,8 +95,14 @@ impl Machine {
                         f32::from_bits(u32::from(u16::from_le_bytes(bits)) << 16)
                     };
                     let at = |c: u32| 2 * (row * u64::from(p.stride) + u64::from(c));
-                    let x: Vec<f32> =
-                        (0..p.stride).map(|c| bf16(p.high + at(c)) + bf16(p.low + at(c))).collect();
+                    let tiles =
+                        |c: u32| in_tiles(row as usize, c as usize, p.groups, p.wide != 0) as u64;
+                    let x: Vec<f32> = (0..p.stride)
+                        .map(|c| match p.groups {
+                            0 => bf16(p.high + at(c)) + bf16(p.low + at(c)),
+                            _ => bf16(p.high + tiles(c)) + bf16(p.high + 1024 + tiles(c)),
+                        })
+                        .collect();
                     self.product(row, &x, &p.domain[..p.domains as usize], &p.part);
                 }
             }
@@ -231,6 +237,19 @@ impl Machine {
             }
         }
     }
+}
+
+/// Where the high part of an element of a row lies in tiles: by the lane `q` of four and the instruction
+/// that take it, which is its `j`th of four.
+pub(super) fn in_tiles(row: usize, e: usize, groups: u32, wide: bool) -> usize {
+    let (block, e) = (e / 128, e % 128);
+    let (q, instruction) =
+        if wide { (e / 32, e % 32 / 4) } else { (e % 32 / 8, e / 32 * 2 + e % 8 / 4) };
+    let j = e % 4;
+    let column = instruction % 4 * 16 + 2 * q + j % 2 + 8 * (j / 2);
+    let group = (2 * block + instruction / 4) * groups as usize + row / 8;
+    let piece = (column / 8) ^ (row % 8);
+    group * 2048 + row % 8 * 128 + piece * 16 + column % 8 * 2
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -1,6 +1,6 @@
 //! Lists of operations on rows.
 
-use super::machine::{Machine, binary, unary};
+use super::machine::{Machine, binary, in_tiles, unary};
 use crate::cuda::abi::*;
 use half::f16;
 use std::collections::BTreeSet;
@@ -193,7 +193,11 @@ impl Machine {
                         let v = if e < len { a(self, &regs, e) } else { 0.0 };
                         let high = half::bf16::from_f32(v);
                         let low = half::bf16::from_f32(v - high.to_f32());
-                        let at = 2 * (row as usize * n0 + e);
+                        let plain = 2 * (row as usize * n0 + e);
+                        let at = match op.kind {
+                            PLAIN_ROWS => plain,
+                            kind => in_tiles(row as usize, e, op.n1, kind == WIDE_TILES),
+                        };
                         self.memory[op.aux as usize + at..][..2]
                             .copy_from_slice(&high.to_le_bytes());
                         self.memory[op.aux2 as usize + at..][..2]

@@ -55,8 +55,7 @@ impl Lowering<'_> {
                 op.b = row;
             } else {
                 op.what = R_SPLIT;
-                op.n0 = count(cols.next_multiple_of(TILE_K))?;
-                (op.aux, op.aux2) = (self.bases.high, self.bases.low);
+                self.split(lead, linear, cols, &mut op)?;
             }
             list.ops.push(op);
             Self::whole(&mut list)?;

@@ -5,8 +5,9 @@ use super::Chip;
 use super::attend::shares;
 use super::columns::domains;
 use super::experts::experts_work;
+use super::product::split_size;
 use super::sample::scan_blocks;
-use crate::cuda::abi::{BEST_BYTES, CHUNK, TILE_K};
+use crate::cuda::abi::{BEST_BYTES, CHUNK};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::{RopeTable, TensorKind, Work};
 use crate::graph::{DType, Graph, Lead, Op, TensorType};
@@ -105,7 +106,7 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
             if rows == 1 {
                 work.x = x.next_multiple_of(4).checked_mul(4)?;
             } else {
-                let cols = x.checked_next_multiple_of(TILE_K)?;
+                let (cols, rows) = split_size(chip, x, rows)?;
                 work.split = cols.checked_mul(rows)?.checked_mul(4)?;
             }
             let raw = domains(graph, *linear, epilogue)?;

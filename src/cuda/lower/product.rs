@@ -1,10 +1,11 @@
 //! One launch of a product: of one row the streaming kernel, of more rows the tensor-core one.
 
-use super::{Chip, Lowering, count};
+use super::{Chip, Lowering, count, too_large};
 use crate::cuda::abi::*;
+use crate::cuda::driver::Shape;
 use crate::cuda::layout::{Layout, Product};
 use crate::cuda::program::{Kernel, Parameters};
-use crate::graph::Lead;
+use crate::graph::{Lead, NodeId};
 use crate::{Error, Result};
 
 /// Spans of a page of each part, stages and bytes of a stage, for parts that share a ring, of which
@@ -78,7 +79,8 @@ impl Lowering<'_> {
                 parts += 1;
             }
             let outputs = matrices.first().map_or(0, |m| m.0.rows);
-            let step = if one { PANEL } else { TILE_N / matrices.len() };
+            let tile = if self.chip.hopper { WG_M } else { TILE_N };
+            let step = if one { PANEL } else { tile / matrices.len() };
             first[i] = end;
             end += count(outputs.div_ceil(step))?;
         }
@@ -112,24 +114,202 @@ impl Lowering<'_> {
             let p = Parameters::Gemv(Box::new(p));
             return self.push(Kernel::Gemv(*product), grid, 256, shared, lead, p);
         }
-        let p = Gemm {
+        let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        let mut p = Gemm {
             high: self.bases.high,
             low: self.bases.low,
-            rows: 0,
-            stride: count(cols.next_multiple_of(TILE_K))?,
+            stride: count(cols)?,
             domains,
-            unused: 0,
             first,
             domain,
             part,
+            ..Gemm::default()
         };
+        if self.chip.hopper {
+            p.groups = count(rows / WG_ROWS)?;
+            p.wide = u32::from(layouts.iter().any(Layout::in_planes));
+            (p.stretches, p.each) = (stretches(self.chip, end, cols), 1);
+        }
         let p = Parameters::Gemm(Box::new(p));
-        self.push(Kernel::Gemm(*product), (1, end), 256, gemm_shared(*product), lead, p)
+        let shared = gemm_shared(self.chip, *product);
+        self.push(Kernel::Gemm(*product), (1, end), 256, shared, lead, p)
+    }
+
+    /// How the rows before a product with many of them are split in two.
+    pub(super) fn split(
+        &self,
+        lead: Lead,
+        linear: NodeId,
+        cols: usize,
+        op: &mut RowOp,
+    ) -> Result<()> {
+        let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        op.what = R_SPLIT;
+        op.n0 = count(cols)?;
+        (op.kind, op.aux, op.aux2) = (PLAIN_ROWS, self.bases.high, self.bases.low);
+        if self.chip.hopper {
+            op.n1 = count(rows / WG_ROWS)?;
+            op.aux2 = self.bases.high + WG_BYTES as u64 / 2;
+            op.kind = if self.wide(linear)? { WIDE_TILES } else { NARROW_TILES };
+        }
+        Ok(())
+    }
+
+    /// Whether a product's weights, or some of them, are planes.
+    fn wide(&self, linear: NodeId) -> Result<bool> {
+        for &weight in self.graph.node(linear).args.iter().skip(1) {
+            if self.matrix(weight)?.0.in_planes() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
-/// Shared memory of a product with many rows.
-pub(in crate::cuda) fn gemm_shared(product: Product) -> usize {
+/// Columns and rows that split rows take.
+pub(super) fn split_size(chip: &Chip, cols: usize, rows: usize) -> Option<(usize, usize)> {
+    if chip.hopper {
+        let cols = cols.checked_next_multiple_of(WG_BLOCK)?;
+        return Some((cols, rows.checked_next_multiple_of(WG_ROWS)?));
+    }
+    Some((cols.checked_next_multiple_of(TILE_K)?, rows))
+}
+
+/// Stretches that the inputs of a product of so many tiles are summed up in, so that blocks can share
+/// them where tiles are few. It must not depend on the number of rows: it is the order of a row's sums.
+fn stretches(chip: &Chip, tiles: u32, cols: usize) -> u32 {
+    let fits = |s: &u32| {
+        tiles.saturating_mul(*s) <= 2 * chip.processors && cols / WG_BLOCK >= 2 * *s as usize
+    };
+    [8, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+/// Shapes a product of many rows for as many as it was given; which of its kernels that takes.
+pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
+    if p.groups == 0 {
+        shape.grid.0 = p.rows.div_ceil(TILE_M as u32);
+        return 0;
+    }
+    let tile = match p.rows {
+        0..=8 => 0,
+        9..=32 => 1,
+        // With so many rows halves are enough for the chip, and cost less to add up.
+        129.. if p.stretches == 8 => 3,
+        _ => 2,
+    };
+    let groups = TILE_GROUPS[tile];
+    p.each = if tile == 3 { p.stretches / 2 } else { 1 };
+    (p.tile, p.stages) = (TILE_ROWS[tile], TILE_STAGES[tile]);
+    shape.cluster = p.stretches / p.each;
+    shape.block = groups * 128;
+    shape.grid = (p.rows.div_ceil(p.tile), p.first[MAX_DOMAINS].div_ceil(groups));
+    shape.shared = tile_shared(tile);
+    tile
+}
+
+/// Shared memory of a block: barriers, then the ring (at a multiple of 1,024), which sums and registers
+/// of byte code replace.
+fn tile_shared(tile: usize) -> u32 {
+    let (rows, groups) = (TILE_ROWS[tile], TILE_GROUPS[tile]);
+    let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
+    let sums = rows * (groups * WG_M as u32 + 4) * 4;
+    let registers = MAX_REGISTERS as u32 * groups * 128 * 4;
+    2048 + ring.max(sums + registers)
+}
+
+/// The most shared memory that a product with many rows takes.
+pub(in crate::cuda) fn gemm_shared(chip: &Chip, product: Product) -> usize {
+    if chip.hopper {
+        return (0..TILES).map(tile_shared).max().unwrap_or(0) as usize;
+    }
     let (line, planes) = (40 * 2, if product == Product::Bf16 { 1 } else { 2 });
     3 * (2 * TILE_M * line + planes * TILE_N * line)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::launches;
+    use crate::cuda::program::Bases;
+    use crate::graph::arch;
+    use crate::plan::{Limits, Plan};
+
+    /// Every product of the embedded model, shaped for so many rows.
+    fn products(capability: u32, most: usize, rows: u32) -> Vec<(Gemm, Shape, usize)> {
+        let graph = arch::build(&crate::embedded::tiny().unwrap()).unwrap();
+        let target = CudaTarget::of(capability).unwrap();
+        let limits = Limits { rows: most, outs: most, slots: 1, context: 512 };
+        let plan = Plan::new(&graph, &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let mut all = Vec::new();
+        for mut launch in launches(&target.0, &program, &Bases::default()).unwrap() {
+            launch.set_rows(rows);
+            if let Parameters::Gemm(p) = &launch.parameters {
+                all.push((**p, launch.shape, launch.tile));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn tiles_cover_rows_and_outputs_and_fit_the_chip() {
+        for rows in [1, 2, 8, 9, 32, 33, 128, 129, 512] {
+            let all = products(90, 512, rows);
+            assert!(!all.is_empty());
+            for (p, shape, tile) in all {
+                assert!(p.tile == TILE_ROWS[tile] && shape.grid.0 * p.tile >= rows);
+                assert!((shape.grid.0 - 1) * p.tile < rows);
+                // A block has one stretch, or half of all.
+                assert_eq!(shape.cluster * p.each, p.stretches);
+                assert!(p.each == 1 || shape.cluster == 2);
+                // Tiles of rows lie within what they have room for.
+                assert_eq!(p.groups, 512 / 8);
+                assert!(shape.grid.1 * (shape.block / 128) >= p.first[MAX_DOMAINS]);
+                // Two blocks and their system share fit a multiprocessor.
+                assert!(2 * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
+                for (d, outputs) in p.domain.iter().zip(p.first.windows(2)) {
+                    let columns = WG_M as u32 / d.parts.max(1);
+                    let rows = p.part[d.part[0] as usize].rows;
+                    assert!(
+                        outputs[0] == outputs[1] || (outputs[1] - outputs[0]) * columns >= rows
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_decides_the_order_of_sums_does_not_depend_on_rows() {
+        let order = |most, rows| {
+            let all = products(90, most, rows).into_iter();
+            all.map(|(p, ..)| (p.stretches, p.stride, p.first, p.wide)).collect::<Vec<_>>()
+        };
+        let want = order(512, 512);
+        for (most, rows) in [(512, 2), (512, 33), (2, 2), (32, 9), (128, 128)] {
+            assert_eq!(order(most, rows), want, "{rows} rows of {most}");
+        }
+    }
+
+    #[test]
+    fn before_sm_90_there_are_neither_clusters_nor_tiles_in_memory() {
+        for capability in [80, 86, 89] {
+            for (p, shape, tile) in products(capability, 512, 100) {
+                assert_eq!((p.groups, p.tile, shape.cluster, tile), (0, 0, 1, 0));
+                assert_eq!((shape.grid.0, shape.block), (2, 256));
+            }
+        }
+    }
+
+    #[test]
+    fn inputs_are_shared_where_tiles_are_few() {
+        let chip = CudaTarget::of(90).unwrap().0;
+        let of = |outputs: u32, cols| stretches(&chip, outputs.div_ceil(64), cols);
+        assert_eq!((of(2048, 2048), of(2048, 8192), of(3072, 2048)), (8, 8, 2));
+        // Neither where the chip is full, nor where a share would be next to nothing.
+        assert_eq!((of(16384, 2048), of(2048, 256)), (1, 1));
+        // No stretch is empty.
+        assert_eq!((of(576, 576), of(576, 1536)), (2, 2));
+    }
 }

@@ -1,17 +1,21 @@
 //! The functions of the cubins, by the kernel that launches ask for.
 
 use crate::cuda::CudaBackend;
+use crate::cuda::abi::{TILE_NAMES, TILES};
 use crate::cuda::driver::{Device, Function, Module};
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 
-pub(super) type Functions = BTreeMap<Option<Kernel>, Function>;
+/// The functions of a kernel, by the tile of rows: many times the same for most.
+pub(super) type Functions = [Function; TILES];
+pub(super) type Kernels = BTreeMap<Option<Kernel>, Functions>;
 
 /// All kernels, each allowed the shared memory it may be given. The kernel without a name of its own
 /// is the one that notes tokens.
-pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Module>, Functions)> {
+pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Module>, Kernels)> {
     use crate::cuda::layout::Product::*;
     let products = [
         (P8, c"gemv_8_0", c"gemm_8_0", c"experts_8_0"),
@@ -28,36 +32,42 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
     // Kernels have a few KiB of their own.
     let most = device.block_shared.saturating_sub(4 << 10);
     let (mut modules, mut functions) = (Vec::new(), BTreeMap::new());
+    let chip = &backend.target.0;
     for cubin in &backend.cubins.cubins {
         let module = Module::load(device, cubin.bytes)?;
         match cubin.name {
             "gemv" => {
                 for (product, name, ..) in products {
-                    functions.insert(Some(Kernel::Gemv(product)), module.function(name, most)?);
+                    functions.insert(Some(Kernel::Gemv(product)), one(&module, name, most)?);
                 }
             }
             "gemm" => {
                 for (product, _, name, _) in products {
-                    let shared = gemm_shared(product) as u32;
-                    functions.insert(Some(Kernel::Gemm(product)), module.function(name, shared)?);
+                    let shared = gemm_shared(chip, product) as u32;
+                    let tiles = if chip.hopper { TILE_NAMES } else { [""; TILES] };
+                    let mut all = one(&module, &named(name, tiles[0])?, shared)?;
+                    for (to, tile) in all.iter_mut().zip(tiles).skip(1) {
+                        *to = module.function(&named(name, tile)?, shared)?;
+                    }
+                    functions.insert(Some(Kernel::Gemm(product)), all);
                 }
             }
             "experts" => {
                 for (product, _, _, name) in products {
                     let kernel = Kernel::Experts(product);
-                    functions.insert(Some(kernel), module.function(name, most)?);
+                    functions.insert(Some(kernel), one(&module, name, most)?);
                 }
             }
             "rows" => {
-                functions.insert(Some(Kernel::Rows), module.function(c"rows", most)?);
+                functions.insert(Some(Kernel::Rows), one(&module, c"rows", most)?);
             }
             "attend" => {
-                functions.insert(Some(Kernel::Attend), module.function(c"attend", most)?);
+                functions.insert(Some(Kernel::Attend), one(&module, c"attend", most)?);
             }
             _ => {
-                functions.insert(Some(Kernel::Scan), module.function(c"scan", 0)?);
-                functions.insert(Some(Kernel::Pick), module.function(c"pick", 0)?);
-                functions.insert(None, module.function(c"note", 0)?);
+                functions.insert(Some(Kernel::Scan), one(&module, c"scan", 0)?);
+                functions.insert(Some(Kernel::Pick), one(&module, c"pick", 0)?);
+                functions.insert(None, one(&module, c"note", 0)?);
             }
         }
         modules.push(module);
@@ -65,7 +75,17 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
     Ok((modules, functions))
 }
 
-pub(super) fn function(functions: &Functions, kernel: Option<Kernel>) -> Result<Function> {
+/// A kernel that has one function.
+fn one(module: &Module, name: &CStr, shared: u32) -> Result<Functions> {
+    Ok([module.function(name, shared)?; TILES])
+}
+
+fn named(kernel: &CStr, tile: &str) -> Result<CString> {
+    CString::new([kernel.to_bytes(), tile.as_bytes()].concat())
+        .map_err(|_| Error::Unsupported(format!("CUDA: {kernel:?} is no name")))
+}
+
+pub(super) fn function(functions: &Kernels, kernel: Option<Kernel>) -> Result<Functions> {
     let found = functions.get(&kernel).copied();
     found.ok_or_else(|| Error::Unsupported(format!("CUDA: there is no kernel {kernel:?}")))
 }

@@ -25,7 +25,8 @@ impl CudaSession {
     /// Puts the launches of a program into the stream. Rows must have been set.
     fn launch(&self, index: usize, rows: usize, outs: usize) -> Result<()> {
         let Some(ready) = self.programs.get(index) else { return Ok(()) };
-        for (launch, function) in &ready.launches {
+        for (launch, functions) in &ready.launches {
+            let Some(function) = functions.get(launch.tile) else { continue };
             let n = if launch.lead == Lead::Outs { outs } else { rows };
             if n == 0 {
                 continue;
@@ -96,7 +97,7 @@ impl CudaSession {
         self.traffic.bytes_in += (3 * rows + outs) as u64 * 4;
         if let Some((note, parameters)) = &mut self.note {
             parameters.rows = rows as u32;
-            let shape = Shape { grid: (1, 1), block: 256, shared: 0, early: false };
+            let shape = Shape { grid: (1, 1), cluster: 1, block: 256, shared: 0, early: false };
             // SAFETY: the history has a word for each slot and position, which were checked.
             unsafe { note.launch(&shape, parameters, &self.stream)? };
         }

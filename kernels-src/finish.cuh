@@ -1,0 +1,128 @@
+// What becomes of a tile's sums on sm_90a, once they are in shared memory.
+#pragma once
+#include "gemm.cuh"
+#include "wgmma.cuh"
+
+#if HOPPER
+// A tile: what it multiplies with, and what becomes of it.
+struct Tile {
+  u32 domain, first, outputs;
+};
+DEV Tile tile_of(const Gemm& p, u32 tile) {
+  Tile t;
+  t.domain = 0;
+  while (t.domain + 1 < p.domains && tile >= p.first[t.domain + 1]) t.domain++;
+  const Domain& d = p.domain[t.domain];
+  t.first = (tile - p.first[t.domain]) * (WG_M / d.parts);
+  t.outputs = tile < p.first[p.domains] ? p.part[d.part[0]].rows : 0;
+  return t;
+}
+
+DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+
+// Adds up what the blocks of a cluster have, each its share of the rows, in place.
+DEV void add_up(u32 sums, u32 width, u32 rows, u32 rank, u32 splits, u32 t, u32 threads) {
+  u32 quads = (width - 4) / 4, mine = (rows - rank + splits - 1) / splits * quads;
+  if (rows <= rank) return;
+#pragma unroll 2
+  for (u32 i = t; i < mine; i += threads) {
+    u32 at = sums + ((rank + i / quads * splits) * width + i % quads * 4) * 4;
+    float4 v[8];
+#pragma unroll
+    for (u32 s = 0; s < 8; s++)
+      if (s < splits) v[s] = cluster_read(at, s);
+    // The first half in order, the second half in order, then both: as blocks do that have half each.
+    u32 half = splits / 2;
+    float4 sum = v[0], second = v[1];
+#pragma unroll
+    for (u32 s = 1; s < 8; s++) {
+      if (s < half) sum = plus(sum, v[s]);
+      if (s == half) second = v[s];
+      if (s > half && s < splits) second = plus(second, v[s]);
+    }
+    sum = plus(sum, second);
+    asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
+                 : "memory");
+  }
+}
+
+// One tile's elements in a block: rows `rank`, `rank + splits` .. of the block's, dealt out over the threads
+// of a warpgroup.
+struct Share {
+  Tile tile;
+  // First row of all, rows of the block, this block of so many that share them, thread.
+  u32 m0, rows, rank, splits, t;
+  DEV u32 count() const { return rows <= rank || tile.first >= tile.outputs ? 0 : (rows - rank + splits - 1) / splits; }
+};
+
+DEV float gate(const Epilogue& e, float v) { return unary(e.kind, v, e.c, e.d); }
+
+// Whether four columns can be done at once: they lie well, and nothing but a line is to do.
+DEV bool by_fours(const Epilogue& e, const Tile& tile, u32 columns) {
+  if (e.form != STORE && e.form != RESIDUAL && e.form != GATED) return false;
+  u64 all = (u64)e.out | e.out_stride * 4;
+  if (e.form == RESIDUAL) all |= (u64)e.residual.at | (e.residual.where == ROWS ? e.residual.n * 4 : 0);
+  return all % 16 == 0 && tile.outputs % 4 == 0 && tile.first + columns <= tile.outputs;
+}
+
+// Fours of a residual, asked for at once.
+constexpr u32 AT_ONCE = 4;
+struct Residuals {
+  float4 v[AT_ONCE];
+};
+DEV void ask(Residuals& r, const Epilogue& e, const Share& s, u32 quads, u32 i0) {
+#pragma unroll
+  for (u32 k = 0; k < AT_ONCE; k++) {
+    u32 i = i0 + k * 128, n = s.rank + i / quads * s.splits;
+    if (i >= s.count() * quads) continue;
+    u64 row = e.residual.where == ROWS ? (u64)(s.m0 + n) * e.residual.n : 0;
+    r.v[k] = cg_f32x4(e.residual.at + row + s.tile.first + i % quads * 4);
+  }
+}
+
+// What can be asked for before the sums are there.
+DEV void ask_early(Residuals& r, const Gemm& p, const Share& s) {
+  const Domain& d = p.domain[s.tile.domain];
+  u32 columns = WG_M / d.parts;
+  if (d.epilogue.form == RESIDUAL && by_fours(d.epilogue, s.tile, columns)) ask(r, d.epilogue, s, columns / 4, s.t);
+}
+
+// `sums` begins with the tile's first column; `regs` are this thread's in byte code, every `step`th.
+DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, const float* sums, u32 width, float* regs, u32 step) {
+  const Domain& d = p.domain[s.tile.domain];
+  const Epilogue& e = d.epilogue;
+  u32 columns = WG_M / d.parts, first = s.tile.first;
+  // Of two parts eight columns of one stand before the same eight of the other.
+  bool two = d.parts != 1;
+  auto at = [&](u32 n, u32 c) { return sums + n * width + (two ? c / 8 * 16 + c % 8 : c); };
+  if (by_fours(e, s.tile, columns)) {
+    u32 quads = columns / 4, all = s.count() * quads;
+#pragma unroll 1
+    for (u32 i0 = s.t; i0 < all; i0 += AT_ONCE * 128) {
+      if (e.form == RESIDUAL && i0 != s.t) ask(r, e, s, quads, i0);
+#pragma unroll
+      for (u32 k = 0; k < AT_ONCE; k++) {
+        u32 i = i0 + k * 128, n = s.rank + i / quads * s.splits, c = i % quads * 4;
+        if (i >= all) break;
+        float4 v = *(const float4*)at(n, c);
+        if (e.form == RESIDUAL) {
+          v.x = r.v[k].x + v.x, v.y = r.v[k].y + v.y, v.z = r.v[k].z + v.z, v.w = r.v[k].w + v.w;
+        } else if (e.form == GATED) {
+          float4 w = *(const float4*)(at(n, c) + 8);
+          v.x = gate(e, v.x) * w.x, v.y = gate(e, v.y) * w.y;
+          v.z = gate(e, v.z) * w.z, v.w = gate(e, v.w) * w.w;
+        }
+        __stcg((float4*)(e.out + (u64)(s.m0 + n) * e.out_stride + first + c), v);
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (u32 i = s.t; i < s.count() * columns; i += 128) {
+    u32 n = s.rank + i / columns * s.splits, c = i % columns, col = first + c;
+    if (col >= s.tile.outputs) continue;
+    float early = e.form == RESIDUAL ? operand(e.residual, s.m0 + n, col, nullptr, 0) : 0.0f;
+    finish(e, s.m0 + n, col, *at(n, c), at(n, c)[two ? 8 : 0], early, regs, step);
+  }
+}
+#endif
