@@ -232,8 +232,9 @@ mod tests {
     use super::*;
     use crate::cuda::CudaTarget;
     use crate::cuda::lower::launches;
-    use crate::cuda::program::Bases;
-    use crate::graph::arch;
+    use crate::cuda::program::{Bases, Launch};
+    use crate::graph::{Builder, MemoryWeights, arch};
+    use crate::model::format::Format;
     use crate::plan::{Limits, Plan};
 
     /// Every product of the embedded model, shaped for so many rows.
@@ -289,6 +290,57 @@ mod tests {
         let want = order(512, 512);
         for (most, rows) in [(512, 2), (512, 33), (2, 2), (32, 9), (128, 128)] {
             assert_eq!(order(most, rows), want, "{rows} rows of {most}");
+        }
+    }
+
+    /// The launches of one product of 2048 inputs and outputs.
+    fn square(format: Format, rows: usize) -> Vec<Launch> {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, 2048], &[0.0; 4 * 2048]).unwrap();
+        let bytes = vec![0; format.row_bytes(2048).unwrap() * 2048];
+        w.insert_bytes("w.weight", format, &[2048, 2048], bytes).unwrap();
+        let mut b = Builder::new(&w);
+        let x = b.embed("x").unwrap();
+        let y = b.linear(x, "w").unwrap();
+        b.output(y);
+        let target = CudaTarget::of(90).unwrap();
+        let limits = Limits { rows: 512, outs: 1, slots: 1, context: 512 };
+        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let mut all = launches(&target.0, &program, &Bases::default()).unwrap();
+        all.iter_mut().for_each(|l| l.set_rows(rows as u32));
+        all
+    }
+
+    #[test]
+    fn rows_are_split_as_the_product_reads_them() {
+        for (format, kind) in [(Format::BF16, NARROW_TILES), (Format::Q4_0, WIDE_TILES)] {
+            let all = square(format, 100);
+            let split = all.iter().find_map(|l| match &l.parameters {
+                Parameters::Rows(list) => list.op.iter().find(|op| op.what == R_SPLIT),
+                _ => None,
+            });
+            let gemm = all.iter().find_map(|l| match &l.parameters {
+                Parameters::Gemm(p) => Some(p),
+                _ => None,
+            });
+            let (split, gemm) = (split.unwrap(), gemm.unwrap());
+            assert_eq!((split.kind, gemm.wide), (kind, u32::from(kind == WIDE_TILES)));
+            assert_eq!((split.n0, split.n1, split.aux), (gemm.stride, gemm.groups, gemm.high));
+            assert_eq!(split.aux2, split.aux + 1024);
+        }
+    }
+
+    #[test]
+    fn with_many_rows_two_blocks_have_half_of_the_stretches_each() {
+        for (rows, tile, cluster, each) in
+            [(8, 0, 8, 1), (32, 1, 8, 1), (128, 2, 8, 1), (129, 3, 2, 4), (512, 3, 2, 4)]
+        {
+            let all = square(Format::BF16, rows);
+            let launch = all.iter().find(|l| matches!(l.kernel, Kernel::Gemm(_))).unwrap();
+            let Parameters::Gemm(p) = &launch.parameters else { continue };
+            assert_eq!((launch.tile, launch.shape.cluster, p.each), (tile, cluster, each));
+            assert_eq!((p.stretches, p.tile), (8, TILE_ROWS[tile]));
         }
     }
 
