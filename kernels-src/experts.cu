@@ -3,7 +3,8 @@
 // A block has one pick of one row, and some of the panels of that expert; which expert is read on
 // the device. Weights come straight from memory, many warps at a time. A pick's bits do not depend
 // on what stands beside it, in steps of one row or of many.
-#include "gemv.cuh"
+#include "epilogue.cuh"
+#include "spans.cuh"
 
 constexpr u32 MAX_PARTS = 4;
 

@@ -1,6 +1,6 @@
 // What a product of many rows is given.
 #pragma once
-#include "gemv.cuh"
+#include "units.cuh"
 
 struct Gemm {
   const u16 *high, *low;
@@ -13,4 +13,4 @@ struct Gemm {
   Domain domain[MAX_DOMAINS];
   Matrix part[2 * MAX_DOMAINS];
 };
-static_assert(sizeof(Gemm) == 2784, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemm) == 2760, "src/cuda/abi.rs mirrors it");

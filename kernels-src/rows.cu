@@ -39,11 +39,13 @@ struct Rows {
   const u32 *tokens, *positions, *slots, *outs;
   // Rows of the list that a row of the step falls into; if more than one, there is one job.
   u32 jobs, fold;
+  // Units of all jobs; blocks beyond them have none.
+  u32 blocks, unused;
   Job job[MAX_JOBS];
   Matrix table[MAX_TABLES];
   RowOp op[MAX_ROW_OPS];
 };
-static_assert(sizeof(Rows) == 3656, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Rows) == 3664, "src/cuda/abi.rs mirrors it");
 
 // Elements that a register's number counts in.
 constexpr u32 FOUR = 4;
@@ -57,244 +59,251 @@ DEV u64 pick_key(float v, u32 at) {
 KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
   extern __shared__ __align__(16) float registers[];
   __shared__ float shared32[32];
-  u32 j = 0;
-  while (j + 1 < p.jobs && blockIdx.x >= p.job[j + 1].first_block) j++;
-  const Job& job = p.job[j];
-  u32 row = blockIdx.y * p.fold + (p.fold > 1 ? blockIdx.x : 0);
-  u32 col = (blockIdx.x - job.first_block) * job.unit;
-  pdl_launch_next();
-  // Constants that nobody has used for a whole step are far away: send for them now.
-  for (u32 i = job.op; i < job.op + job.ops; i++)
-    if (p.op[i].what == R_NORM && p.op[i].aux && threadIdx.x * 32 < p.op[i].n0)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"((const float*)p.op[i].aux + threadIdx.x * 32));
-  pdl_wait();
-  auto at = [&](const Operand& o) -> const float* {
-    if (o.where == REGISTER) return registers + o.n * FOUR;
-    return o.at + (o.where == ROWS ? (u64)row * o.n : 0) + col;
-  };
-  auto read = [&](const Operand& o, const float* base, u32 i) {
-    return o.where == REGISTER ? base[i] : cg_f32(base + i);
-  };
-  for (u32 i = job.op, left = job.ops; left; i++, left--) {
-    const RowOp& op = p.op[i];
-    float* to = registers + op.to * FOUR;
-    const float* a = at(op.a);
-    u32 t = threadIdx.x, step = blockDim.x, lane = t % 32;
-    switch (op.what) {
-      case R_EMBED: {
-        // kind: the table; n0: what names its rows; n1: its columns; aux: bytes of one matrix of it.
-        const Matrix& table = p.table[op.kind];
-        u32 one = 0;
-        if (op.n0 == TOKENS) one = cg_u32(p.tokens + row);
-        if (op.n0 == POSITIONS) one = cg_u32(p.positions + row);
-        for (u32 e = t; e < op.len; e += step) {
-          u32 first = op.n0 == ALL ? col + e : e, id = op.n0 == ALL ? first / op.n1 : one;
-          if (op.n0 == PICKS) id = __float_as_uint(read(op.a, a, e / op.n1));
-          // A row that is not there is zeros.
-          bool in = op.n0 == ALL || id < table.rows;
-          u64 skip = (u64)op.aux * (id / table.rows);
-          to[e] = in ? value_at(table, id % table.rows, first % op.n1, skip) : 0.0f;
-        }
-        break;
-      }
-      case R_SELECT: {
-        const float* from = op.a.at + (u64)cg_u32(p.outs + row) * op.a.n;
-        for (u32 e = t; e < op.len; e += step) to[e] = cg_f32(from + e);
-        break;
-      }
-      case R_NORM: {
-        // kind 1: the mean is taken off; 2: a weight for each head. A weight and a bias or none.
-        const float *weight = (const float*)op.aux, *bias = (const float*)op.aux2;
-        bool layer = op.kind & 1, each = op.kind & 2;
-        auto write = [&](u32 at, u32 e, float v) {
-          u32 w = each ? col + at : e;
-          if (weight) v *= weight[w];
-          if (bias) v += bias[w];
-          to[at] = v;
-        };
-        if (op.len == op.n0) {
-          float mean = 0, sum = 0;
-          if (layer) {
-            for (u32 e = t; e < op.len; e += step) sum += read(op.a, a, e);
-            mean = block_sum(sum, shared32) / (float)op.n0;
-            sum = 0;
-          }
+  if (blockIdx.x >= p.blocks) {
+    pdl_launch_next();
+    pdl_wait();
+    return;
+  }
+  for (u32 block = blockIdx.x; block < p.blocks; block += gridDim.x) {
+    u32 j = 0;
+    while (j + 1 < (p.jobs & 0xffff) && block >= p.job[j + 1].first_block) j++;
+    const Job& job = p.job[j];
+    u32 row = blockIdx.y * p.fold + (p.fold > 1 ? block : 0);
+    u32 col = (block - job.first_block) * job.unit;
+    pdl_launch_next();
+    // Constants that nobody has used for a whole step are far away: send for them now.
+    for (u32 i = job.op; i < job.op + job.ops; i++)
+      if (p.op[i].what == R_NORM && p.op[i].aux && threadIdx.x * 32 < p.op[i].n0)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"((const float*)p.op[i].aux + threadIdx.x * 32));
+    pdl_wait();
+    auto at = [&](const Operand& o) -> const float* {
+      if (o.where == REGISTER) return registers + o.n * FOUR;
+      return o.at + (o.where == ROWS ? (u64)row * o.n : 0) + col;
+    };
+    auto read = [&](const Operand& o, const float* base, u32 i) {
+      return o.where == REGISTER ? base[i] : cg_f32(base + i);
+    };
+    for (u32 i = job.op, left = job.ops; left; i++, left--) {
+      const RowOp& op = p.op[i];
+      float* to = registers + op.to * FOUR;
+      const float* a = at(op.a);
+      u32 t = threadIdx.x, step = blockDim.x, lane = t % 32;
+      switch (op.what) {
+        case R_EMBED: {
+          // kind: the table; n0: what names its rows; n1: its columns; aux: bytes of one matrix of it.
+          const Matrix& table = p.table[op.kind];
+          u32 one = 0;
+          if (op.n0 == TOKENS) one = cg_u32(p.tokens + row);
+          if (op.n0 == POSITIONS) one = cg_u32(p.positions + row);
           for (u32 e = t; e < op.len; e += step) {
-            float v = read(op.a, a, e) - mean;
-            sum += v * v;
-          }
-          sum = block_sum(sum, shared32);
-          float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
-          for (u32 e = t; e < op.len; e += step) write(e, e, (read(op.a, a, e) - mean) * scale);
-        } else {
-          // A warp a head.
-          for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) {
-            float mean = 0, sum = 0;
-            if (layer) {
-              for (u32 e = lane; e < op.n0; e += 32) sum += read(op.a, a, h + e);
-              mean = warp_sum(sum) / (float)op.n0;
-              sum = 0;
-            }
-            for (u32 e = lane; e < op.n0; e += 32) {
-              float v = read(op.a, a, h + e) - mean;
-              sum += v * v;
-            }
-            sum = warp_sum(sum);
-            float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
-            for (u32 e = lane; e < op.n0; e += 32)
-              write(h + e, e, (read(op.a, a, h + e) - mean) * scale);
-          }
-        }
-        break;
-      }
-      case R_SHARES: {
-        // Shares of each n0 elements: of e^x if kind is 1, of x if it is 0.
-        auto share = [&](u32 h, u32 first, u32 stride, bool whole) {
-          float most = 0, sum = 0;
-          if (op.kind) {
-            most = -INFINITY;
-            for (u32 e = first; e < op.n0; e += stride) most = fmaxf(most, read(op.a, a, h + e));
-            most = whole ? block_max(most, shared32) : warp_max(most);
-          }
-          for (u32 e = first; e < op.n0; e += stride) {
-            float v = read(op.a, a, h + e);
-            if (op.kind) v = expf(v - most);
-            to[h + e] = v;
-            sum += v;
-          }
-          sum = whole ? block_sum(sum, shared32) : warp_sum(sum);
-          for (u32 e = first; e < op.n0; e += stride) to[h + e] /= sum;
-        };
-        if (op.len == op.n0)
-          share(0, t, step, true);
-        else
-          for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) share(h, lane, 32, false);
-        break;
-      }
-      case R_TOP_K: {
-        // The indices of the `len` greatest of n0, one after the other, by one warp.
-        u64 last = ~0ull;
-        for (u32 k = 0; t < 32 && k < op.len; k++) {
-          u64 best = 0;
-          for (u32 e = lane; e < op.n0; e += 32) {
-            u64 key = pick_key(read(op.a, a, e), e);
-            if (key < last && key > best) best = key;
-          }
-#pragma unroll
-          for (int o = 16; o; o >>= 1) {
-            u64 other = __shfl_xor_sync(FULL, best, o);
-            if (other > best) best = other;
-          }
-          last = best;
-          if (lane == 0) to[k] = __uint_as_float(~(u32)best);
-        }
-        break;
-      }
-      case R_PICK: {
-        // Of n0 elements those that b names.
-        const float* b = at(op.b);
-        for (u32 e = t; e < op.len; e += step) {
-          u32 id = __float_as_uint(read(op.b, b, e));
-          to[e] = id < op.n0 ? read(op.a, a, id) : 0.0f;
-        }
-        break;
-      }
-      case R_MIX: {
-        // The sum of n0 rows, times their weights.
-        const float* b = at(op.b);
-        for (u32 e = t; e < op.len; e += step) {
-          float sum = 0;
-          for (u32 k = 0; k < op.n0; k++) sum += read(op.b, b, k) * read(op.a, a, k * op.len + e);
-          to[e] = sum;
-        }
-        break;
-      }
-      case R_JOIN:
-        // Each n1 elements go to column n0 of n2.
-        for (u32 e = t; e < op.len; e += step)
-          to[e / op.n1 * op.n2 + op.n0 + e % op.n1] = read(op.a, a, e);
-        break;
-      case R_ROPE: {
-        // n0: a head, n1: what of it turns; kind 0: neighbours, 1: halves.
-        const float2* turn = (const float2*)op.aux + (u64)cg_u32(p.positions + row) * (op.n1 / 2);
-        for (u32 e = t; e < op.len; e += step) {
-          u32 h = e % op.n0, half = op.n1 / 2;
-          float v = read(op.a, a, e);
-          if (h < op.n1) {
-            bool first = op.kind ? h < half : h % 2 == 0;
-            u32 pair = op.kind ? h % half : h / 2, away = op.kind ? half : 1;
-            float2 cs = turn[pair];
-            if (first) {
-              float w = read(op.a, a, e + away);
-              v = v * cs.x - w * cs.y;
-            } else {
-              float w = read(op.a, a, e - away);
-              v = w * cs.y + v * cs.x;
-            }
-          }
-          to[e] = v;
-        }
-        break;
-      }
-      case R_UNARY:
-        for (u32 e = t; e < op.len; e += step)
-          to[e] = function(op.kind, read(op.a, a, e), op.c, __uint_as_float(op.b.n));
-        break;
-      case R_BINARY: {
-        const float* b = at(op.b);
-        for (u32 e = t; e < op.len; e += step)
-          to[e] = binary(op.kind, read(op.a, a, e), read(op.b, b, e));
-        break;
-      }
-      case R_SLICE:
-        // n0: first column, n1: how many, n2: of how many.
-        for (u32 e = t; e < op.len; e += step)
-          to[e] = read(op.a, a, e / op.n1 * op.n2 + op.n0 + e % op.n1);
-        break;
-      case R_PUT: {
-        float* out = (float*)at(op.b);
-        for (u32 e = t; e < op.len; e += step) __stcg(out + e, read(op.a, a, e));
-        break;
-      }
-      case R_STORE: {
-        // n0: a head, n1: positions, n2: heads; kind 1: in 8 bits, with scales at aux.
-        u32 position = cg_u32(p.positions + row), slot = cg_u32(p.slots + row);
-        if (op.kind) {
-          // A warp a group.
-          u32 groups = cache_groups(op.n0);
-          for (u32 g = t / 32; g < op.len / op.n0 * groups; g += step / 32) {
-            u32 h = g / groups, d = g % groups * 32 + lane;
-            u64 kept = ((u64)slot * op.n2 + col / op.n0 + h) * op.n1 + position;
-            float v = d < op.n0 ? read(op.a, a, h * op.n0 + d) : 0.0f;
-            keep_group((i8*)op.aux2, (u16*)op.aux, kept, op.n0, g % groups, v);
+            u32 first = op.n0 == ALL ? col + e : e, id = op.n0 == ALL ? first / op.n1 : one;
+            if (op.n0 == PICKS) id = __float_as_uint(read(op.a, a, e / op.n1));
+            // A row that is not there is zeros.
+            bool in = op.n0 == ALL || id < table.rows;
+            u64 skip = (u64)op.aux * (id / table.rows);
+            to[e] = in ? value_at(table, id % table.rows, first % op.n1, skip) : 0.0f;
           }
           break;
         }
-        u16* cache = (u16*)op.aux2;
-        for (u32 e = t; e < op.len; e += step) {
-          u32 head = (col + e) / op.n0, d = (col + e) % op.n0;
-          u64 i = (((u64)slot * op.n2 + head) * op.n1 + position) * op.n0 + d;
-          cache[i] = f32_to_half(read(op.a, a, e));
+        case R_SELECT: {
+          const float* from = op.a.at + (u64)cg_u32(p.outs + row) * op.a.n;
+          for (u32 e = t; e < op.len; e += step) to[e] = cg_f32(from + e);
+          break;
         }
-        break;
-      }
-      case R_SPLIT: {
-        // Two bf16 that add up to the value, n0 columns a row with zeros at the end; kind: where
-        // (split.cuh), n1: groups of rows.
-        for (u32 e = 2 * t; e < op.n0; e += 2 * step) {
-          float v = e < op.len ? read(op.a, a, e) : 0.0f;
-          float w = e + 1 < op.len ? read(op.a, a, e + 1) : 0.0f;
-          u32 h = bf16x2(v, w);
-          bool plain = op.kind == PLAIN_ROWS;
-          u64 place = plain ? (u64)row * op.n0 + e : tile_place(row, e, op.n1, op.kind == WIDE_TILES);
-          // What is left of infinity is not a number, and nothing is left of NaN but itself.
-          u32 l = bf16x2(v - bf16_low(h), w - bf16_high(h));
-          *(u32*)((u16*)op.aux + place) = h;
-          *(u32*)((u16*)op.aux2 + place) = l;
+        case R_NORM: {
+          // kind 1: the mean is taken off; 2: a weight for each head. A weight and a bias or none.
+          const float *weight = (const float*)op.aux, *bias = (const float*)op.aux2;
+          bool layer = op.kind & 1, each = op.kind & 2;
+          auto write = [&](u32 at, u32 e, float v) {
+            u32 w = each ? col + at : e;
+            if (weight) v *= weight[w];
+            if (bias) v += bias[w];
+            to[at] = v;
+          };
+          if (op.len == op.n0) {
+            float mean = 0, sum = 0;
+            if (layer) {
+              for (u32 e = t; e < op.len; e += step) sum += read(op.a, a, e);
+              mean = block_sum(sum, shared32) / (float)op.n0;
+              sum = 0;
+            }
+            for (u32 e = t; e < op.len; e += step) {
+              float v = read(op.a, a, e) - mean;
+              sum += v * v;
+            }
+            sum = block_sum(sum, shared32);
+            float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
+            for (u32 e = t; e < op.len; e += step) write(e, e, (read(op.a, a, e) - mean) * scale);
+          } else {
+            // A warp a head.
+            for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) {
+              float mean = 0, sum = 0;
+              if (layer) {
+                for (u32 e = lane; e < op.n0; e += 32) sum += read(op.a, a, h + e);
+                mean = warp_sum(sum) / (float)op.n0;
+                sum = 0;
+              }
+              for (u32 e = lane; e < op.n0; e += 32) {
+                float v = read(op.a, a, h + e) - mean;
+                sum += v * v;
+              }
+              sum = warp_sum(sum);
+              float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
+              for (u32 e = lane; e < op.n0; e += 32)
+                write(h + e, e, (read(op.a, a, h + e) - mean) * scale);
+            }
+          }
+          break;
         }
-        break;
+        case R_SHARES: {
+          // Shares of each n0 elements: of e^x if kind is 1, of x if it is 0.
+          auto share = [&](u32 h, u32 first, u32 stride, bool whole) {
+            float most = 0, sum = 0;
+            if (op.kind) {
+              most = -INFINITY;
+              for (u32 e = first; e < op.n0; e += stride) most = fmaxf(most, read(op.a, a, h + e));
+              most = whole ? block_max(most, shared32) : warp_max(most);
+            }
+            for (u32 e = first; e < op.n0; e += stride) {
+              float v = read(op.a, a, h + e);
+              if (op.kind) v = expf(v - most);
+              to[h + e] = v;
+              sum += v;
+            }
+            sum = whole ? block_sum(sum, shared32) : warp_sum(sum);
+            for (u32 e = first; e < op.n0; e += stride) to[h + e] /= sum;
+          };
+          if (op.len == op.n0)
+            share(0, t, step, true);
+          else
+            for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) share(h, lane, 32, false);
+          break;
+        }
+        case R_TOP_K: {
+          // The indices of the `len` greatest of n0, one after the other, by one warp.
+          u64 last = ~0ull;
+          for (u32 k = 0; t < 32 && k < op.len; k++) {
+            u64 best = 0;
+            for (u32 e = lane; e < op.n0; e += 32) {
+              u64 key = pick_key(read(op.a, a, e), e);
+              if (key < last && key > best) best = key;
+            }
+#pragma unroll
+            for (int o = 16; o; o >>= 1) {
+              u64 other = __shfl_xor_sync(FULL, best, o);
+              if (other > best) best = other;
+            }
+            last = best;
+            if (lane == 0) to[k] = __uint_as_float(~(u32)best);
+          }
+          break;
+        }
+        case R_PICK: {
+          // Of n0 elements those that b names.
+          const float* b = at(op.b);
+          for (u32 e = t; e < op.len; e += step) {
+            u32 id = __float_as_uint(read(op.b, b, e));
+            to[e] = id < op.n0 ? read(op.a, a, id) : 0.0f;
+          }
+          break;
+        }
+        case R_MIX: {
+          // The sum of n0 rows, times their weights.
+          const float* b = at(op.b);
+          for (u32 e = t; e < op.len; e += step) {
+            float sum = 0;
+            for (u32 k = 0; k < op.n0; k++) sum += read(op.b, b, k) * read(op.a, a, k * op.len + e);
+            to[e] = sum;
+          }
+          break;
+        }
+        case R_JOIN:
+          // Each n1 elements go to column n0 of n2.
+          for (u32 e = t; e < op.len; e += step)
+            to[e / op.n1 * op.n2 + op.n0 + e % op.n1] = read(op.a, a, e);
+          break;
+        case R_ROPE: {
+          // n0: a head, n1: what of it turns; kind 0: neighbours, 1: halves.
+          const float2* turn = (const float2*)op.aux + (u64)cg_u32(p.positions + row) * (op.n1 / 2);
+          for (u32 e = t; e < op.len; e += step) {
+            u32 h = e % op.n0, half = op.n1 / 2;
+            float v = read(op.a, a, e);
+            if (h < op.n1) {
+              bool first = op.kind ? h < half : h % 2 == 0;
+              u32 pair = op.kind ? h % half : h / 2, away = op.kind ? half : 1;
+              float2 cs = turn[pair];
+              if (first) {
+                float w = read(op.a, a, e + away);
+                v = v * cs.x - w * cs.y;
+              } else {
+                float w = read(op.a, a, e - away);
+                v = w * cs.y + v * cs.x;
+              }
+            }
+            to[e] = v;
+          }
+          break;
+        }
+        case R_UNARY:
+          for (u32 e = t; e < op.len; e += step)
+            to[e] = function(op.kind, read(op.a, a, e), op.c, __uint_as_float(op.b.n));
+          break;
+        case R_BINARY: {
+          const float* b = at(op.b);
+          for (u32 e = t; e < op.len; e += step)
+            to[e] = binary(op.kind, read(op.a, a, e), read(op.b, b, e));
+          break;
+        }
+        case R_SLICE:
+          // n0: first column, n1: how many, n2: of how many.
+          for (u32 e = t; e < op.len; e += step)
+            to[e] = read(op.a, a, e / op.n1 * op.n2 + op.n0 + e % op.n1);
+          break;
+        case R_PUT: {
+          float* out = (float*)at(op.b);
+          for (u32 e = t; e < op.len; e += step) __stcg(out + e, read(op.a, a, e));
+          break;
+        }
+        case R_STORE: {
+          // n0: a head, n1: positions, n2: heads; kind 1: in 8 bits, with scales at aux.
+          u32 position = cg_u32(p.positions + row), slot = cg_u32(p.slots + row);
+          if (op.kind) {
+            // A warp a group.
+            u32 groups = cache_groups(op.n0);
+            for (u32 g = t / 32; g < op.len / op.n0 * groups; g += step / 32) {
+              u32 h = g / groups, d = g % groups * 32 + lane;
+              u64 kept = ((u64)slot * op.n2 + col / op.n0 + h) * op.n1 + position;
+              float v = d < op.n0 ? read(op.a, a, h * op.n0 + d) : 0.0f;
+              keep_group((i8*)op.aux2, (u16*)op.aux, kept, op.n0, g % groups, v);
+            }
+            break;
+          }
+          u16* cache = (u16*)op.aux2;
+          for (u32 e = t; e < op.len; e += step) {
+            u32 head = (col + e) / op.n0, d = (col + e) % op.n0;
+            u64 i = (((u64)slot * op.n2 + head) * op.n1 + position) * op.n0 + d;
+            cache[i] = f32_to_half(read(op.a, a, e));
+          }
+          break;
+        }
+        case R_SPLIT: {
+          // Two bf16 that add up to the value, n0 columns a row with zeros at the end; kind: where
+          // (split.cuh), n1: groups of rows.
+          for (u32 e = 2 * t; e < op.n0; e += 2 * step) {
+            float v = e < op.len ? read(op.a, a, e) : 0.0f;
+            float w = e + 1 < op.len ? read(op.a, a, e + 1) : 0.0f;
+            u32 h = bf16x2(v, w);
+            bool plain = op.kind == PLAIN_ROWS;
+            u64 place = plain ? (u64)row * op.n0 + e : tile_place(row, e, op.n1, op.kind == WIDE_TILES);
+            // What is left of infinity is not a number, and nothing is left of NaN but itself.
+            u32 l = bf16x2(v - bf16_low(h), w - bf16_high(h));
+            *(u32*)((u16*)op.aux + place) = h;
+            *(u32*)((u16*)op.aux2 + place) = l;
+          }
+          break;
+        }
       }
+      __syncthreads();
     }
-    __syncthreads();
   }
 }

@@ -94,9 +94,13 @@ KERNEL note(const __grid_constant__ Sample p) {
 KERNEL __launch_bounds__(256) scan(const __grid_constant__ Sample p) {
   extern __shared__ u32 recent[];
   __shared__ __align__(8) u8 shared[32 * 20];
-  u32 per = (p.vocabulary + gridDim.x - 1) / gridDim.x, out = blockIdx.y;
+  u32 per = (p.vocabulary + p.blocks - 1) / p.blocks, out = blockIdx.y;
   u32 from = blockIdx.x * per, to = min(from + per, p.vocabulary);
   pdl_launch_next();
+  if (blockIdx.x >= p.blocks) {
+    pdl_wait();
+    return;
+  }
   pdl_wait();
   Sampler s = *p.sampler;
   u32 row = cg_u32(p.outs + out), position = cg_u32(p.positions + row);
@@ -241,6 +245,10 @@ KERNEL __launch_bounds__(1024) pick(const __grid_constant__ Sample p) {
   __shared__ __align__(8) u8 shared[32 * 20];
   __shared__ Selection selection;
   pdl_launch_next();
+  if (blockIdx.x) {
+    pdl_wait();
+    return;
+  }
   pdl_wait();
   Sampler s = *p.sampler;
   u32 bad_any = 0, token = 0;

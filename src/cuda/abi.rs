@@ -24,6 +24,13 @@ pub(super) const FOUR: usize = 4;
 pub(super) const MAX_PARTS: usize = 4;
 /// Positions of a chunk of attention.
 pub(super) const CHUNK: usize = 64;
+/// Query heads that a block of attention of one row takes, positions of a warp, runs of a head.
+pub(super) const QUERIES: usize = 4;
+pub(super) const LANES: usize = 32;
+pub(super) const MOST_RUNS: usize = 32;
+/// Chunks that such a block has on their way, and elements of a head, at most.
+pub(super) const MOST_BUFFERS: usize = 3;
+pub(super) const MOST_DIM: usize = 256;
 /// Elements of one key head's output that a block keeps in registers.
 pub(super) const OWN: usize = 8 * 256;
 /// Tiles of a product with many rows.
@@ -44,10 +51,11 @@ pub(super) const TILE_ROWS: [u32; TILES] = [8, 32, 128, 64];
 pub(super) const TILE_GROUPS: [u32; TILES] = [1, 2, 2, 2];
 /// Stages of 64 inputs on their way.
 pub(super) const TILE_STAGES: [u32; TILES] = [8, 8, 3, 6];
-/// Depth of a ring where completion is counted in groups of copies.
-pub(super) const PLAIN_STAGES: usize = 3;
-/// Depth of a ring with barriers, at most.
-pub(super) const MAX_STAGES: usize = 8;
+/// Depth of a ring, at most.
+pub(super) const MAX_STAGES: usize = 24;
+/// Threads of a block that multiplies one row: warps that multiply, one that fetches, one that
+/// finishes.
+pub(super) const GEMV_THREADS: u32 = (WARPS as u32 + 2) * 32;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -136,8 +144,8 @@ pub(super) struct Epilogue {
 pub(super) struct Domain {
     pub parts: u32,
     pub part: [u32; 2],
-    pub page: [u32; 2],
-    pub unused: u32,
+    /// Whether its parts lie in memory alike.
+    pub alike: u32,
     pub epilogue: Epilogue,
 }
 
@@ -151,10 +159,13 @@ pub(super) struct Gemv {
     pub domains: u32,
     pub stages: u32,
     pub stage_bytes: u32,
-    /// Warps that share a panel, as a power of two.
-    pub share: u32,
-    pub rings: u32,
+    /// Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
+    /// through, a unit a lane each time.
+    pub team: u32,
+    pub batch: u32,
+    pub passes: u32,
     pub unused: u32,
+    pub unused2: u32,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
@@ -248,6 +259,9 @@ pub(super) struct RowList {
     pub jobs: u32,
     /// Rows that the list sees in a row of the step.
     pub fold: u32,
+    /// Units of all jobs; blocks beyond them have none.
+    pub blocks: u32,
+    pub unused: u32,
     pub job: [Job; MAX_JOBS],
     pub table: [Matrix; MAX_TABLES],
     pub op: [RowOp; MAX_ROW_OPS],
@@ -309,6 +323,49 @@ pub(super) struct Attend {
     pub unused: u32,
 }
 
+/// Heads as a product left them, and what becomes of them; zeros for what is not done.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Heads {
+    pub raw: u64,
+    pub bias: u64,
+    pub norm: u64,
+    pub turns: u64,
+    pub eps: f32,
+    pub turn: u32,
+    pub halves: u32,
+    pub unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct AttendOne {
+    pub q: Heads,
+    pub k: Heads,
+    pub v: Heads,
+    pub out: u64,
+    pub keys: u64,
+    pub values: u64,
+    pub positions: u64,
+    pub slots: u64,
+    pub sinks: u64,
+    pub partial: u64,
+    pub arrived: u64,
+    pub kv_heads: u32,
+    pub group: u32,
+    pub taken: u32,
+    pub parts: u32,
+    pub dim: u32,
+    pub context: u32,
+    pub window: u32,
+    pub runs: u32,
+    pub buffers: u32,
+    pub pieces: u32,
+    pub scale: f32,
+    pub softcap: f32,
+    pub unused: [u32; 2],
+}
+
 /// In device memory; rewritten when the caller changes how to sample.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -360,10 +417,11 @@ mod tests {
             size_of::<RowList>(),
             size_of::<Experts>(),
             size_of::<Attend>(),
+            size_of::<AttendOne>(),
             size_of::<Sample>(),
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2776, 2784, 3656, 456, 144, 112, 40, 24]);
+        assert_eq!(sizes, [2760, 2760, 3664, 456, 144, 264, 112, 40, 24]);
     }
 }

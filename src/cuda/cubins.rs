@@ -14,7 +14,7 @@ pub(super) struct Cubin {
 pub(super) struct Set {
     /// `90` for sm_90a.
     pub capability: u32,
-    pub cubins: [Cubin; 6],
+    pub cubins: [Cubin; 7],
 }
 
 macro_rules! sets {
@@ -28,6 +28,7 @@ macro_rules! sets {
                 Cubin { name: "experts", bytes: include_bytes!(concat!("../../cubins/", $folder, "/experts.cubin")) },
                 Cubin { name: "rows", bytes: include_bytes!(concat!("../../cubins/", $folder, "/rows.cubin")) },
                 Cubin { name: "attend", bytes: include_bytes!(concat!("../../cubins/", $folder, "/attend.cubin")) },
+                Cubin { name: "attend_one", bytes: include_bytes!(concat!("../../cubins/", $folder, "/attend_one.cubin")) },
                 Cubin { name: "sample", bytes: include_bytes!(concat!("../../cubins/", $folder, "/sample.cubin")) },
             ],
         }),*];

@@ -418,6 +418,9 @@ impl Module {
         // SAFETY: the module is alive; the name ends with a zero.
         unsafe {
             call!(cuModuleGetFunction(&mut raw, self.raw, name.as_ptr()))?;
+            // A multiprocessor that must change how it divides its memory drains first.
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            call!(cuFuncSetAttribute(raw, attribute, 100))?;
             if shared > 48 << 10 {
                 let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 call!(cuFuncSetAttribute(raw, attribute, i32::try_from(shared).unwrap_or(0)))?;

@@ -10,6 +10,7 @@
 //! | `attend`, `sample` | attention, and a token from its row of logits |
 
 mod attend;
+mod attend_one;
 mod columns;
 mod experts;
 mod linear;
@@ -25,7 +26,7 @@ pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
 pub(super) use product::{gemm_shared, set_tile};
 pub(super) use refuse::refuses;
 
-use super::abi::{self, Operand};
+use super::abi::{self, Heads, Operand};
 use super::driver::Shape;
 use super::layout::Layout;
 use super::program::{Bases, Kernel, Launch, Parameters, Program, RopeTable, Tensor, TensorKind};
@@ -50,7 +51,7 @@ impl Chip {
     /// Shared memory of a streaming product: where kernels overlap, two must fit.
     fn stream_shared(&self) -> usize {
         // What the system and the kernel's own variables take.
-        let taken = 5 << 10;
+        let taken = 14 << 10;
         let half = if self.hopper { self.processor_shared / 2 } else { self.block_shared };
         half.min(self.block_shared).saturating_sub(taken)
     }
@@ -122,6 +123,7 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
         bases,
         group: 0,
         out: Vec::new(),
+        heads: None,
     };
     for (i, group) in plan.groups().iter().enumerate() {
         let sampled = lowering.out.last().is_some_and(|l| l.kernel == Kernel::Pick);
@@ -154,6 +156,8 @@ struct Lowering<'a> {
     bases: &'a Bases,
     group: usize,
     out: Vec<Launch>,
+    /// What the next group, an attention, does to its heads itself.
+    heads: Option<[Heads; 3]>,
 }
 
 /// The function's number and constants in the kernels.
@@ -208,6 +212,14 @@ impl Lowering<'_> {
         lead: Lead,
         p: Parameters,
     ) -> Result<()> {
+        let (mut grid, mut shared) = (grid, shared);
+        if self.chip.hopper && self.plan.limits().rows == 1 {
+            // Kernels that overlap share multiprocessors evenly only if each has one block on every
+            // one of them, and if no three blocks fit: where one kernel leaves a gap, the next puts
+            // two blocks, and all that follow are uneven.
+            grid.0 = self.chip.processors;
+            shared = shared.max(self.chip.processor_shared / 3);
+        }
         let shared = count(shared)?;
         let shape = Shape { grid, cluster: 1, block, shared, early: self.chip.hopper };
         self.out.push(Launch { kernel, tile: 0, shape, parameters: p, lead, group: self.group });

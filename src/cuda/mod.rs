@@ -103,8 +103,7 @@ impl Target for CudaTarget {
     }
 
     fn selects_early(&self) -> bool {
-        // What this does to a prompt has not been measured on a GPU yet.
-        false
+        true
     }
 
     fn refuses(&self, graph: &Graph, group: &Group) -> Option<String> {

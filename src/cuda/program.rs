@@ -1,6 +1,6 @@
 //! A plan in the device's terms: launches with their parameters, and the memory they share.
 
-use super::abi::{Attend, Experts, Gemm, Gemv, RowList, Sample};
+use super::abi::{Attend, AttendOne, Experts, Gemm, Gemv, RowList, Sample};
 use super::driver::Shape;
 use super::layout::{Layout, Product};
 use crate::graph::op::Rope;
@@ -153,6 +153,8 @@ pub(super) enum Kernel {
     Experts(Product),
     Rows,
     Attend,
+    /// With so many pairs of elements a lane.
+    AttendOne(u32),
     Scan,
     Pick,
 }
@@ -178,6 +180,7 @@ pub(super) enum Parameters {
     Rows(Box<RowList>),
     Experts(Box<Experts>),
     Attend(Attend),
+    AttendOne(Box<AttendOne>),
     Sample(Sample),
 }
 
@@ -194,6 +197,7 @@ impl Launch {
             Parameters::Experts(p) => self.shape.grid.0 = n.saturating_mul(p.picks),
             Parameters::Attend(p) if p.split == 0 => self.shape.grid.1 = n,
             Parameters::Attend(_) => {}
+            Parameters::AttendOne(_) => {}
             Parameters::Sample(p) => {
                 p.rows = n;
                 if self.kernel == Kernel::Scan {

@@ -68,7 +68,7 @@ impl Machine {
             Parameters::Rows(p) => {
                 assert_eq!(grid.1 as usize, n);
                 for row in 0..grid.1 {
-                    for block in 0..grid.0 {
+                    for block in 0..grid.0.min(p.blocks) {
                         let part = if p.fold > 1 { block } else { 0 };
                         self.rows(p, u64::from(row * p.fold + part), block, shared);
                     }
@@ -133,6 +133,7 @@ impl Machine {
                 }
             }
             Parameters::Attend(p) => self.attend(p, n),
+            Parameters::AttendOne(p) => self.attend_one(p),
             Parameters::Sample(_) => {}
         }
     }
@@ -182,6 +183,68 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Makes the row's own heads, and attends as the other kernel does.
+    fn attend_one(&mut self, p: &AttendOne) {
+        let (dim, heads) = (p.dim as usize, p.kv_heads * p.group);
+        let (position, slot) = (self.word(p.positions), u64::from(self.word(p.slots)));
+        let q: Vec<f32> = (0..heads).flat_map(|n| self.head(&p.q, n, dim, position)).collect();
+        for (h, cache) in [(&p.k, p.keys), (&p.v, p.values)] {
+            for n in (0..p.kv_heads).filter(|_| h.raw != 0) {
+                let row = slot * u64::from(p.kv_heads) + u64::from(n);
+                let row = row * u64::from(p.context) + u64::from(position);
+                for (d, v) in self.head(h, n, dim, position).into_iter().enumerate() {
+                    let at = cache as usize + 2 * (row as usize * dim + d);
+                    self.memory[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
+                }
+            }
+        }
+        let at = self.memory.len() as u64;
+        self.memory.resize(self.memory.len() + 4 * q.len(), 0xff);
+        q.iter().enumerate().for_each(|(i, &v)| self.set(at + 4 * i as u64, v));
+        let p = Attend {
+            q: at,
+            out: p.out,
+            keys: p.keys,
+            values: p.values,
+            positions: p.positions,
+            slots: p.slots,
+            sinks: p.sinks,
+            heads,
+            kv_heads: p.kv_heads,
+            dim: p.dim,
+            context: p.context,
+            window: p.window,
+            scale: p.scale,
+            softcap: p.softcap,
+            share: 1,
+            ..Attend::default()
+        };
+        self.attend(&p, 1);
+        self.memory.truncate(at as usize);
+    }
+
+    fn head(&self, h: &Heads, n: u32, dim: usize, position: u32) -> Vec<f32> {
+        let at = |base: u64, i: usize| base + 4 * i as u64;
+        let first = n as usize * dim;
+        let mut x: Vec<f32> = (0..dim).map(|d| self.get(at(h.raw, first + d))).collect();
+        for (d, v) in x.iter_mut().enumerate().filter(|_| h.bias != 0) {
+            *v += self.get(at(h.bias, first + d));
+        }
+        if h.norm != 0 {
+            let mean = x.iter().map(|v| v * v).sum::<f32>() / dim as f32;
+            let scale = 1.0 / (mean + h.eps).sqrt();
+            x.iter_mut().enumerate().for_each(|(d, v)| *v *= scale * self.get(at(h.norm, d)));
+        }
+        let pairs = if h.turns == 0 { 0 } else { h.turn as usize / 2 };
+        for i in 0..pairs {
+            let turn = h.turns + 8 * (u64::from(position) * pairs as u64 + i as u64);
+            let (cos, sin) = (self.get(turn), self.get(turn + 4));
+            let (a, b) = if h.halves == 1 { (i, i + pairs) } else { (2 * i, 2 * i + 1) };
+            (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
+        }
+        x
     }
 
     fn attend(&mut self, p: &Attend, n: usize) {

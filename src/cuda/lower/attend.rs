@@ -1,4 +1,4 @@
-//! Attention as a launch: that of a single row is split by chunk.
+//! Attention as a launch: that of a single row that `attend_one` does not take is split by chunk.
 
 use super::{Chip, Lowering, count, unplaced};
 use crate::cuda::abi::{Attend, CHUNK, OWN};
@@ -28,18 +28,12 @@ fn attend_shared(group: usize, dim: usize) -> usize {
 
 impl Lowering<'_> {
     pub(super) fn attend(&mut self, id: NodeId) -> Result<()> {
+        if let Some(buffers) = self.buffers(id) {
+            return self.attend_one(id, buffers);
+        }
         let node = self.graph.node(id);
         let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };
-        let cache = |i: usize| {
-            let cache = origin(self.graph, self.arg(id, i)?);
-            match &self.graph.node(cache).op {
-                Op::Cache(c) => Ok((self.address(cache)?, c.part)),
-                _ => Err(unplaced(cache)),
-            }
-        };
-        let ((keys, CachePart::Key), (values, CachePart::Value)) = (cache(1)?, cache(2)?) else {
-            return Err(Error::Plan("attention wants a cache of keys and one of values".into()));
-        };
+        let (keys, values) = self.caches(id)?;
         let (&[heads, dim], &[kv, _]) =
             (node.ty.dims.as_slice(), self.graph.ty(self.arg(id, 1)?).dims.as_slice())
         else {
@@ -84,5 +78,20 @@ impl Lowering<'_> {
             if split { (count(kv * chunks)?.min(spread).max(1), 1) } else { (count(kv)?, 1) };
         let shared = attend_shared(heads / kv, dim);
         self.push(Kernel::Attend, grid, 256, shared, node.ty.lead, Parameters::Attend(p))
+    }
+
+    /// Where the keys and the values are that attention reads.
+    pub(super) fn caches(&self, id: NodeId) -> Result<(u64, u64)> {
+        let cache = |i: usize| {
+            let cache = origin(self.graph, self.arg(id, i)?);
+            match &self.graph.node(cache).op {
+                Op::Cache(c) => Ok((self.address(cache)?, c.part)),
+                _ => Err(unplaced(cache)),
+            }
+        };
+        match (cache(1)?, cache(2)?) {
+            ((keys, CachePart::Key), (values, CachePart::Value)) => Ok((keys, values)),
+            _ => Err(Error::Plan("attention wants a cache of keys and one of values".into())),
+        }
     }
 }

@@ -41,6 +41,24 @@ impl Lowering<'_> {
                 }
                 _ => false,
             },
+            // The only row is the selected one.
+            [select, id]
+                if self.plan.limits().rows == 1
+                    && self.put(*id)?.is_none()
+                    && self.put(*select)?.is_none() =>
+            {
+                match (&self.graph.node(*select).op, &self.graph.node(*id).op) {
+                    (Op::Select(_), Op::RmsNorm(op))
+                        if self.graph.ty(*id).dims.len() == 1
+                            && self.graph.node(*id).args.len() == 2 =>
+                    {
+                        norm = (self.address(self.arg(*id, 1)?)?, op.eps);
+                        row = self.value(origin(self.graph, self.arg(*select, 0)?))?;
+                        true
+                    }
+                    _ => false,
+                }
+            }
             _ => false,
         };
         if prologue.is_empty() && one {
@@ -107,6 +125,12 @@ impl Lowering<'_> {
         for same in products.chunk_by(|a, b| a.0 == b.0) {
             for some in same.chunks(MAX_DOMAINS) {
                 self.product(lead, one, cols, row, norm, some)?;
+            }
+        }
+        if one && whole.is_none() {
+            self.heads = self.heads_of(&later)?;
+            if self.heads.is_some() {
+                return Ok(());
             }
         }
         self.finish(lead, later, whole, &ranges)

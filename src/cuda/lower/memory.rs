@@ -3,6 +3,7 @@
 
 use super::Chip;
 use super::attend::shares;
+use super::attend_one::one_work;
 use super::columns::domains;
 use super::experts::experts_work;
 use super::product::split_size;
@@ -122,11 +123,14 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
                 return None;
             };
             if rows == 1 {
+                let group = heads.checked_div(kv)?;
+                (work.partial, work.arrived) = one_work(chip, kv, group, dim)?;
                 let chunks = limits.context.div_ceil(CHUNK) + 1;
-                work.partial = heads.checked_mul(dim + 2)?.checked_mul(chunks)?.checked_mul(4)?;
+                let all = heads.checked_mul(dim + 2)?.checked_mul(chunks)?.checked_mul(4)?;
+                work.partial = work.partial.max(all);
             }
             let share = shares(chip, heads.checked_div(kv)?, dim)?;
-            work.arrived = kv.checked_mul(share)?.checked_mul(4)?;
+            work.arrived = work.arrived.max(kv.checked_mul(share)?.checked_mul(4)?);
         }
         GroupKind::Sample(id) => {
             let vocabulary = graph.ty(*graph.node(*id).args.first()?).width();

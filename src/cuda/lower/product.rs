@@ -8,35 +8,39 @@ use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
 use crate::{Error, Result};
 
-/// Spans of a page of each part, stages and bytes of a stage, for parts that share a ring, of which
-/// a block has so many.
-pub(super) fn pages(
-    chip: &Chip,
-    parts: &[Layout],
-    rings: usize,
-) -> Option<(Vec<usize>, usize, usize)> {
-    let row = parts.iter().map(|l| match l.product() {
-        Some(Product::F32) => l.units * 16,
-        Some(Product::F16 | Product::Bf16) => l.units * 32,
-        _ => l.units * 80,
-    });
-    let room = chip.stream_shared().checked_sub(row.max()?)?;
-    let least = if chip.hopper { 2 } else { PLAIN_STAGES };
-    let mut best: Option<(Vec<usize>, usize, usize)> = None;
-    // A page of about 4 KiB is long enough for the memory, and many of them keep it busy.
-    for target in [4608, 3072, 2304, 1536, 1] {
-        let page: Vec<usize> =
-            parts.iter().map(|l| (target / l.span_bytes).clamp(1, l.spans)).collect();
-        let bytes = parts.iter().zip(&page).map(|(l, &n)| (n * l.span_bytes).min(l.panel_bytes));
-        let bytes = bytes.max()?.next_multiple_of(128);
-        let fit = room / (rings * bytes);
-        let stages = if chip.hopper { fit.min(MAX_STAGES) } else { PLAIN_STAGES.min(fit) };
-        let better = best.as_ref().is_none_or(|(_, s, b)| stages * bytes > s * b + s * b / 8);
-        if stages >= least && better {
-            best = Some((page, stages, bytes));
-        }
+/// How a product of one row goes through its weights.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stream {
+    team: usize,
+    batch: usize,
+    passes: usize,
+    stages: usize,
+    stage_bytes: usize,
+}
+
+/// What pages of several panels are filled up to.
+const PAGE: usize = 20 << 10;
+
+impl Stream {
+    /// For parts that share a ring; `None` if two pages do not fit.
+    pub(super) fn of(chip: &Chip, parts: &[Layout]) -> Option<Stream> {
+        let units = parts.first()?.units;
+        // Units that a warp has at a time.
+        let wide = match parts.first()?.product()? {
+            Product::F32 | Product::F16 | Product::Bf16 => 32,
+            _ => 8,
+        };
+        let team = units.div_ceil(wide).next_power_of_two().min(WARPS);
+        let passes = units.div_ceil(team * wide);
+        let slice = |l: &Layout| {
+            if passes == 1 { l.panel_bytes } else { team * wide / SPAN * l.span_bytes }
+        };
+        let slice = parts.iter().map(slice).max()?;
+        let batch = (PAGE / slice).clamp(1, 16);
+        let stage_bytes = (batch * slice).next_multiple_of(128);
+        let stages = (chip.stream_shared() / stage_bytes).min(MAX_STAGES);
+        (stages >= 2).then_some(Stream { team, batch, passes, stages, stage_bytes })
     }
-    best
 }
 
 /// Columns of a product: the kernel, the weights and where they are, and what becomes of them.
@@ -55,16 +59,6 @@ impl Lowering<'_> {
     ) -> Result<()> {
         let Some((product, ..)) = domains.first() else { return Ok(()) };
         let layouts: Vec<Layout> = domains.iter().flat_map(|d| d.1.iter().map(|p| p.0)).collect();
-        let panels: usize = domains.iter().map(|d| d.1.first().map_or(0, |p| p.0.panels)).sum();
-        // Where a block has fewer panels than warps, several warps share one.
-        let grid = panels.clamp(1, self.chip.processors.max(1) as usize);
-        let per_block = panels.div_ceil(grid);
-        let most = layouts.iter().map(|l| l.spans).min().unwrap_or(1);
-        let fits = |s: &usize| per_block * s <= WARPS && *s <= most;
-        let slices = [8usize, 4, 2].into_iter().find(fits).unwrap_or(1);
-        let rings = (per_block * slices).min(WARPS);
-        let (page, stages, stage_bytes) = pages(self.chip, &layouts, rings)
-            .ok_or_else(|| Error::Plan("its rows are too wide".to_string()))?;
         let mut part = [Matrix::default(); 2 * MAX_DOMAINS];
         let mut domain = [Domain::default(); MAX_DOMAINS];
         let mut first = [0; MAX_DOMAINS + 1];
@@ -75,9 +69,13 @@ impl Lowering<'_> {
             d.epilogue = *epilogue;
             for (j, (layout, at)) in matrices.iter().enumerate() {
                 part[parts] = layout.matrix(*at);
-                (d.part[j], d.page[j]) = (count(parts)?, count(page[parts])?);
+                d.part[j] = count(parts)?;
                 parts += 1;
             }
+            let alike = matrices
+                .windows(2)
+                .all(|m| Matrix { data: 0, ..m[0].0.matrix(0) } == m[1].0.matrix(0));
+            d.alike = u32::from(alike);
             let outputs = matrices.first().map_or(0, |m| m.0.rows);
             let tile = if self.chip.hopper { WG_M } else { TILE_N };
             let step = if one { PANEL } else { tile / matrices.len() };
@@ -89,30 +87,29 @@ impl Lowering<'_> {
         }
         let domains = count(domains.len())?;
         if one {
-            let row_bytes = match product {
-                Product::F32 => part[0].units as usize * 16,
-                Product::F16 | Product::Bf16 => part[0].units as usize * 32,
-                _ => part[0].units as usize * 80,
-            };
-            let shared = rings * stages * stage_bytes + row_bytes;
+            let stream = Stream::of(self.chip, &layouts)
+                .ok_or_else(|| Error::Plan("its rows are too wide".to_string()))?;
             let p = Gemv {
                 x: row.at,
                 norm: norm.0,
                 eps: norm.1,
                 cols: count(cols)?,
                 domains,
-                stages: count(stages)?,
-                stage_bytes: count(stage_bytes)?,
-                share: slices.ilog2(),
-                rings: count(rings)?,
+                stages: count(stream.stages)?,
+                stage_bytes: count(stream.stage_bytes)?,
+                team: stream.team.ilog2(),
+                batch: count(stream.batch)?,
+                passes: count(stream.passes)?,
                 unused: 0,
+                unused2: 0,
                 first,
                 domain,
                 part,
             };
-            let grid = (count(grid)?, 1);
+            let grid = (end.clamp(1, self.chip.processors.max(1)), 1);
+            let shared = stream.stages * stream.stage_bytes;
             let p = Parameters::Gemv(Box::new(p));
-            return self.push(Kernel::Gemv(*product), grid, 256, shared, lead, p);
+            return self.push(Kernel::Gemv(*product), grid, GEMV_THREADS, shared, lead, p);
         }
         let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
         let mut p = Gemm {

@@ -6,10 +6,10 @@ use super::attend::shares;
 use super::columns::domains;
 use super::experts::experts_shared;
 use super::memory::tensor_kind;
-use super::product::pages;
+use super::product::Stream;
 use super::registers::{Registers, fold};
 use super::rows::{list_fits, ops, tables};
-use crate::cuda::abi::{MAX_ROW_OPS, MAX_TABLES, WARPS};
+use crate::cuda::abi::{MAX_ROW_OPS, MAX_TABLES};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::TensorKind;
 use crate::graph::op::InputKind;
@@ -104,7 +104,7 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
             });
             let layouts: Option<Vec<Layout>> = layouts.collect();
             let Some(layouts) = layouts else { return Some("no kernel reads its weights") };
-            let streams = |l: &Layout| pages(chip, std::slice::from_ref(l), WARPS).is_some();
+            let streams = |l: &Layout| Stream::of(chip, std::slice::from_ref(l)).is_some();
             if layouts.iter().all(streams) { None } else { Some("its rows are too wide") }
         }
         Op::Attend(_) => {

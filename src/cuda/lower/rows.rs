@@ -5,7 +5,7 @@ use super::registers::{Registers, fold, makes, names_columns};
 use super::{Chip, Lowering, binary_code, count, unary_code, unplaced};
 use crate::cuda::abi::*;
 use crate::cuda::layout::Layout;
-use crate::cuda::program::{Kernel, Parameters, RopeTable, TensorKind};
+use crate::cuda::program::{Kernel, Parameters, TensorKind};
 use crate::graph::op::InputKind;
 use crate::graph::{Graph, Lead, NodeId, Op, RopeLayout};
 use crate::plan::origin;
@@ -186,12 +186,7 @@ impl Lowering<'_> {
                 Op::Rope(rope) => {
                     op.what = R_ROPE;
                     op.a = place(0)?;
-                    let factors = node.args.get(2).copied();
-                    let same = |t: &&RopeTable| {
-                        t.rope == *rope && t.factors.as_ref().map(|f| f.0) == factors
-                    };
-                    let table = self.ropes.iter().find(same).ok_or_else(|| unplaced(id))?;
-                    op.aux = self.bases.tables + table.offset as u64;
+                    op.aux = self.turns(id, rope)?;
                     (op.n0, op.n1) = (count(node.ty.last())?, count(rope.dim)?);
                     op.kind = u32::from(rope.layout == RopeLayout::Half);
                 }
@@ -311,6 +306,8 @@ impl Lowering<'_> {
             outs: self.bases.outs,
             jobs: count(list.jobs.len())?,
             fold: count(list.fold)?,
+            blocks: count(list.blocks * list.fold)?,
+            unused: 0,
             job: [Job::default(); MAX_JOBS],
             table: [Matrix::default(); MAX_TABLES],
             op: [RowOp::default(); MAX_ROW_OPS],

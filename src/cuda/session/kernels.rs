@@ -38,6 +38,7 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
         match cubin.name {
             "gemv" => {
                 for (product, name, ..) in products {
+                    let most = most.saturating_sub(10 << 10);
                     functions.insert(Some(Kernel::Gemv(product)), one(&module, name, most)?);
                 }
             }
@@ -64,9 +65,20 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
             "attend" => {
                 functions.insert(Some(Kernel::Attend), one(&module, c"attend", most)?);
             }
+            "attend_one" => {
+                for (pairs, name) in
+                    [(1, c"attend_one_1"), (2, c"attend_one_2"), (4, c"attend_one_4")]
+                {
+                    let kernel = Kernel::AttendOne(pairs);
+                    functions.insert(Some(kernel), one(&module, name, most)?);
+                }
+            }
             _ => {
-                functions.insert(Some(Kernel::Scan), one(&module, c"scan", 0)?);
-                functions.insert(Some(Kernel::Pick), one(&module, c"pick", 0)?);
+                functions.insert(Some(Kernel::Scan), one(&module, c"scan", most)?);
+                functions.insert(
+                    Some(Kernel::Pick),
+                    one(&module, c"pick", most.saturating_sub(20 << 10))?,
+                );
                 functions.insert(None, one(&module, c"note", 0)?);
             }
         }

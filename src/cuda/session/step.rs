@@ -42,6 +42,7 @@ impl CudaSession {
                     Parameters::Rows(p) => function.launch(s, &**p, on),
                     Parameters::Experts(p) => function.launch(s, &**p, on),
                     Parameters::Attend(p) => function.launch(s, p, on),
+                    Parameters::AttendOne(p) => function.launch(s, &**p, on),
                     Parameters::Sample(p) => function.launch(s, p, on),
                 }
             };

@@ -1,0 +1,166 @@
+// A product of one row: what it is given, and the ring that its weights come through.
+#pragma once
+#include "epilogue.cuh"
+#include "layout.cuh"
+
+struct Domain {
+  u32 parts;
+  u32 part[2];
+  // Whether its parts lie in memory alike.
+  u32 alike;
+  Epilogue epilogue;
+};
+
+struct Gemv {
+  const float* x;
+  // Weights of the norm that is the prologue; null for none.
+  const float* norm;
+  float eps;
+  u32 cols, domains, stages, stage_bytes;
+  // Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
+  // through, a unit a lane each time.
+  u32 team, batch, passes, unused, unused2;
+  // Panels before each domain; the last entry counts all.
+  u32 first[MAX_DOMAINS + 1];
+  Domain domain[MAX_DOMAINS];
+  Matrix part[2 * MAX_DOMAINS];
+};
+static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
+
+// Panels that are added up at a time; depth of a ring.
+constexpr u32 CHUNK = 16;
+constexpr u32 MAX_STAGES = 24;
+constexpr u32 GEMV_THREADS = (WARPS + 2) * 32;
+
+DEV void barrier_init(u64* b, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count) : "memory");
+}
+DEV void barrier_arrive(u64* b) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(b)) : "memory");
+}
+DEV void barrier_wait(u64* b, u32 parity) {
+#if HOPPER
+#define TRY "mbarrier.try_wait.parity"
+#else
+#define TRY "mbarrier.test_wait.parity"
+#endif
+  asm volatile(
+      "{\n.reg .pred done;\nAGAIN:\n" TRY
+      ".shared::cta.b64 done, [%0], %1;\n"
+      "@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(shared_address(b)), "r"(parity)
+      : "memory");
+}
+// The multiplying warps alone.
+DEV void meet() { asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory"); }
+
+// Weights pass through the second-level cache once a step, and must not push out what is small and
+// needed every step: norms, caches, parameters, the kernels' own code.
+DEV u64 once() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// A place in the ring.
+struct Ring {
+  u8* pages;
+  u64 *full, *empty;
+  u32 stages, stage_bytes, at, parity;
+  DEV u8* page() const { return pages + at * stage_bytes; }
+  DEV void next() {
+    if (++at == stages) at = 0, parity ^= 1;
+  }
+};
+
+// A block's stretch of all panels. The producer and the consumers go through it in the same order:
+// chunks of panels, passes over the columns, the chunk's stretches of domains, pages, parts.
+struct Stretch {
+  u32 begin, end;
+  DEV explicit Stretch(const Gemv& p) {
+    u64 all = p.first[p.domains];
+    begin = (u32)(all * blockIdx.x / gridDim.x);
+    end = (u32)(all * (blockIdx.x + 1) / gridDim.x);
+  }
+};
+DEV u32 domain_of(const Gemv& p, u32 panel) {
+  u32 d = 0;
+  while (panel >= p.first[d + 1]) d++;
+  return d;
+}
+
+// Bytes of a pass over a panel: of the spans that the warps of a team have units for.
+template <class F>
+DEV u32 slice_bytes(const Gemv& p, const Matrix& m) {
+  return p.passes == 1 ? m.panel_bytes : (F::WARP_UNITS << p.team) / SPAN * m.span_bytes;
+}
+
+template <class F>
+DEV void produce(const Gemv& p, Ring ring) {
+  u32 lane = threadIdx.x % 32, filled = 0, passes = p.passes, batch = p.batch;
+  // Slices of `n` panels, one page.
+  auto bring = [&](const u8* src, u32 bytes, u32 slice, u32 panel, u32 n) {
+    u64* full = ring.full + ring.at;
+    if (filled >= ring.stages) {
+      // All that is asked for ahead is: the next kernel may ask.
+      if (filled == ring.stages) pdl_launch_next();
+      barrier_wait(ring.empty + ring.at, ring.parity ^ 1);
+    }
+    filled++;
+    // Whole panels are one piece.
+    if (slice == panel) bytes *= n, n = 1;
+#if HOPPER
+    if (lane == 0) {
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(bytes * n)
+                   : "memory");
+#pragma unroll 1
+      for (u32 k = 0; k < n; k++)
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+                "r"(shared_address(ring.page() + k * slice)),
+            "l"(src + k * panel), "r"(bytes), "r"(shared_address(full)), "l"(once())
+            : "memory");
+    }
+#else
+#pragma unroll 1
+    for (u32 k = 0; k < n; k++)
+#pragma unroll 1
+      for (u32 b = lane * 16; b < bytes; b += 512)
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
+                         shared_address(ring.page() + k * slice + b)),
+                     "l"(src + k * panel + b), "l"(once())
+                     : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(full)) : "memory");
+#endif
+    ring.next();
+  };
+  Stretch mine(p);
+#pragma unroll 1
+  for (u32 chunk = mine.begin; chunk < mine.end; chunk += CHUNK) {
+    u32 stop = min(mine.end, chunk + CHUNK);
+#pragma unroll 1
+    for (u32 pass = 0; pass < passes; pass++) {
+#pragma unroll 1
+      for (u32 i = chunk; i < stop;) {
+        u32 d = domain_of(p, i), until = min(stop, p.first[d + 1]), parts = p.domain[d].parts;
+        const Matrix &m0 = p.part[p.domain[d].part[0]], &m1 = p.part[p.domain[d].part[parts - 1]];
+        u32 panel0 = m0.panel_bytes, panel1 = m1.panel_bytes;
+        u32 slice0 = slice_bytes<F>(p, m0), slice1 = slice_bytes<F>(p, m1);
+        const u8* at0 = m0.data + (u64)(i - p.first[d]) * panel0 + pass * slice0;
+        const u8* at1 = m1.data + (u64)(i - p.first[d]) * panel1 + pass * slice1;
+        // The last pass has what is left.
+        u32 bytes0 = min(slice0, panel0 - pass * slice0), bytes1 = min(slice1, panel1 - pass * slice1);
+#pragma unroll 1
+        while (i < until) {
+          u32 n = min(batch, until - i);
+          bring(at0, bytes0, slice0, panel0, n);
+          if (parts == 2) bring(at1, bytes1, slice1, panel1, n);
+          at0 += n * panel0;
+          at1 += n * panel1;
+          i += n;
+        }
+      }
+    }
+  }
+  if (filled <= ring.stages) pdl_launch_next();
+  pdl_wait();
+}

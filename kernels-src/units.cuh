@@ -1,0 +1,269 @@
+// What a lane keeps of the row, and how it multiplies: planes of bits, and floats.
+#pragma once
+#include "stream.cuh"
+
+// Four columns of a row, with zeros behind its end; those of block formats end with a block.
+template <bool WHOLE>
+DEV float4 quad_of(const float* x, u32 c, u32 cols) {
+  float4 v = make_float4(0, 0, 0, 0);
+  if (c + 4 <= cols) return cg_f32x4(x + c);
+  if constexpr (!WHOLE) {
+    if (c < cols) v.x = cg_f32(x + c);
+    if (c + 1 < cols) v.y = cg_f32(x + c + 1);
+    if (c + 2 < cols) v.z = cg_f32(x + c + 2);
+  }
+  return v;
+}
+DEV float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+DEV float4 scaled(float4 v, float s, float4 w) {
+  return make_float4(v.x * s * w.x, v.y * s * w.y, v.z * s * w.z, v.w * s * w.w);
+}
+
+// Partial sums of two chunks `[panel][part][warp of the team][row]`, one being made while the other
+// is added up.
+struct Sums {
+  float part[2][CHUNK * 2 * WARPS * PANEL];
+  u64 full[2], empty[2];
+};
+constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
+
+// Planes of LO and HI bits: a lane has one row of a panel, and units of 32 columns.
+template <int LO, int HI>
+struct Planes {
+  static constexpr u32 WARP_UNITS = 8, QUADS = 2;
+
+  // The lane's part of a unit's columns: eight, in two quads.
+  static DEV u32 column(u32 unit, u32 quad, u32 lane) { return unit * 32 + lane / 8 * 8 + quad * 4; }
+
+  // A unit of the row, which four lanes make together.
+  struct Unit {
+    u32 high[8], low[8];
+    float scale;
+    int sum0, sum1;
+    DEV void make(const float4* v) {
+      const float in[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
+      u32 most = 0, lane = threadIdx.x % 32;
+#pragma unroll
+      for (int i = 0; i < 8; i++) most = max(most, __float_as_uint(in[i]) & 0x7fffffffu);
+      most = max(most, __shfl_xor_sync(FULL, most, 8));
+      most = max(most, __shfl_xor_sync(FULL, most, 16));
+      float m = __uint_as_float(most);
+      // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
+      bool finite = most < 0x7f800000u, some = m > 1e-30f;
+      float inverse = finite && some ? __fdividef(32512.0f, m) : 0.0f;
+      scale = !finite ? __uint_as_float(0x7fc00000u) : some ? m * (1.0f / 32512.0f) : 0.0f;
+      u32 h[2] = {0, 0}, l[2] = {0, 0};
+      int sum = 0;
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        int n = finite ? __float2int_rn(in[i] * inverse) : 0;
+        int digit = __float2int_rn((float)n * (1.0f / 255.0f));
+        h[i / 4] |= (u32)(digit & 0xff) << (8 * (i % 4));
+        l[i / 4] |= (u32)((n - 255 * digit) & 0xff) << (8 * (i % 4));
+        sum += n;
+      }
+      sum += __shfl_xor_sync(FULL, sum, 8);
+      sum0 = __shfl_sync(FULL, sum, lane % 8);
+      sum1 = __shfl_sync(FULL, sum, lane % 8 + 16);
+#pragma unroll
+      for (int q = 0; q < 4; q++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          high[2 * q + i] = __shfl_sync(FULL, h[i], lane % 8 + 8 * q);
+          low[2 * q + i] = __shfl_sync(FULL, l[i], lane % 8 + 8 * q);
+        }
+    }
+  };
+
+  // Where a lane's unit of a part is, from the start of a slice, and how the part is to be read.
+  struct Lane {
+    u32 lo, hi, scales, d;
+    u32 levels, min, halves, codes;
+    int zero;
+    bool simple;
+    DEV void find(const Matrix& m, u32 first, u32 member) {
+      u32 lane = threadIdx.x % 32, row = lane / 8, each = scale_bytes(m), local = member * 8 + lane % 8;
+      levels = m.levels, min = m.min, halves = m.halves, codes = m.codes, zero = m.zero;
+      simple = levels == LEVEL_ONE && min == ZERO && codes == PLAIN;
+      // Beyond the last unit a lane does the first one again, with a row of zeros.
+      if (first + local >= m.units) local = 0;
+      u32 span = local / SPAN, n = span_units(m, first / SPAN + span), in = local % SPAN;
+      u32 begin = span * m.span_bytes, unit = row * n + in;
+      SpanAt at = span_at(m, n);
+      lo = begin + (LO == 8 ? (2 * row * n + in) * 16 : unit * 4 * LO);
+      hi = begin + at.hi + unit * 4 * HI;
+      scales = begin + at.scales + unit * each;
+      d = LO == 8 ? n * 16 : begin + at.d + (row * ((n + 7) / 8) + in / 8) * d_bytes(m);
+    }
+  };
+
+  // What one unit of one row of weights adds.
+  template <bool SIMPLE>
+  static DEV float dot(const Matrix& m, const u8* panel, const Lane& at, const Unit& x) {
+    u32 lo[LO], hi[HI ? HI : 1];
+    load<LO>(panel + at.lo, LO == 8 ? at.d : 0, lo);
+    if constexpr (HI != 0) load<HI>(panel + at.hi, 0, hi);
+    int dh[2] = {0, 0}, dl[2] = {0, 0};
+#pragma unroll
+    for (int q = 0; q < 8; q++) {
+      u32 c = quad<LO>(lo, q);
+      if constexpr (HI != 0) c |= quad<HI>(hi, q) << LO;
+      if (!SIMPLE && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
+      dh[q / 4] = dot4(c, x.high[q], dh[q / 4]);
+      dl[q / 4] = dot4(c, x.low[q], dl[q / 4]);
+    }
+    int t0 = 255 * dh[0] + dl[0], t1 = 255 * dh[1] + dl[1];
+    const u8* s = panel + at.scales;
+    if constexpr (SIMPLE)
+      return half_to_f32(*(const u16*)s) * x.scale * (float)(t0 + t1 - at.zero * (x.sum0 + x.sum1));
+    if (LO == 1 && HI == 0 && at.codes == DOUBLE) t0 *= 2, t1 *= 2;
+    t0 -= at.zero * x.sum0, t1 -= at.zero * x.sum1;
+    float s0, s1, m0 = 0, m1 = 0;
+    if (at.levels == LEVEL_ONE) {
+      u32 w = at.min == ONE ? *(const u32*)s : *(const u16*)s;
+      s0 = s1 = half_to_f32(w & 0xffff);
+      if (at.min == ONE) m0 = m1 = half_to_f32(w >> 16);
+    } else if (at.levels == EXPONENT) {
+      u32 e = *s;
+      s0 = s1 = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    } else {
+      const u8* d = panel + at.d;
+      float all = half_to_f32(*(const u16*)d);
+      s0 = all * (float)(i8)s[0];
+      s1 = at.halves == 2 ? all * (float)(i8)s[1] : s0;
+      if (at.min == TWO) {
+        float least = half_to_f32(*(const u16*)(d + 2));
+        m0 = -(least * (float)s[at.halves]);
+        m1 = at.halves == 2 ? -(least * (float)s[3]) : m0;
+      }
+    }
+    float f = at.halves == 2 ? s0 * (float)t0 + s1 * (float)t1 : s0 * (float)(t0 + t1);
+    if (at.min != ZERO)
+      f += at.halves == 2 ? m0 * (float)x.sum0 + m1 * (float)x.sum1 : m0 * (float)(x.sum0 + x.sum1);
+    return x.scale * f;
+  }
+
+  // Unsigned times signed bytes.
+  static DEV int dot4(u32 codes, u32 digits, int sum) {
+    int r;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(codes), "r"(digits), "r"(sum));
+    return r;
+  }
+
+  // The words of a unit of one plane; those of 8 bits are in two pieces.
+  template <int BITS>
+  static DEV void load(const u8* at, u32 further, u32* w) {
+    if constexpr (BITS == 8) {
+      uint4 a = *(const uint4*)at, b = *(const uint4*)(at + further);
+      w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
+      w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
+    } else if constexpr (BITS == 4) {
+      uint4 a = *(const uint4*)at;
+      w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
+    } else if constexpr (BITS == 2) {
+      uint2 a = *(const uint2*)at;
+      w[0] = a.x, w[1] = a.y;
+    } else {
+      w[0] = *(const u32*)at;
+    }
+  }
+
+  // Slices `k`, `k + step`, … of the `n` of a page; sums go to `to`. `again` adds to those of the
+  // passes before.
+  static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
+                           const Unit& x, bool again, float* to) {
+    if (at.simple) some<4, true>(m, page, slice, k, step, n, at, x, again, to);
+    else some<2, false>(m, page, slice, k, step, n, at, x, again, to);
+  }
+  // Several at a time, so that no warp waits for one.
+  template <u32 COUNT, bool SIMPLE>
+  static DEV void some(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
+                       const Unit& x, bool again, float* to) {
+    u32 lane = threadIdx.x % 32;
+    bool b4 = lane & 4, b2 = lane & 2;
+#pragma unroll 1
+    for (; k < n; k += COUNT * step) {
+      float f[COUNT];
+#pragma unroll
+      for (u32 i = 0; i < COUNT; i++) f[i] = dot<SIMPLE>(m, page + min(k + i * step, n - 1) * slice, at, x);
+      // Sums over eight lanes, several at once: lanes 2 i and 2 i + 1 end up with the sum i of four.
+      float v;
+      u32 mine;
+      if constexpr (COUNT == 4) {
+        float a0 = (b4 ? f[2] : f[0]) + __shfl_xor_sync(FULL, b4 ? f[0] : f[2], 4);
+        float a1 = (b4 ? f[3] : f[1]) + __shfl_xor_sync(FULL, b4 ? f[1] : f[3], 4);
+        v = (b2 ? a1 : a0) + __shfl_xor_sync(FULL, b2 ? a0 : a1, 2);
+        mine = k + lane % 8 / 2 * step;
+      } else {
+        v = (b4 ? f[1] : f[0]) + __shfl_xor_sync(FULL, b4 ? f[0] : f[1], 4);
+        v += __shfl_xor_sync(FULL, v, 2);
+        mine = k + lane % 8 / 4 * step;
+      }
+      v += __shfl_xor_sync(FULL, v, 1);
+      float* put = to + mine * NEXT_PANEL + lane / 8;
+      if (lane % (8 / COUNT) == 0 && mine < n) *put = again ? *put + v : v;
+    }
+  }
+};
+
+// Floats of KIND: a lane has all four rows of a panel, and units of 16 bytes.
+template <u32 KIND>
+struct Floats {
+  static constexpr u32 WARP_UNITS = 32, COLUMNS = KIND == F32 ? 4 : 8, QUADS = COLUMNS / 4;
+
+  static DEV u32 column(u32 unit, u32 quad, u32) { return unit * COLUMNS + quad * 4; }
+
+  struct Unit {
+    float4 v[QUADS];
+    DEV void make(const float4* from) {
+#pragma unroll
+      for (u32 i = 0; i < QUADS; i++) v[i] = from[i];
+    }
+  };
+
+  struct Lane {
+    u32 at, line;
+    DEV void find(const Matrix& m, u32 first, u32 member) {
+      u32 lane = threadIdx.x % 32, span = member;
+      // Beyond the last unit a lane does the first one again, with a row of zeros.
+      bool in = first + span * SPAN + lane < m.units;
+      if (!in) span = 0;
+      line = span_units(m, first / SPAN + span) * 16;
+      at = span * m.span_bytes + (in ? lane * 16 : 0);
+    }
+  };
+
+  static DEV void multiply(const Matrix&, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
+                           const Unit& x, bool again, float* to) {
+#pragma unroll 1
+    for (; k < n; k += step) one(page + k * slice + at.at, at.line, x, again, to + k * NEXT_PANEL);
+  }
+  static DEV void one(const u8* from, u32 line, const Unit& x, bool again, float* to) {
+    u32 lane = threadIdx.x % 32;
+    float acc[PANEL] = {};
+#pragma unroll
+    for (u32 r = 0; r < PANEL; r++) {
+      uint4 w = *(const uint4*)(from + r * line);
+      float4 a = x.v[0];
+      if constexpr (KIND == F32) {
+        acc[r] = __uint_as_float(w.x) * a.x + __uint_as_float(w.y) * a.y + __uint_as_float(w.z) * a.z +
+                 __uint_as_float(w.w) * a.w;
+      } else {
+        float4 b = x.v[QUADS - 1];
+        auto low = [](u32 v) { return KIND == BF16 ? bf16_low(v) : half_to_f32(v & 0xffff); };
+        auto high = [](u32 v) { return KIND == BF16 ? bf16_high(v) : half_to_f32(v >> 16); };
+        float half = low(w.x) * a.x + high(w.x) * a.y + low(w.y) * a.z + high(w.y) * a.w;
+        acc[r] = half + (low(w.z) * b.x + high(w.z) * b.y + low(w.w) * b.z + high(w.w) * b.w);
+      }
+    }
+    // Four sums over 32 lanes at once: lane 8 i ends up with output i.
+    bool b16 = lane & 16, b8 = lane & 8;
+    float a0 = (b16 ? acc[2] : acc[0]) + __shfl_xor_sync(FULL, b16 ? acc[0] : acc[2], 16);
+    float a1 = (b16 ? acc[3] : acc[1]) + __shfl_xor_sync(FULL, b16 ? acc[1] : acc[3], 16);
+    float v = (b8 ? a1 : a0) + __shfl_xor_sync(FULL, b8 ? a0 : a1, 8);
+    v += __shfl_xor_sync(FULL, v, 4);
+    v += __shfl_xor_sync(FULL, v, 2);
+    v += __shfl_xor_sync(FULL, v, 1);
+    if (lane % 8 == 0) to[lane / 8] = again ? to[lane / 8] + v : v;
+  }
+};

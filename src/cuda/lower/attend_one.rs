@@ -1,0 +1,219 @@
+//! Attention of a single row as a launch that also makes the row's own heads, if all that becomes of
+//! them is a bias, a norm, a rotation and the write to the cache.
+
+use super::columns::Columns;
+use super::{Chip, Lowering, count, unplaced};
+use crate::Result;
+use crate::cuda::abi::*;
+use crate::cuda::program::{Kernel, Parameters, RopeTable};
+use crate::graph::{BinaryKind, DType, NodeId, Op, RopeLayout, op};
+use crate::plan::{GroupKind, origin};
+
+/// Query heads of a key head that a block of attention of one row takes: a power of two.
+fn taken(group: usize) -> usize {
+    group.next_power_of_two().min(QUERIES)
+}
+
+/// Shared memory of such a block, with so many chunks on their way.
+fn one_shared(group: usize, dim: usize, buffers: usize) -> usize {
+    let chunk = LANES * WARPS / taken(group);
+    let floats = (QUERIES + 2 + WARPS) * dim;
+    floats * 4 + buffers * 2 * chunk * (dim + 8) * 2
+}
+
+/// Pairs of elements of a head that a lane sums: the kernels are made for 1, 2 and 4.
+fn pairs(dim: usize) -> u32 {
+    if dim <= 64 {
+        1
+    } else if dim <= 128 {
+        2
+    } else {
+        4
+    }
+}
+
+/// Runs of chunks that the cache of a head is dealt out in.
+fn runs(chip: &Chip, kv: usize, group: usize) -> usize {
+    let heads = kv * group.div_ceil(taken(group));
+    (chip.processors as usize / heads.max(1)).clamp(1, MOST_RUNS)
+}
+
+/// Bytes of what blocks leave of each run, and of the counts of those that are done.
+pub(super) fn one_work(chip: &Chip, kv: usize, group: usize, dim: usize) -> Option<(usize, usize)> {
+    let each = kv.checked_mul(group)?.checked_mul(dim.checked_add(2)?)?;
+    let partial = each.checked_mul(runs(chip, kv, group))?.checked_mul(4)?;
+    Some((partial, kv.checked_mul(group)?.checked_mul(4)?))
+}
+
+impl Lowering<'_> {
+    pub(super) fn attend_one(&mut self, id: NodeId, buffers: usize) -> Result<()> {
+        let heads_made = self.heads.take();
+        let node = self.graph.node(id);
+        let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };
+        let (keys, values) = self.caches(id)?;
+        let (kv, group, dim) = self.shape_of(id).ok_or_else(|| unplaced(id))?;
+        let (q, out) = (self.value(origin(self.graph, self.arg(id, 0)?))?, self.value(id)?);
+        let done = Heads { raw: q.at, ..Heads::default() };
+        let [q, k, v] = heads_made.unwrap_or([done, Heads::default(), Heads::default()]);
+        let (taken, runs) = (taken(group), runs(self.chip, kv, group));
+        let parts = group.div_ceil(taken);
+        let context = self.plan.limits().context;
+        let p = AttendOne {
+            q,
+            k,
+            v,
+            out: out.at,
+            keys,
+            values,
+            positions: self.bases.positions,
+            slots: self.bases.slots,
+            sinks: node.args.get(5).map_or(Ok(0), |&w| self.address(w))?,
+            partial: self.bases.partial,
+            arrived: self.bases.arrived,
+            kv_heads: count(kv)?,
+            group: count(group)?,
+            taken: count(taken)?,
+            parts: count(parts)?,
+            dim: count(dim)?,
+            context: count(context)?,
+            // A window past the context sees everything.
+            window: op.window.map_or(Ok(0), |w| count(w.min(context)))?,
+            runs: count(runs)?,
+            buffers: count(buffers)?,
+            pieces: (dim / 8).next_power_of_two().ilog2(),
+            scale: op.scale,
+            softcap: op.softcap.unwrap_or(0.0),
+            unused: [0; 2],
+        };
+        let grid = (count(kv * parts * runs)?, 1);
+        let shared = one_shared(group, dim, buffers);
+        let (kernel, p) = (Kernel::AttendOne(pairs(dim)), Parameters::AttendOne(Box::new(p)));
+        self.push(kernel, grid, 256, shared, node.ty.lead, p)
+    }
+
+    /// Key heads of an attention, query heads of each, and their width.
+    fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
+        let node = self.graph.node(id);
+        let keys = self.graph.ty(*node.args.get(1)?);
+        let (&[heads, dim], &[kv, _]) = (node.ty.dims.as_slice(), keys.dims.as_slice()) else {
+            return None;
+        };
+        Some((kv, heads.checked_div(kv)?, dim))
+    }
+
+    /// How many chunks a block has on their way, if attention is of one row and this kernel's.
+    pub(super) fn buffers(&self, id: NodeId) -> Option<usize> {
+        let node = self.graph.node(id);
+        let (_, group, dim) = self.shape_of(id)?;
+        let halves = node.args.get(1..3)?.iter().all(|&c| self.graph.ty(c).dtype == DType::F16);
+        let slopes = matches!(&node.op, Op::Attend(op) if op.alibi.is_some());
+        if self.most(node.ty.lead) != 1 || dim > MOST_DIM || slopes || !halves {
+            return None;
+        }
+        let room =
+            if self.chip.hopper { self.chip.stream_shared() } else { self.chip.row_shared() };
+        (1..=MOST_BUFFERS).rev().find(|&buffers| one_shared(group, dim, buffers) <= room)
+    }
+
+    /// What becomes of the columns of a product, if the next group is the attention that they are
+    /// made for, and it can do it.
+    pub(super) fn heads_of(&self, made: &[(Columns, Vec<Operand>)]) -> Result<Option<[Heads; 3]>> {
+        let next = self.plan.groups().get(self.group + 1);
+        let Some(GroupKind::Attend(id)) = next.map(|g| &g.kind) else { return Ok(None) };
+        let (Some((_, _, dim)), Some(_), 3) = (self.shape_of(*id), self.buffers(*id), made.len())
+        else {
+            return Ok(None);
+        };
+        let mut found = [None; 3];
+        for (columns, raw) in made {
+            let Some((heads, end)) = self.chain(columns, raw, dim)? else { return Ok(None) };
+            let at = (0..3).find(|&i| self.arg(*id, i).ok() == Some(end));
+            let at = at.or_else(|| {
+                (0..1).find(|&i| self.arg(*id, i).is_ok_and(|a| origin(self.graph, a) == end))
+            });
+            let Some(slot) = at.and_then(|i| found.get_mut(i)) else { return Ok(None) };
+            *slot = Some(heads);
+        }
+        let [Some(q), Some(k), Some(v)] = found else { return Ok(None) };
+        Ok(Some([q, k, v]))
+    }
+
+    /// The steps from a product's columns to a cache, whose store is returned, or to a value that
+    /// attention alone reads.
+    fn chain(
+        &self,
+        columns: &Columns,
+        raw: &[Operand],
+        dim: usize,
+    ) -> Result<Option<(Heads, NodeId)>> {
+        let (true, Some(raw), [values]) =
+            (columns.is_one_part(), raw.first(), columns.values.as_slice())
+        else {
+            return Ok(None);
+        };
+        let mut heads = Heads { raw: raw.at, ..Heads::default() };
+        let Some(&(mut now)) = values.last() else { return Ok(None) };
+        for value in values {
+            if columns.nodes.is_empty() || self.put(*value)?.is_some() {
+                return Ok(None);
+            }
+        }
+        for (i, &id) in columns.nodes.iter().enumerate() {
+            let node = self.graph.node(id);
+            let is_now = |i: usize| node.args.get(i).is_some_and(|&a| origin(self.graph, a) == now);
+            match &node.op {
+                Op::Binary(b)
+                    if b.kind == BinaryKind::Add && heads.norm == 0 && heads.turns == 0 =>
+                {
+                    let other = if is_now(0) { self.arg(id, 1)? } else { self.arg(id, 0)? };
+                    let weight = matches!(self.graph.node(other).op, Op::Weight(_));
+                    if !(weight && heads.bias == 0 && (is_now(0) || is_now(1))) {
+                        return Ok(None);
+                    }
+                    heads.bias = self.address(other)?;
+                }
+                Op::RmsNorm(op)
+                    if is_now(0) && node.args.len() == 2 && heads.norm == 0 && heads.turns == 0 =>
+                {
+                    let weight = self.arg(id, 1)?;
+                    if node.ty.last() != dim || self.graph.ty(weight).width() != dim {
+                        return Ok(None);
+                    }
+                    (heads.norm, heads.eps) = (self.address(weight)?, op.eps);
+                }
+                Op::Rope(op) if is_now(0) && heads.turns == 0 && node.ty.last() == dim => {
+                    heads.turns = self.turns(id, op)?;
+                    heads.turn = count(op.dim)?;
+                    heads.halves = u32::from(op.layout == RopeLayout::Half);
+                }
+                Op::Store(_) if i + 1 == columns.nodes.len() => {
+                    let stores = origin(self.graph, self.arg(id, 1)?) == now;
+                    return Ok(stores.then_some((heads, id)));
+                }
+                _ => return Ok(None),
+            }
+            now = id;
+            let ends = i + 1 == columns.nodes.len();
+            if self.put(id)?.is_some() && !(ends && self.read_once(id)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some((heads, now)))
+    }
+
+    /// Whether one node alone reads this value.
+    fn read_once(&self, id: NodeId) -> bool {
+        let readers = self.graph.nodes().iter().filter(|n| {
+            !matches!(n.op, Op::Reshape(_)) && n.args.iter().any(|&a| origin(self.graph, a) == id)
+        });
+        readers.count() == 1
+    }
+
+    /// The table of a rotation.
+    pub(super) fn turns(&self, id: NodeId, rope: &op::Rope) -> Result<u64> {
+        let factors = self.graph.node(id).args.get(2).copied();
+        let same = |t: &&RopeTable| t.rope == *rope && t.factors.as_ref().map(|f| f.0) == factors;
+        let table = self.ropes.iter().find(same).ok_or_else(|| unplaced(id))?;
+        Ok(self.bases.tables + table.offset as u64)
+    }
+}
