@@ -42,7 +42,7 @@ struct Random {
 fn scale_at(format: Format) -> Option<usize> {
     match format {
         Format::Q4_K | Format::Q5_K | Format::Q8_0 | Format::Q4_0 | Format::Q4_1 => Some(0),
-        Format::Q5_0 | Format::Q5_1 | Format::IQ4_NL | Format::Q1_0 => Some(0),
+        Format::Q5_0 | Format::Q5_1 | Format::IQ4_NL | Format::Q1_0 | Format::Q2_0 => Some(0),
         Format::Q6_K => Some(208),
         Format::Q3_K => Some(108),
         Format::Q2_K => Some(80),
