@@ -169,6 +169,23 @@ fn attention(
     b.attend_with(q, k, v, options, extras)
 }
 
+/// Attention over products of its own, whose queries and values get a bias: a row of it, or a head's
+/// for each head.
+fn biased(b: B<'_, '_>, x: NodeId, each: bool) -> Result<NodeId> {
+    let mut made = Vec::new();
+    for name in ["a", "b", "c"] {
+        let y = b.linear(x, name)?;
+        let bias = b.weight(if each { "grid" } else { "bias" })?;
+        let y = if name != "b" && !each { b.add(y, bias)? } else { y };
+        let y = b.heads(y, HEADS)?;
+        made.push(if name != "b" && each { b.add(y, bias)? } else { y });
+    }
+    let q = b.rms_norm(made[0], "head", 1e-5)?;
+    let (q, k) = (b.rope(q, RopeOptions::default())?, b.rope(made[1], RopeOptions::default())?);
+    let options = AttendOptions { layer: 0, scale: 0.25, window: None, softcap: None };
+    b.attend(q, k, made[2], options)
+}
+
 /// All cases.
 pub fn cases() -> Vec<Case> {
     let mut all: Vec<Case> = Vec::new();
@@ -249,7 +266,7 @@ pub fn cases() -> Vec<Case> {
             }),
         );
     }
-    let plain: [(&str, Build); 49] = [
+    let plain: [(&str, Build); 51] = [
         ("a weight of three dimensions", |b, x| {
             let x = b.slice(x, 7, 12)?;
             let (x, w) = (b.reshape(x, &[2, 3, 2])?, b.weight("cube")?);
@@ -458,6 +475,8 @@ pub fn cases() -> Vec<Case> {
             let options = AttendOptions { layer: 0, scale: 0.1, window: None, softcap: None };
             b.attend(x, x, x, options)
         }),
+        ("attention of heads with biases", |b, x| biased(b, x, false)),
+        ("attention of heads with a bias each", |b, x| biased(b, x, true)),
         ("one head", |b, x| {
             attention(b, x, (1, 1), None, AttendExtras { sinks: None, alibi: Some(8.0) })
         }),

@@ -166,8 +166,10 @@ impl Lowering<'_> {
                     if b.kind == BinaryKind::Add && heads.norm == 0 && heads.turns == 0 =>
                 {
                     let other = if is_now(0) { self.arg(id, 1)? } else { self.arg(id, 0)? };
-                    let weight = matches!(self.graph.node(other).op, Op::Weight(_));
-                    if !(weight && heads.bias == 0 && (is_now(0) || is_now(1))) {
+                    // A bias of rows of heads would lie in panels.
+                    let vector = matches!(self.graph.node(other).op, Op::Weight(_))
+                        && self.graph.ty(other).dims.len() == 1;
+                    if !(vector && heads.bias == 0 && (is_now(0) || is_now(1))) {
                         return Ok(None);
                     }
                     heads.bias = self.address(other)?;
@@ -176,7 +178,7 @@ impl Lowering<'_> {
                     if is_now(0) && node.args.len() == 2 && heads.norm == 0 && heads.turns == 0 =>
                 {
                     let weight = self.arg(id, 1)?;
-                    if node.ty.last() != dim || self.graph.ty(weight).width() != dim {
+                    if node.ty.last() != dim || self.graph.ty(weight).dims.as_slice() != [dim] {
                         return Ok(None);
                     }
                     (heads.norm, heads.eps) = (self.address(weight)?, op.eps);
