@@ -66,7 +66,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
   }
   for (u32 block = blockIdx.x; block < p.blocks; block += gridDim.x) {
     u32 j = 0;
-    while (j + 1 < (p.jobs & 0xffff) && block >= p.job[j + 1].first_block) j++;
+    while (j + 1 < p.jobs && block >= p.job[j + 1].first_block) j++;
     const Job& job = p.job[j];
     u32 row = blockIdx.y * p.fold + (p.fold > 1 ? block : 0);
     u32 col = (block - job.first_block) * job.unit;

@@ -102,10 +102,6 @@ impl Target for CudaTarget {
         "cuda"
     }
 
-    fn selects_early(&self) -> bool {
-        true
-    }
-
     fn refuses(&self, graph: &Graph, group: &Group) -> Option<String> {
         lower::refuses(&self.0, graph, group)
     }
@@ -131,10 +127,6 @@ impl Target for CudaTarget {
 impl Target for CudaBackend {
     fn name(&self) -> &'static str {
         self.target.name()
-    }
-
-    fn selects_early(&self) -> bool {
-        self.target.selects_early()
     }
 
     fn refuses(&self, graph: &Graph, group: &Group) -> Option<String> {

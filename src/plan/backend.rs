@@ -17,10 +17,6 @@ pub trait Target {
     fn cache_bytes(&self, cache: &Cache, ty: &TensorType, limits: &Limits) -> Option<u64>;
     /// Bytes that the groups need while they run, and only then.
     fn workspace_bytes(&self, graph: &Graph, groups: &[Group], limits: &Limits) -> Option<u64>;
-    /// Whether [the pass that selects rows early](super) is for it.
-    fn selects_early(&self) -> bool {
-        true
-    }
     /// Bytes of tables it derives from the graph, such as rotary angles.
     fn table_bytes(&self, graph: &Graph, limits: &Limits) -> Option<u64>;
 }

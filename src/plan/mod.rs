@@ -198,8 +198,11 @@ impl Plan {
     ) -> Result<Plan> {
         let _span = tracing::info_span!("plan", rows = limits.rows).entered();
         check_limits(&limits)?;
-        let few = limits.outs < limits.rows && target.selects_early();
-        let graph = if few { merge::merge(&lift::lift(graph)?)? } else { merge::merge(graph)? };
+        let graph = if limits.outs < limits.rows {
+            merge::merge(&lift::lift(graph)?)?
+        } else {
+            merge::merge(graph)?
+        };
         let groups = fuse::fuse(&graph);
         for (i, group) in groups.iter().enumerate() {
             if let Some(why) = target.refuses(&graph, group) {

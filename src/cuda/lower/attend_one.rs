@@ -127,12 +127,10 @@ impl Lowering<'_> {
         let mut found = [None; 3];
         for (columns, raw) in made {
             let Some((heads, end)) = self.chain(columns, raw, dim)? else { return Ok(None) };
-            let at = (0..3).find(|&i| self.arg(*id, i).ok() == Some(end));
-            let at = at.or_else(|| {
-                (0..1).find(|&i| self.arg(*id, i).is_ok_and(|a| origin(self.graph, a) == end))
-            });
-            let Some(slot) = at.and_then(|i| found.get_mut(i)) else { return Ok(None) };
-            *slot = Some(heads);
+            let (q, k, v) = (self.arg(*id, 0)?, self.arg(*id, 1)?, self.arg(*id, 2)?);
+            let args = [origin(self.graph, q), k, v];
+            let Some(i) = args.iter().position(|&a| a == end) else { return Ok(None) };
+            found[i] = Some(heads);
         }
         let [Some(q), Some(k), Some(v)] = found else { return Ok(None) };
         Ok(Some([q, k, v]))
@@ -146,11 +144,8 @@ impl Lowering<'_> {
         raw: &[Operand],
         dim: usize,
     ) -> Result<Option<(Heads, NodeId)>> {
-        let (true, Some(raw), [values]) =
-            (columns.is_one_part(), raw.first(), columns.values.as_slice())
-        else {
-            return Ok(None);
-        };
+        // Columns of one part.
+        let ([raw], [values]) = (raw, columns.values.as_slice()) else { return Ok(None) };
         let mut heads = Heads { raw: raw.at, ..Heads::default() };
         let Some(&(mut now)) = values.last() else { return Ok(None) };
         for value in values {

@@ -33,11 +33,6 @@ impl Columns {
             && self.layouts.iter().all(|l| l.product() == self.layouts[0].product())
     }
 
-    /// Whether they are the columns of one part.
-    pub(super) fn is_one_part(&self) -> bool {
-        self.parts.len() == 1
-    }
-
     /// Columns of a block of the separate epilogue.
     pub(super) fn unit(&self, graph: &Graph) -> usize {
         let grain = self.nodes.iter().map(|&n| grain(graph, n)).fold(1, lcm);
