@@ -15,14 +15,13 @@
 
 // One output of a chunk, and what becomes of it.
 struct Output {
-  bool on;
-  u32 form, kind, parts, col;
+  // Whether it is a store, with a residual or without; whether it is a gate that is SiLU.
+  bool on, plain, gated;
+  u32 parts, col;
   float early;
-  float* out;
-  const float* residual;
   const Epilogue* e;
   DEV void find(const Gemv& p, u32 panel, u32 row, u32 end) {
-    on = panel < end;
+    on = panel < end, plain = gated = false, parts = 1, early = 0;
     if (!on) return;
     u32 d = domain_of(p, panel);
     const Domain& domain = p.domain[d];
@@ -30,165 +29,164 @@ struct Output {
     col = (panel - p.first[d]) * PANEL + row;
     on = col < p.part[domain.part[0]].rows;
     parts = domain.parts;
-    form = e->form;
-    kind = e->kind;
-    out = e->out + col;
-    residual = e->residual.at + col;
+    plain = e->form == STORE || e->form == RESIDUAL;
+    gated = e->form == GATED && e->kind == SILU;
   }
   DEV void load_residual() {
-    if (on && form == RESIDUAL) early = cg_f32(residual);
-  }
-  DEV void put(float v0, float v1, float* regs) const {
-    if (form == STORE) {
-      __stcg(out, v0);
-    } else if (form == RESIDUAL) {
-      __stcg(out, early + v0);
-    } else if (form == GATED && kind == SILU) {
-      __stcg(out, v0 / (1.0f + expf(-v0)) * v1);
-    } else {
-      finish(*e, 0, col, v0, parts == 2 ? v1 : v0, 0.0f, regs, CHUNK * PANEL);
-    }
+    if (on && e->form == RESIDUAL) early = cg_f32(e->residual.at + col);
   }
 };
 
-// A warp of its own adds up what the others summed, and does what follows the product.
-DEV void finish_chunks(const Gemv& p, Sums& sums, float* regs) {
+// Of what a team summed, one after the other.
+DEV float sum_of(const float* from, u32 team) {
+  float v[WARPS];
+#pragma unroll
+  for (u32 w = 0; w < WARPS; w++) v[w] = w < team ? from[w * PANEL] : 0.0f;
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+// A warp of its own adds up what the others summed, and does what follows the product. Nobody else
+// works when it comes to the last chunk: what is usual has no branches.
+DEV void finish_chunks(const Gemv& p, Sums& sums, const float* squares, float* regs) {
   constexpr u32 EACH = CHUNK * PANEL / 32;
-  u32 lane = threadIdx.x % 32, team = 1u << p.team, which = 0, parity = 0;
+  u32 lane = threadIdx.x % 32, team = 1u << p.team, which = 0;
   Stretch mine(p);
   Output of[EACH];
+  bool gates, others;
   // What becomes of the outputs is looked up before it is needed.
   auto find = [&](u32 chunk) {
+    gates = others = false;
 #pragma unroll
-    for (u32 i = 0; i < EACH; i++) of[i].find(p, chunk + (i * 32 + lane) / PANEL, lane % PANEL, mine.end);
+    for (u32 i = 0; i < EACH; i++) {
+      of[i].find(p, chunk + (i * 32 + lane) / PANEL, lane % PANEL, mine.end);
+      gates |= of[i].parts == 2;
+      others |= of[i].on && !of[i].plain && !of[i].gated;
+    }
+    gates = __any_sync(FULL, gates), others = __any_sync(FULL, others);
   };
   auto load = [&]() {
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) of[i].load_residual();
   };
   find(mine.begin);
+  float scale = 1.0f, each = 1.0f / (float)p.cols;
   pdl_launch_next();
   pdl_wait();
   load();
 #pragma unroll 1
   for (u32 chunk = mine.begin; chunk < mine.end; chunk += CHUNK) {
-    barrier_wait(sums.full + which, parity);
+    float v0[EACH], v1[EACH] = {};
+    const float* from = sums.part[which] + lane / PANEL * NEXT_PANEL + lane % PANEL;
+    summed(which);
 #pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-      if (!of[i].on) continue;
-      const float* from = sums.part[which] + (i * 32 + lane) / PANEL * NEXT_PANEL + lane % PANEL;
-      float v0 = 0, v1 = 0;
+    for (u32 i = 0; i < EACH; i++) v0[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL, team);
+    if (gates) {
 #pragma unroll
-      for (u32 w = 0; w < WARPS; w++) {
-        if (w >= team) break;
-        v0 += from[w * PANEL];
-        if (of[i].parts == 2) v1 += from[(WARPS + w) * PANEL];
-      }
-      of[i].put(v0, v1, regs + i * 32 + lane);
+      for (u32 i = 0; i < EACH; i++) v1[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL + WARPS * PANEL, team);
     }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(sums.empty + which);
-    if (which) parity ^= 1;
+    if (p.norm) {
+      if (chunk == mine.begin) {
+        float s[WARPS];
+#pragma unroll
+        for (u32 w = 0; w < WARPS; w++) s[w] = w < team ? squares[w] : 0.0f;
+        scale = rsqrtf((((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))) * each + p.eps);
+      }
+#pragma unroll
+      for (u32 i = 0; i < EACH; i++) v0[i] *= scale, v1[i] *= scale;
+    }
+    float r[EACH];
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++) r[i] = of[i].early + v0[i];
+    if (gates) {
+#pragma unroll
+      for (u32 i = 0; i < EACH; i++)
+        if (of[i].gated) r[i] = __fdividef(v0[i], 1.0f + __expf(-v0[i])) * v1[i];
+    }
+#pragma unroll
+    for (u32 i = 0; i < EACH; i++)
+      if (of[i].on && (of[i].plain || of[i].gated)) __stcg(of[i].e->out + of[i].col, r[i]);
+    if (others) {
+#pragma unroll
+      for (u32 i = 0; i < EACH; i++)
+        if (of[i].on && !of[i].plain && !of[i].gated)
+          finish(*of[i].e, 0, of[i].col, v0[i], of[i].parts == 2 ? v1[i] : v0[i], 0.0f, regs + i * 32 + lane, CHUNK * PANEL);
+    }
+    barrier_arrive(sums.empty + which);
     which ^= 1;
     find(chunk + CHUNK);
     load();
   }
 }
 
+// What a warp multiplies.
 template <class F>
-DEV void consume(const Gemv& p, Ring ring, Sums& sums, float* squares) {
+DEV void consume(const Gemv& p, Ring ring, Sums& sums, float* squares, uint4* words) {
   constexpr bool WHOLE = F::WARP_UNITS == 8;
-  u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, passes = p.passes, batch = p.batch, cols = p.cols;
+  u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   u32 team = p.team, member = warp & ((1u << team) - 1), group = warp >> team, groups = WARPS >> team;
   u32 per_pass = F::WARP_UNITS << team, unit = member * F::WARP_UNITS + lane % F::WARP_UNITS;
   float4 v[F::QUADS], norm[F::QUADS];
   auto load_norm = [&](u32 pass) {
 #pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<WHOLE>(p.norm, F::column(pass * per_pass + unit, q, lane), cols);
+    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<WHOLE>(p.norm, F::column(pass * per_pass + unit, q, lane), p.cols);
   };
   auto load = [&](u32 pass) {
 #pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) v[q] = quad_of<WHOLE>(p.x, F::column(pass * per_pass + unit, q, lane), cols);
+    for (u32 q = 0; q < F::QUADS; q++) v[q] = quad_of<WHOLE>(p.x, F::column(pass * per_pass + unit, q, lane), p.cols);
   };
   // Weights are nobody's output: where they are, and those of the norm, may be known early.
-  Stretch mine(p);
-  typename F::Lane at;
-  u32 d0 = mine.begin < mine.end ? domain_of(p, mine.begin) : 0, found = d0 * 2;
-  at.find(p.part[p.domain[d0].part[0]], 0, member);
   if (p.norm) load_norm(0);
   pdl_launch_next();
+  Stretch mine(p);
   pdl_wait();
+  if (mine.begin >= mine.end) return;
   load(0);
-  float scale = 1.0f;
-  if (p.norm) {
-    float sum = 0;
-#pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) sum += square(v[q]);
-#pragma unroll 1
-    for (u32 i = F::QUADS; i < passes * F::QUADS; i++)
-      sum += square(quad_of<WHOLE>(p.x, F::column(i / F::QUADS * per_pass + unit, i % F::QUADS, lane), cols));
-    sum = warp_sum(sum);
-    if (lane == 0) squares[warp] = sum;
-    meet();
-    if (groups == 1) {
-      float4 a = *(const float4*)squares, b = *(const float4*)(squares + 4);
-      sum = (a.x + a.y + a.z + a.w) + (b.x + b.y + b.z + b.w);
-    } else {
-      sum = 0;
-      for (u32 i = 0; i < 1u << team; i++) sum += squares[(group << team) + i];
-    }
-    scale = rsqrtf(sum / (float)cols + p.eps);
-  }
+  typename F::Lane at;
   typename F::Unit x;
-  u32 now = ~0u, which = 0, parity = 0;
+  bool first = true;
+  u32 now = ~0u, found = ~0u, which = 0, parity = 1;
+  float sum = 0;
 #pragma unroll 1
-  for (u32 chunk = mine.begin; chunk < mine.end; chunk += CHUNK) {
-    u32 stop = min(mine.end, chunk + CHUNK);
-    // At first both are free.
-    barrier_wait(sums.empty + which, parity ^ 1);
-#pragma unroll 1
-    for (u32 pass = 0; pass < passes; pass++) {
-      if (pass != now) {
-        now = pass;
-        if (p.norm) {
+  while (true) {
+    barrier_wait(ring.full + ring.at, ring.parity);
+    Page page = ring.said[ring.at];
+    u32 pass = page.what >> PASS & 0xffff;
+    if (pass != now) {
+      now = pass;
+      if (p.norm) {
+        // The norm's own factor is for the sums.
 #pragma unroll
-          for (u32 q = 0; q < F::QUADS; q++) v[q] = scaled(v[q], scale, norm[q]);
-        }
-        x.make(v);
-        // The next pass's columns come while this one's are multiplied.
-        u32 next = pass + 1 == passes ? 0 : pass + 1;
-        if (next != now) {
-          if (p.norm) load_norm(next);
-          load(next);
+        for (u32 q = 0; q < F::QUADS; q++) {
+          if (first) sum += square(v[q]);
+          v[q] = times(v[q], norm[q]);
         }
       }
-#pragma unroll 1
-      for (u32 i = chunk; i < stop;) {
-        u32 d = domain_of(p, i), until = min(stop, p.first[d + 1]), parts = p.domain[d].parts;
-        u32 both = p.domain[d].alike;
-#pragma unroll 1
-        while (i < until) {
-          u32 n = min(batch, until - i);
-#pragma unroll 1
-          for (u32 part = 0; part < parts; part++) {
-            const Matrix& m = p.part[p.domain[d].part[part]];
-            u32 wanted = (pass * MAX_DOMAINS + d) * 2 + (both ? 0 : part);
-            if (wanted != found) at.find(m, pass * per_pass, member), found = wanted;
-            u32 slice = slice_bytes<F>(p, m);
-            float* to = sums.part[which] + (((i - chunk) * 2 + part) * WARPS + member) * PANEL;
-            barrier_wait(ring.full + ring.at, ring.parity);
-            F::multiply(m, ring.page(), slice, group, groups, n, at, x, pass != 0, to);
-            // All lanes have read the page before it is overwritten.
-            __syncwarp();
-            if (lane == 0) barrier_arrive(ring.empty + ring.at);
-            ring.next();
-          }
-          i += n;
-        }
+      x.make(v, words + warp * 32);
+      // The next pass's columns come while this one's are multiplied.
+      u32 next = pass + 1 == p.passes ? 0 : pass + 1;
+      if (next != now) {
+        if (p.norm) load_norm(next);
+        load(next);
       }
     }
+    const Matrix& m = p.part[page.what >> MATRIX];
+    if (page.what >> PASS != found) found = page.what >> PASS, at.find(m, pass * per_pass, member);
+    // At first both sums are free.
+    if (page.what & BEGINS) barrier_wait(sums.empty + which, parity);
+    F::multiply(m, ring.page(), page.slice, group, groups, page.n, at, x, pass != 0,
+                sums.part[which] + page.to + member * PANEL);
+    // All lanes have read the page before it is overwritten.
     __syncwarp();
-    if (lane == 0) barrier_arrive(sums.full + which);
+    if (lane == 0) barrier_arrive(ring.empty + ring.at);
+    ring.next();
+    if (!(page.what & ENDS)) continue;
+    if (p.norm && first) {
+      sum = warp_sum(sum);
+      if (lane == 0) squares[warp] = sum;
+    }
+    first = false;
+    sum_up(which);
+    if (page.what & ENDS_ALL) break;
     if (which) parity ^= 1;
     which ^= 1;
   }
@@ -199,14 +197,15 @@ DEV void gemv(const Gemv& p) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ Sums sums;
   __shared__ float regs[MAX_REGISTERS * CHUNK * PANEL];
-  __shared__ __align__(16) float squares[WARPS];
+  __shared__ uint4 words[F::WARP_UNITS == 8 ? WARPS * 32 : 1];
+  __shared__ float squares[WARPS];
+  __shared__ __align__(16) Page said[MAX_STAGES];
   __shared__ u64 full[MAX_STAGES], empty[MAX_STAGES];
   if (threadIdx.x < p.stages) {
-    barrier_init(full + threadIdx.x, HOPPER ? 1 : 32);
+    barrier_init(full + threadIdx.x, HOPPER ? 1 : 33);
     barrier_init(empty + threadIdx.x, WARPS);
   } else if (threadIdx.x >= 32 && threadIdx.x < 34) {
-    barrier_init(sums.full + threadIdx.x - 32, WARPS);
-    barrier_init(sums.empty + threadIdx.x - 32, 1);
+    barrier_init(sums.empty + threadIdx.x - 32, 32);
   }
 #if HOPPER
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -214,8 +213,8 @@ DEV void gemv(const Gemv& p) {
 #endif
   __syncthreads();
   u32 warp = threadIdx.x / 32;
-  Ring ring = {shared, full, empty, p.stages, p.stage_bytes, 0, 0};
+  Ring ring = {shared, said, full, empty, p.stages, p.stage_bytes, 0, 0};
   if (warp == WARPS) produce<F>(p, ring);
-  else if (warp > WARPS) finish_chunks(p, sums, regs);
-  else consume<F>(p, ring, sums, squares);
+  else if (warp > WARPS) finish_chunks(p, sums, squares, regs);
+  else consume<F>(p, ring, sums, squares, words);
 }

@@ -19,17 +19,19 @@ struct Gemv {
   u32 cols, domains, stages, stage_bytes;
   // Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
   // through, a unit a lane each time.
-  u32 team, batch, passes, unused, unused2;
+  u32 team, batch, passes;
   // Panels before each domain; the last entry counts all.
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
   Matrix part[2 * MAX_DOMAINS];
 };
-static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemv) == 2752, "src/cuda/abi.rs mirrors it");
 
 // Panels that are added up at a time; depth of a ring.
 constexpr u32 CHUNK = 16;
 constexpr u32 MAX_STAGES = 24;
+// Partial sums of a panel, one after the other: of two parts, of the warps of a team.
+constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
 constexpr u32 GEMV_THREADS = (WARPS + 2) * 32;
 
 DEV void barrier_init(u64* b, u32 count) {
@@ -50,9 +52,6 @@ DEV void barrier_wait(u64* b, u32 parity) {
       "@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(shared_address(b)), "r"(parity)
       : "memory");
 }
-// The multiplying warps alone.
-DEV void meet() { asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory"); }
-
 // Weights pass through the second-level cache once a step, and must not push out what is small and
 // needed every step: norms, caches, parameters, the kernels' own code.
 DEV u64 once() {
@@ -61,9 +60,19 @@ DEV u64 once() {
   return policy;
 }
 
+// What the producer says of a page: bytes and number of its slices, where their sums go, and what is
+// to be done with it.
+struct Page {
+  u32 slice, n, to, what;
+};
+// The page begins or ends a chunk, or ends all; above it stand the pass and the matrix.
+enum Ends : u32 { BEGINS = 1, ENDS = 2, ENDS_ALL = 4 };
+constexpr u32 PASS = 8, MATRIX = 24;
+
 // A place in the ring.
 struct Ring {
   u8* pages;
+  Page* said;
   u64 *full, *empty;
   u32 stages, stage_bytes, at, parity;
   DEV u8* page() const { return pages + at * stage_bytes; }
@@ -72,8 +81,8 @@ struct Ring {
   }
 };
 
-// A block's stretch of all panels. The producer and the consumers go through it in the same order:
-// chunks of panels, passes over the columns, the chunk's stretches of domains, pages, parts.
+// A block's stretch of all panels, in chunks: of each the passes over the columns, its stretches of
+// domains, pages, parts.
 struct Stretch {
   u32 begin, end;
   DEV explicit Stretch(const Gemv& p) {
@@ -97,8 +106,9 @@ DEV u32 slice_bytes(const Gemv& p, const Matrix& m) {
 template <class F>
 DEV void produce(const Gemv& p, Ring ring) {
   u32 lane = threadIdx.x % 32, filled = 0, passes = p.passes, batch = p.batch;
-  // Slices of `n` panels, one page.
-  auto bring = [&](const u8* src, u32 bytes, u32 slice, u32 panel, u32 n) {
+  // Slices of `said.n` panels, one page.
+  auto bring = [&](const u8* src, u32 bytes, u32 panel, Page said) {
+    u32 slice = said.slice, n = said.n;
     u64* full = ring.full + ring.at;
     if (filled >= ring.stages) {
       // All that is asked for ahead is: the next kernel may ask.
@@ -106,6 +116,7 @@ DEV void produce(const Gemv& p, Ring ring) {
       barrier_wait(ring.empty + ring.at, ring.parity ^ 1);
     }
     filled++;
+    if (lane == 0) ring.said[ring.at] = said;
     // Whole panels are one piece.
     if (slice == panel) bytes *= n, n = 1;
 #if HOPPER
@@ -130,6 +141,7 @@ DEV void produce(const Gemv& p, Ring ring) {
                      "l"(src + k * panel + b), "l"(once())
                      : "memory");
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(full)) : "memory");
+    if (lane == 0) barrier_arrive(full);
 #endif
     ring.next();
   };
@@ -142,6 +154,7 @@ DEV void produce(const Gemv& p, Ring ring) {
 #pragma unroll 1
       for (u32 i = chunk; i < stop;) {
         u32 d = domain_of(p, i), until = min(stop, p.first[d + 1]), parts = p.domain[d].parts;
+        u32 index0 = p.domain[d].part[0], index1 = p.domain[d].alike ? index0 : p.domain[d].part[parts - 1];
         const Matrix &m0 = p.part[p.domain[d].part[0]], &m1 = p.part[p.domain[d].part[parts - 1]];
         u32 panel0 = m0.panel_bytes, panel1 = m1.panel_bytes;
         u32 slice0 = slice_bytes<F>(p, m0), slice1 = slice_bytes<F>(p, m1);
@@ -151,9 +164,15 @@ DEV void produce(const Gemv& p, Ring ring) {
         u32 bytes0 = min(slice0, panel0 - pass * slice0), bytes1 = min(slice1, panel1 - pass * slice1);
 #pragma unroll 1
         while (i < until) {
-          u32 n = min(batch, until - i);
-          bring(at0, bytes0, slice0, panel0, n);
-          if (parts == 2) bring(at1, bytes1, slice1, panel1, n);
+          u32 n = min(batch, until - i), to = (i - chunk) * NEXT_PANEL;
+          u32 begins = i == chunk && pass == 0 ? BEGINS : 0;
+          u32 ends = i + n < stop || pass + 1 < passes ? 0 : stop < mine.end ? ENDS : ENDS | ENDS_ALL;
+          if (parts == 2) {
+            bring(at0, bytes0, panel0, {slice0, n, to, begins | pass << PASS | index0 << MATRIX});
+            bring(at1, bytes1, panel1, {slice1, n, to + WARPS * PANEL, ends | pass << PASS | index1 << MATRIX});
+          } else {
+            bring(at0, bytes0, panel0, {slice0, n, to, begins | ends | pass << PASS | index0 << MATRIX});
+          }
           at0 += n * panel0;
           at1 += n * panel1;
           i += n;

@@ -15,17 +15,30 @@ DEV float4 quad_of(const float* x, u32 c, u32 cols) {
   return v;
 }
 DEV float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
-DEV float4 scaled(float4 v, float s, float4 w) {
-  return make_float4(v.x * s * w.x, v.y * s * w.y, v.z * s * w.z, v.w * s * w.w);
+DEV float4 times(float4 v, float4 w) { return make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w); }
+
+DEV u32 low_bytes(const u32* w) {
+  return __byte_perm(__byte_perm(w[0], w[1], 0x0040), __byte_perm(w[2], w[3], 0x0040), 0x5410);
 }
 
 // Partial sums of two chunks `[panel][part][warp of the team][row]`, one being made while the other
 // is added up.
 struct Sums {
   float part[2][CHUNK * 2 * WARPS * PANEL];
-  u64 full[2], empty[2];
+  u64 empty[2];
 };
-constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
+// One of the two is full: for those who made it, and for the warp that waits for them.
+DEV void sum_up(u32 which) {
+  __syncwarp();
+  asm volatile("bar.arrive %0, %1;" ::"r"(1 + which), "n"((WARPS + 1) * 32) : "memory");
+}
+DEV void summed(u32 which) {
+  __syncwarp();
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + which), "n"((WARPS + 1) * 32) : "memory");
+}
+
+// How scales are read: of most formats in few instructions, of the others as the matrix says.
+enum Path : u32 { ONE_SCALE, SCALE_AND_MIN, ANY };
 
 // Planes of LO and HI bits: a lane has one row of a panel, and units of 32 columns.
 template <int LO, int HI>
@@ -40,7 +53,7 @@ struct Planes {
     u32 high[8], low[8];
     float scale;
     int sum0, sum1;
-    DEV void make(const float4* v) {
+    DEV void make(const float4* v, uint4* words) {
       const float in[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
       u32 most = 0, lane = threadIdx.x % 32;
 #pragma unroll
@@ -50,28 +63,32 @@ struct Planes {
       float m = __uint_as_float(most);
       // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
       bool finite = most < 0x7f800000u, some = m > 1e-30f;
-      float inverse = finite && some ? __fdividef(32512.0f, m) : 0.0f;
+      float inverse = some ? __fdividef(32512.0f, m) : 0.0f;
       scale = !finite ? __uint_as_float(0x7fc00000u) : some ? m * (1.0f / 32512.0f) : 0.0f;
-      u32 h[2] = {0, 0}, l[2] = {0, 0};
-      int sum = 0;
+      // An integer added to 1.5 * 2^23 is in the low bits of the float.
+      constexpr float MAGIC = 12582912.0f;
+      constexpr u32 BASE = 0x4b400000u;
+      u32 n[8], digit[8], sum = 0u - 8 * BASE;
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        int n = finite ? __float2int_rn(in[i] * inverse) : 0;
-        int digit = __float2int_rn((float)n * (1.0f / 255.0f));
-        h[i / 4] |= (u32)(digit & 0xff) << (8 * (i % 4));
-        l[i / 4] |= (u32)((n - 255 * digit) & 0xff) << (8 * (i % 4));
-        sum += n;
+        float t = __fadd_rn(__fmul_rn(in[i], inverse), MAGIC);
+        n[i] = __float_as_uint(t);
+        digit[i] = __float_as_uint(__fmaf_rn(t - MAGIC, 1.0f / 255.0f, MAGIC));
+        sum += n[i];
+        // n - 255 digit in its lowest byte.
+        n[i] += digit[i];
       }
+      words[lane] = make_uint4(low_bytes(digit), low_bytes(digit + 4), low_bytes(n), low_bytes(n + 4));
       sum += __shfl_xor_sync(FULL, sum, 8);
-      sum0 = __shfl_sync(FULL, sum, lane % 8);
-      sum1 = __shfl_sync(FULL, sum, lane % 8 + 16);
+      sum0 = (int)__shfl_sync(FULL, sum, lane % 8);
+      sum1 = (int)__shfl_sync(FULL, sum, lane % 8 + 16);
+      __syncwarp();
 #pragma unroll
-      for (int q = 0; q < 4; q++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          high[2 * q + i] = __shfl_sync(FULL, h[i], lane % 8 + 8 * q);
-          low[2 * q + i] = __shfl_sync(FULL, l[i], lane % 8 + 8 * q);
-        }
+      for (int q = 0; q < 4; q++) {
+        uint4 w = words[lane % 8 + 8 * q];
+        high[2 * q] = w.x, high[2 * q + 1] = w.y, low[2 * q] = w.z, low[2 * q + 1] = w.w;
+      }
+      __syncwarp();
     }
   };
 
@@ -80,11 +97,12 @@ struct Planes {
     u32 lo, hi, scales, d;
     u32 levels, min, halves, codes;
     int zero;
-    bool simple;
+    Path path;
     DEV void find(const Matrix& m, u32 first, u32 member) {
       u32 lane = threadIdx.x % 32, row = lane / 8, each = scale_bytes(m), local = member * 8 + lane % 8;
       levels = m.levels, min = m.min, halves = m.halves, codes = m.codes, zero = m.zero;
-      simple = levels == LEVEL_ONE && min == ZERO && codes == PLAIN;
+      path = codes != TABLE && levels == LEVEL_ONE && min == ZERO ? ONE_SCALE
+             : codes == PLAIN && levels == LEVEL_TWO && min == TWO && halves == 1 ? SCALE_AND_MIN : ANY;
       // Beyond the last unit a lane does the first one again, with a row of zeros.
       if (first + local >= m.units) local = 0;
       u32 span = local / SPAN, n = span_units(m, first / SPAN + span), in = local % SPAN;
@@ -98,7 +116,7 @@ struct Planes {
   };
 
   // What one unit of one row of weights adds.
-  template <bool SIMPLE>
+  template <Path PATH>
   static DEV float dot(const Matrix& m, const u8* panel, const Lane& at, const Unit& x) {
     u32 lo[LO], hi[HI ? HI : 1];
     load<LO>(panel + at.lo, LO == 8 ? at.d : 0, lo);
@@ -108,14 +126,21 @@ struct Planes {
     for (int q = 0; q < 8; q++) {
       u32 c = quad<LO>(lo, q);
       if constexpr (HI != 0) c |= quad<HI>(hi, q) << LO;
-      if (!SIMPLE && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
+      if (PATH == ANY && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
       dh[q / 4] = dot4(c, x.high[q], dh[q / 4]);
       dl[q / 4] = dot4(c, x.low[q], dl[q / 4]);
     }
     int t0 = 255 * dh[0] + dl[0], t1 = 255 * dh[1] + dl[1];
     const u8* s = panel + at.scales;
-    if constexpr (SIMPLE)
-      return half_to_f32(*(const u16*)s) * x.scale * (float)(t0 + t1 - at.zero * (x.sum0 + x.sum1));
+    if constexpr (PATH != ANY) {
+      int sum = x.sum0 + x.sum1, t = t0 + t1;
+      if (LO == 1 && HI == 0 && at.codes == DOUBLE) t *= 2;
+      float v = (float)(t - at.zero * sum);
+      if (PATH == ONE_SCALE) return half_to_f32(*(const u16*)s) * x.scale * v;
+      u32 steps = *(const u16*)s, d = *(const u32*)(panel + at.d);
+      float less = half_to_f32(d >> 16) * (float)(steps >> 8) * (float)sum;
+      return x.scale * (half_to_f32(d & 0xffff) * (float)(i8)steps * v - less);
+    }
     if (LO == 1 && HI == 0 && at.codes == DOUBLE) t0 *= 2, t1 *= 2;
     t0 -= at.zero * x.sum0, t1 -= at.zero * x.sum1;
     float s0, s1, m0 = 0, m1 = 0;
@@ -172,11 +197,13 @@ struct Planes {
   // passes before.
   static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to) {
-    if (at.simple) some<4, true>(m, page, slice, k, step, n, at, x, again, to);
-    else some<2, false>(m, page, slice, k, step, n, at, x, again, to);
+    constexpr u32 MANY = LO == 8 ? 2 : 4;
+    if (at.path == ONE_SCALE) some<MANY, ONE_SCALE>(m, page, slice, k, step, n, at, x, again, to);
+    else if (LO == 4 && at.path == SCALE_AND_MIN) some<4, SCALE_AND_MIN>(m, page, slice, k, step, n, at, x, again, to);
+    else some<2, ANY>(m, page, slice, k, step, n, at, x, again, to);
   }
   // Several at a time, so that no warp waits for one.
-  template <u32 COUNT, bool SIMPLE>
+  template <u32 COUNT, Path PATH>
   static DEV void some(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                        const Unit& x, bool again, float* to) {
     u32 lane = threadIdx.x % 32;
@@ -185,7 +212,7 @@ struct Planes {
     for (; k < n; k += COUNT * step) {
       float f[COUNT];
 #pragma unroll
-      for (u32 i = 0; i < COUNT; i++) f[i] = dot<SIMPLE>(m, page + min(k + i * step, n - 1) * slice, at, x);
+      for (u32 i = 0; i < COUNT; i++) f[i] = dot<PATH>(m, page + min(k + i * step, n - 1) * slice, at, x);
       // Sums over eight lanes, several at once: lanes 2 i and 2 i + 1 end up with the sum i of four.
       float v;
       u32 mine;
@@ -215,7 +242,7 @@ struct Floats {
 
   struct Unit {
     float4 v[QUADS];
-    DEV void make(const float4* from) {
+    DEV void make(const float4* from, uint4*) {
 #pragma unroll
       for (u32 i = 0; i < QUADS; i++) v[i] = from[i];
     }

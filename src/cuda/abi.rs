@@ -24,12 +24,9 @@ pub(super) const FOUR: usize = 4;
 pub(super) const MAX_PARTS: usize = 4;
 /// Positions of a chunk of attention.
 pub(super) const CHUNK: usize = 64;
-/// Query heads that a block of attention of one row takes, positions of a warp, runs of a head.
-pub(super) const QUERIES: usize = 4;
-pub(super) const LANES: usize = 32;
+/// Query heads that a block of attention of one row takes, runs of a head, elements of a head.
+pub(super) const QUERIES: usize = 8;
 pub(super) const MOST_RUNS: usize = 32;
-/// Chunks that such a block has on their way, and elements of a head, at most.
-pub(super) const MOST_BUFFERS: usize = 3;
 pub(super) const MOST_DIM: usize = 256;
 /// Elements of one key head's output that a block keeps in registers.
 pub(super) const OWN: usize = 8 * 256;
@@ -164,8 +161,6 @@ pub(super) struct Gemv {
     pub team: u32,
     pub batch: u32,
     pub passes: u32,
-    pub unused: u32,
-    pub unused2: u32,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
@@ -359,11 +354,10 @@ pub(super) struct AttendOne {
     pub context: u32,
     pub window: u32,
     pub runs: u32,
+    pub chunk: u32,
     pub buffers: u32,
-    pub pieces: u32,
     pub scale: f32,
     pub softcap: f32,
-    pub unused: [u32; 2],
 }
 
 /// In device memory; rewritten when the caller changes how to sample.
@@ -422,6 +416,6 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2760, 3664, 456, 144, 264, 112, 40, 24]);
+        assert_eq!(sizes, [2752, 2760, 3664, 456, 144, 256, 112, 40, 24]);
     }
 }

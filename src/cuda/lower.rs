@@ -48,12 +48,22 @@ pub(super) struct Chip {
 }
 
 impl Chip {
-    /// Shared memory of a streaming product: where kernels overlap, two must fit.
+    /// Shared memory of a streaming product: where kernels overlap, two must fit. Not a half: what is
+    /// asked for ahead of an attention's successor holds up the attention's end.
     fn stream_shared(&self) -> usize {
+        self.shared_of(3)
+    }
+
+    /// Shared memory of attention of one row.
+    fn attend_shared(&self) -> usize {
+        self.shared_of(2)
+    }
+
+    fn shared_of(&self, parts: usize) -> usize {
         // What the system and the kernel's own variables take.
-        let taken = 14 << 10;
-        let half = if self.hopper { self.processor_shared / 2 } else { self.block_shared };
-        half.min(self.block_shared).saturating_sub(taken)
+        let taken = 18 << 10;
+        let part = if self.hopper { self.processor_shared / parts } else { self.block_shared };
+        part.min(self.block_shared).saturating_sub(taken)
     }
 
     fn row_shared(&self) -> usize {

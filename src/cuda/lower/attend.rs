@@ -28,8 +28,8 @@ fn attend_shared(group: usize, dim: usize) -> usize {
 
 impl Lowering<'_> {
     pub(super) fn attend(&mut self, id: NodeId) -> Result<()> {
-        if let Some(buffers) = self.buffers(id) {
-            return self.attend_one(id, buffers);
+        if let Some(chunks) = self.chunks(id) {
+            return self.attend_one(id, chunks);
         }
         let node = self.graph.node(id);
         let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };

@@ -9,19 +9,30 @@ use crate::cuda::program::{Kernel, Parameters, RopeTable};
 use crate::graph::{BinaryKind, DType, NodeId, Op, RopeLayout, op};
 use crate::plan::{GroupKind, origin};
 
-/// Query heads of a key head that a block of attention of one row takes: a power of two.
+/// Query heads of a key head that a block of attention of one row takes.
 fn taken(group: usize) -> usize {
-    group.next_power_of_two().min(QUERIES)
+    group.div_ceil(group.div_ceil(QUERIES).max(1))
 }
 
-/// Shared memory of such a block, with so many chunks on their way.
-fn one_shared(group: usize, dim: usize, buffers: usize) -> usize {
-    let chunk = LANES * WARPS / taken(group);
-    let floats = (QUERIES + 2 + WARPS) * dim;
-    floats * 4 + buffers * 2 * chunk * (dim + 8) * 2
+/// Positions of a chunk, and how many chunks are on their way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunks {
+    positions: usize,
+    buffers: usize,
 }
 
-/// Pairs of elements of a head that a lane sums: the kernels are made for 1, 2 and 4.
+/// A position for each row of a warp's tile; fewer where heads are wide.
+const CHUNKS: [(usize, usize); 4] =
+    [(16 * WARPS, 2), (16 * WARPS, 1), (8 * WARPS, 1), (4 * WARPS, 1)];
+
+/// Shared memory of such a block: tiles of keys and values, and the sums of all warps.
+fn one_shared(group: usize, dim: usize, chunks: Chunks) -> usize {
+    let line = 64 * pairs(dim) as usize + 8;
+    let sums = taken(group) * (WARPS * (line - 4) + 4) * 4;
+    sums + chunks.buffers * 2 * chunks.positions * line * 2
+}
+
+/// Pairs of elements of a head that a lane makes: the kernels are made for 1, 2 and 4.
 fn pairs(dim: usize) -> u32 {
     if dim <= 64 {
         1
@@ -46,7 +57,7 @@ pub(super) fn one_work(chip: &Chip, kv: usize, group: usize, dim: usize) -> Opti
 }
 
 impl Lowering<'_> {
-    pub(super) fn attend_one(&mut self, id: NodeId, buffers: usize) -> Result<()> {
+    pub(super) fn attend_one(&mut self, id: NodeId, chunks: Chunks) -> Result<()> {
         let heads_made = self.heads.take();
         let node = self.graph.node(id);
         let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };
@@ -79,14 +90,13 @@ impl Lowering<'_> {
             // A window past the context sees everything.
             window: op.window.map_or(Ok(0), |w| count(w.min(context)))?,
             runs: count(runs)?,
-            buffers: count(buffers)?,
-            pieces: (dim / 8).next_power_of_two().ilog2(),
+            chunk: count(chunks.positions)?,
+            buffers: count(chunks.buffers)?,
             scale: op.scale,
             softcap: op.softcap.unwrap_or(0.0),
-            unused: [0; 2],
         };
         let grid = (count(kv * parts * runs)?, 1);
-        let shared = one_shared(group, dim, buffers);
+        let shared = one_shared(group, dim, chunks);
         let (kernel, p) = (Kernel::AttendOne(pairs(dim)), Parameters::AttendOne(Box::new(p)));
         self.push(kernel, grid, 256, shared, node.ty.lead, p)
     }
@@ -101,8 +111,8 @@ impl Lowering<'_> {
         Some((kv, heads.checked_div(kv)?, dim))
     }
 
-    /// How many chunks a block has on their way, if attention is of one row and this kernel's.
-    pub(super) fn buffers(&self, id: NodeId) -> Option<usize> {
+    /// How a block goes through positions, if attention is of one row and this kernel's.
+    pub(super) fn chunks(&self, id: NodeId) -> Option<Chunks> {
         let node = self.graph.node(id);
         let (_, group, dim) = self.shape_of(id)?;
         let halves = node.args.get(1..3)?.iter().all(|&c| self.graph.ty(c).dtype == DType::F16);
@@ -110,9 +120,9 @@ impl Lowering<'_> {
         if self.most(node.ty.lead) != 1 || dim > MOST_DIM || slopes || !halves {
             return None;
         }
-        let room =
-            if self.chip.hopper { self.chip.stream_shared() } else { self.chip.row_shared() };
-        (1..=MOST_BUFFERS).rev().find(|&buffers| one_shared(group, dim, buffers) <= room)
+        let all = CHUNKS.map(|(positions, buffers)| Chunks { positions, buffers });
+        let room = self.chip.attend_shared();
+        all.into_iter().find(|&chunks| one_shared(group, dim, chunks) <= room)
     }
 
     /// What becomes of the columns of a product, if the next group is the attention that they are
@@ -120,7 +130,7 @@ impl Lowering<'_> {
     pub(super) fn heads_of(&self, made: &[(Columns, Vec<Operand>)]) -> Result<Option<[Heads; 3]>> {
         let next = self.plan.groups().get(self.group + 1);
         let Some(GroupKind::Attend(id)) = next.map(|g| &g.kind) else { return Ok(None) };
-        let (Some((_, _, dim)), Some(_), 3) = (self.shape_of(*id), self.buffers(*id), made.len())
+        let (Some((_, _, dim)), Some(_), 3) = (self.shape_of(*id), self.chunks(*id), made.len())
         else {
             return Ok(None);
         };

@@ -100,8 +100,6 @@ impl Lowering<'_> {
                 team: stream.team.ilog2(),
                 batch: count(stream.batch)?,
                 passes: count(stream.passes)?,
-                unused: 0,
-                unused2: 0,
                 first,
                 domain,
                 part,

@@ -38,7 +38,7 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
         match cubin.name {
             "gemv" => {
                 for (product, name, ..) in products {
-                    let most = most.saturating_sub(10 << 10);
+                    let most = most.saturating_sub(14 << 10);
                     functions.insert(Some(Kernel::Gemv(product)), one(&module, name, most)?);
                 }
             }
@@ -70,6 +70,7 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
                     [(1, c"attend_one_1"), (2, c"attend_one_2"), (4, c"attend_one_4")]
                 {
                     let kernel = Kernel::AttendOne(pairs);
+                    let most = most.saturating_sub(10 << 10);
                     functions.insert(Some(kernel), one(&module, name, most)?);
                 }
             }
