@@ -115,11 +115,17 @@ pub fn join(plan: &Plan, position: usize, times: Times) -> Result<Profile> {
         also.retain(|o| *o != line);
         also.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         also.dedup();
+        // Epilogues too long for one launch are several, of which one is said to write the caches.
+        let again =
+            times.launches.iter().take(i).any(|t| {
+                (t.group, t.part) == (timed.group, Part::After) && timed.part == Part::After
+            });
+        let cached = if again { &[] } else { nodes.as_slice() };
         let users = users(plan, timed);
         let weights = weights(plan, timed, &users);
         let mut moved = Moved {
             weights: weights.iter().map(|&w| moved::weight(plan, &users, w)).sum(),
-            cache: nodes.iter().map(|&n| moved::cache(plan, n, position)).sum(),
+            cache: cached.iter().map(|&n| moved::cache(plan, n, position)).sum(),
             values: 0,
         };
         let kind = match timed.part {
