@@ -23,6 +23,8 @@ use crate::graph::{DType, Lead, Weights};
 use crate::plan::{Bytes, Limits, Progress, Role, Session, StepInput, Times, Traffic, origin};
 use crate::{Error, Result};
 use kernels::{Functions, function, kernels};
+#[cfg(test)]
+pub(super) use profile::times;
 use step::set_rows;
 
 /// What the device leaves when a logit was not finite.

@@ -8,6 +8,7 @@ use gllm_kernels::error::quoted;
 use gllm_kernels::plan::Rate;
 use gllm_kernels::replay::profile::{self, Moved, Profile, ProfilePage};
 use serde::Serialize;
+use std::fs::File;
 use std::io::{self, Write};
 
 /// What `--json` prints. Times are in seconds.
@@ -116,6 +117,9 @@ fn short(name: &str) -> &str {
 pub fn profile(args: &Args) -> Result<End, Failure> {
     signal::catch();
     let model = load::open(args.model.as_deref())?;
+    // What cannot be written is not measured first.
+    let file = args.html.as_ref().map(|p| File::create(p).map_err(|e| Error::io(p, e)));
+    let file = file.transpose()?;
     let needs = args.context.saturating_add(profile::ROOM);
     let context = load::check_context(args.machine.ctx.unwrap_or(needs).max(needs))?;
     let limits = load::one_sequence(&args.machine, context);
@@ -130,12 +134,12 @@ pub fn profile(args: &Args) -> Result<End, Failure> {
         n => format!(", {n} threads"),
     };
     let on = format!("{} ({}{threads})", chosen.name(), chosen.unit());
-    if let Some(path) = &args.html {
+    if let (Some(path), Some(mut file)) = (&args.html, file) {
         let title = format!("A step of {}", short(model.name()));
         let about = format!("{}; position {}.", on, args.context);
         let page =
             ProfilePage { profile: &profile, plan: &plans.one, title: &title, about: &about };
-        std::fs::write(path, page.to_string()).map_err(|e| Error::io(path, e))?;
+        write!(file, "{page}").map_err(|e| Error::io(path, e))?;
     }
     let mut out = io::stdout().lock();
     if args.json {

@@ -7,7 +7,7 @@
 //! needs to ask for what follows. In all these the sampler picks and does not advance: every run is
 //! at the same position.
 
-use super::{CudaSession, Ready, set_rows};
+use super::{CudaSession, Ready, set_rows, too_large};
 use crate::cuda::abi::{Epilogue, Heads, Operand, R_NORM, RowList, VECTOR};
 use crate::cuda::driver::{Event, Function, Graph, Memory, Shape};
 use crate::cuda::layout::Product;
@@ -48,14 +48,9 @@ impl CudaSession {
         let (replay, token) = self.steps(input, rounds.max(1))?;
         let (ceiling, beside) = self.ceiling()?;
         self.replay(input)?;
-        let ready = self.programs.get(index);
-        let (mut before, mut launches) = (clock, Vec::new());
-        for ((launch, _), &end) in ready.iter().flat_map(|r| &r.launches).zip(&ends) {
-            let plan = ready.map(|r| &r.program.plan);
-            launches.extend(plan.map(|plan| timed(plan, launch, &self.bases, end - before)));
-            before = end;
-        }
-        parts(&mut launches);
+        let Some(ready) = self.programs.get(index) else { return Err(too_large()) };
+        let made: Vec<&Launch> = ready.launches.iter().map(|(l, _)| l).collect();
+        let launches = times(&ready.program.plan, &made, &self.bases, clock, &ends);
         let steps = rounds.max(1) * RUNS;
         Ok(Times { launches, clock, replay, token, empty, ceiling, beside, steps })
     }
@@ -237,6 +232,22 @@ fn median(mut values: Vec<f64>) -> f64 {
     let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
     let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
     if values.len() % 2 == 1 { at(half) } else { (at(half) + at(last - half)) / 2.0 }
+}
+
+/// Launches with their times: from the end of each, what it adds.
+pub(in crate::cuda) fn times(
+    plan: &Plan,
+    made: &[&Launch],
+    bases: &Bases,
+    clock: f64,
+    ends: &[f64],
+) -> Vec<Timed> {
+    let before = std::iter::once(&clock).chain(ends);
+    let all = made.iter().zip(ends.iter().zip(before));
+    let mut launches: Vec<Timed> =
+        all.map(|(launch, (end, before))| timed(plan, launch, bases, end - before)).collect();
+    parts(&mut launches);
+    launches
 }
 
 /// What a launch is, apart from its place in the group.
