@@ -255,7 +255,8 @@ impl fmt::Display for Profile {
                 );
                 let place = if rows.len() > 1 { "  ".to_string() } else { format!("{line}  ") };
                 let also = also(&row.launch);
-                let also = if also.is_empty() { also } else { format!(" (also {also})") };
+                let also =
+                    if also.is_empty() { also } else { format!(" (also {})", cut(&also, 60)) };
                 let formats = &row.launch.formats;
                 let space = if formats.is_empty() { "" } else { " " };
                 writeln!(
