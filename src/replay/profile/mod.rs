@@ -172,7 +172,7 @@ fn nodes(plan: &Plan, all: &[Timed], i: usize) -> Vec<NodeId> {
             let (mut before, after) =
                 (within(Part::Before, timed.group), within(Part::After, timed.group).next());
             let first = within(Part::Product, timed.group).next().is_some_and(|(n, _)| n == i);
-            let last = within(Part::Product, timed.group).last().is_some_and(|(n, _)| n == i);
+            let last = within(Part::Product, timed.group).next_back().is_some_and(|(n, _)| n == i);
             if first && before.next().is_none() {
                 out.extend(prologue);
             }
