@@ -1,7 +1,8 @@
 //! Decode and prefill of known shapes with random weights, on a CUDA device.
 //!
 //! `cargo bench --bench cuda -- [SHAPE] [FORMAT…]`, by default a Llama of 1B in five formats.
-//! Milliseconds are a token's, wall clock, sampling and the token's way to the host included:
+//! With `where` among them, it says instead where a step's time goes, launch by launch; `pages=DIR`
+//! puts drawings there. Milliseconds are a token's, wall clock, sampling and the token's way to the host included:
 //! medians of 5.
 
 #![allow(clippy::unwrap_used, missing_docs)]
@@ -10,6 +11,7 @@ use gllm_kernels::cuda::CudaBackend;
 use gllm_kernels::graph::{AttendOptions, Builder, Graph, RopeOptions, Weights};
 use gllm_kernels::model::Format;
 use gllm_kernels::plan::{Limits, Session, StepInput};
+use gllm_kernels::replay::profile::{ProfilePage, profile};
 use gllm_kernels::replay::{Generator, Plans};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -211,6 +213,28 @@ fn main() {
                 let positions = [position];
                 s.run(&StepInput { tokens: &[5], positions: &positions, slots: &[0], outs: &[0] })
                     .unwrap();
+            }
+            continue;
+        }
+        if args.iter().any(|a| a == "where") {
+            for context in [128, 4096] {
+                let measured = profile(&mut generator, &plans.one, context, 5, || true);
+                let measured = measured.unwrap().unwrap();
+                println!("{} {measured}", format.name());
+                if let Some(warning) = measured.warning() {
+                    println!("WARNING: {warning}");
+                }
+                if let Some(folder) = args.iter().find_map(|a| a.strip_prefix("pages=")) {
+                    let (name, about) = (format.name(), &device.name);
+                    let title = format!(
+                        "A step of {} in {name}, context {context}",
+                        if big { "8B" } else { "1B" }
+                    );
+                    let page =
+                        ProfilePage { profile: &measured, plan: &plans.one, title: &title, about };
+                    std::fs::write(format!("{folder}/{name}-{context}.html"), page.to_string())
+                        .unwrap();
+                }
             }
             continue;
         }

@@ -9,6 +9,7 @@
 //! | `lower`, `program`, `run` | a plan in these terms, and its replay |
 //! | `experts` | products with the experts that rows picked |
 //! | `load`, `session` | weights into memory, and the door to it |
+//! | `watch` | how long each group of a step takes |
 //!
 //! Products with block weights quantize their input to int8 and are exact in the integers; the
 //! floats around them are combined in one order. So a row's bits depend neither on the instruction
@@ -32,6 +33,7 @@ mod run;
 mod session;
 pub mod simd;
 pub mod span;
+mod watch;
 
 pub use bandwidth::read_bandwidth;
 pub use memory::available;

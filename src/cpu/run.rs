@@ -13,6 +13,7 @@ use super::quantize::{Activations, activation_bytes};
 use super::repack::{TILE, row_f32};
 use super::simd::Isa;
 use super::span::SpanKernels;
+use super::watch::Watch;
 use crate::graph::op::top_k;
 use crate::graph::{BinaryKind, Lead};
 use std::sync::atomic::Ordering;
@@ -59,16 +60,17 @@ pub(super) struct At {
 }
 
 impl Exec<'_> {
-    /// The share of `worker` in every step of `program`.
+    /// The share of `worker` in every step of `program`; `watch` is told where it is.
     ///
     /// # Safety
     /// The memory must be what `program` asks for; tokens, positions, slots and outs must be within
     /// its limits; all workers of one pool must call this with the same arguments.
-    pub unsafe fn program(&self, program: &Program, worker: &Worker<'_>) {
+    pub unsafe fn program<W: Watch>(&self, program: &Program, worker: &Worker<'_>, watch: &W) {
         for (i, step) in program.steps.iter().enumerate() {
             if i > 0 {
                 worker.barrier();
             }
+            watch.begun(i, worker.index);
             // SAFETY: the caller's promise; the barrier ends the step before.
             unsafe {
                 match step {
@@ -82,6 +84,7 @@ impl Exec<'_> {
                     }
                 }
             }
+            watch.done(i, worker.index);
         }
     }
 

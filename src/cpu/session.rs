@@ -7,20 +7,21 @@ use super::program::{Program, Rows};
 use super::rope::RopeTable;
 use super::run::Exec;
 use super::span::SpanKernels;
+use super::watch::{Unwatched, Watch};
 use super::{CpuBackend, simd::Isa};
 use crate::error::{Size, quoted};
 use crate::graph::op::{Sampler, SamplerScratch, sample};
 use crate::graph::{Graph, Lead, Op, Weights};
-use crate::plan::{Limits, Progress, Session, StepInput, Traffic};
+use crate::plan::{Limits, Progress, Session, StepInput, Times, Traffic};
 use crate::{Error, Result};
 
 /// Weights and caches in memory, and the programs that run on them.
 pub struct CpuSession {
-    isa: Isa,
+    pub(super) isa: Isa,
     spans: &'static SpanKernels,
-    pool: Pool,
+    pub(super) pool: Pool,
     /// Smallest first.
-    programs: Vec<Program>,
+    pub(super) programs: Vec<Program>,
     weights: Memory,
     kv: Memory,
     scratch: Memory,
@@ -30,12 +31,12 @@ pub struct CpuSession {
     private: Memory,
     private_bytes: usize,
     sampling: Sampling,
-    state: State,
+    pub(super) state: State,
     traffic: Traffic,
 }
 
 /// The few numbers that change from step to step.
-struct State {
+pub(super) struct State {
     tokens: Vec<u32>,
     positions: Vec<u32>,
     slots: Vec<u32>,
@@ -43,7 +44,7 @@ struct State {
     /// Tokens sampled in the last step, one for each of `outs`.
     sampled: Vec<u32>,
     /// The program of the last step.
-    program: usize,
+    pub(super) program: usize,
 }
 
 /// How tokens are picked, and what that needs to remember.
@@ -136,7 +137,11 @@ impl CpuSession {
     }
 
     /// Runs the smallest program that holds the rows in the state.
-    fn replay(&mut self) -> Result<()> {
+    pub(super) fn replay(&mut self) -> Result<()> {
+        self.replay_watched(&Unwatched)
+    }
+
+    pub(super) fn replay_watched<W: Watch>(&mut self, watch: &W) -> Result<()> {
         let (rows, outs) = (self.state.tokens.len(), self.state.outs.len());
         let holds = |p: &Program| rows <= p.limits.rows && outs <= p.limits.outs;
         let found = self.programs.iter().enumerate().find(|(_, p)| holds(p));
@@ -165,7 +170,8 @@ impl CpuSession {
             .pool
             // SAFETY: memory was allocated for the largest of the programs, rows were checked
             // against the limits, and the pool runs the same call on all workers.
-            .run(&|worker| unsafe { exec.program(program, worker) });
+            .run(&|worker| unsafe { exec.program(program, worker, watch) });
+        watch.ended();
         if let Err(p) = ran {
             // Attention counts on finding zeros where it left off.
             self.attention.bytes_mut().fill(0);
@@ -281,6 +287,10 @@ impl Session for CpuSession {
 
     fn traffic(&self) -> Traffic {
         self.traffic
+    }
+
+    fn profile(&mut self, input: &StepInput<'_>, rounds: usize) -> Result<Times> {
+        self.watched(input, rounds)
     }
 }
 

@@ -34,6 +34,9 @@ macro_rules! call {
     };
 }
 
+mod event;
+pub(super) use event::Event;
+
 /// A device that can be used, and what of it matters here.
 #[derive(Clone, Debug)]
 pub struct Device {

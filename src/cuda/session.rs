@@ -5,8 +5,10 @@
 //! | `kernels` | the functions of the cubins, by kernel |
 //! | `upload` | weights and tables on their way up |
 //! | `step` | one step: checked, launched, captured |
+//! | `profile` | how long each launch of it takes |
 
 mod kernels;
+mod profile;
 mod step;
 mod upload;
 
@@ -18,9 +20,12 @@ use super::program::{Bases, Launch, Program, Tensor, Work};
 use crate::error::Size;
 use crate::graph::op::Sampler;
 use crate::graph::{DType, Lead, Weights};
-use crate::plan::{Bytes, Limits, Progress, Role, Session, StepInput, Traffic, origin};
+use crate::plan::{Bytes, Limits, Progress, Role, Session, StepInput, Times, Traffic, origin};
 use crate::{Error, Result};
 use kernels::{Functions, function, kernels};
+#[cfg(test)]
+pub(super) use profile::times;
+use step::set_rows;
 
 /// What the device leaves when a logit was not finite.
 const NO_TOKEN: u32 = u32::MAX;
@@ -361,6 +366,12 @@ impl Session for CudaSession {
 
     fn traffic(&self) -> Traffic {
         self.traffic
+    }
+
+    fn profile(&mut self, input: &StepInput<'_>, rounds: usize) -> Result<Times> {
+        let vocabulary = self.programs.first().map_or(0, |p| p.program.vocabulary);
+        input.check(self.limits(), vocabulary)?;
+        self.alive(|s| s.watched(input, rounds))
     }
 }
 

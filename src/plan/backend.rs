@@ -1,6 +1,6 @@
 //! What a backend is: it is asked while a plan is made, lowers it, and replays it.
 
-use super::{Group, Limits, Plan};
+use super::{Group, Limits, Plan, Times};
 use crate::graph::op::{Cache, Sampler};
 use crate::graph::{Graph, TensorType, Weights};
 use crate::{Error, Result};
@@ -161,4 +161,15 @@ pub trait Session: Send {
 
     /// Bytes that crossed so far.
     fn traffic(&self) -> Traffic;
+
+    /// Times every launch of a step over the one row of `input`, in so many rounds, always at that
+    /// row's position; afterwards the session is as [`Session::run`] leaves it. It costs other
+    /// steps nothing.
+    ///
+    /// # Errors
+    /// As [`Session::run`], and when the session cannot tell its launches apart.
+    fn profile(&mut self, input: &StepInput<'_>, rounds: usize) -> Result<Times> {
+        let _ = (input, rounds);
+        Err(Error::Unsupported("this session does not time its launches".to_string()))
+    }
 }

@@ -26,12 +26,15 @@ mod lift;
 mod live;
 mod merge;
 mod report;
+mod times;
 mod verify;
 
 pub use backend::{Backend, Progress, Session, StepInput, Target, Traffic};
 pub use draw::Page;
+pub(crate) use draw::{HEAD, STYLE, cut, esc, segments, starred, title};
 pub(crate) use fuse::weight_ranges;
 pub(crate) use merge::inputs;
+pub use times::{Part, Rate, Timed, Times};
 
 use crate::graph::{Graph, Lead, Node, NodeId, Op, TensorType};
 use crate::{Error, Result};

@@ -10,6 +10,7 @@
 
 mod perplexity;
 pub mod probe;
+pub mod profile;
 
 pub use perplexity::{Perplexity, perplexity};
 

@@ -195,6 +195,47 @@ fn a_context_beyond_memory_says_what_it_needs() {
 }
 
 #[test]
+fn a_profile_adds_up_and_draws() {
+    let page = folder("profile").join("step.html");
+    let page = page.to_str().unwrap();
+    let args = ["profile", "--backend", "cpu", "--threads", "1", "--context", "20", "-r", "1"];
+    let output = run(&[&args[..], &["--json", "--html", page]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let seconds = |v: &serde_json::Value| v["seconds"].as_f64().unwrap();
+    let sum = json["sum"].as_f64().unwrap();
+    let (lines, launches) =
+        (json["lines"].as_array().unwrap(), json["launches"].as_array().unwrap());
+    let ops = || lines.iter().flat_map(|l| l["ops"].as_array().unwrap());
+    for part in [lines.iter().map(seconds).sum::<f64>(), launches.iter().map(seconds).sum()] {
+        assert!((part - sum).abs() < 1e-9 * sum, "{part} {sum}");
+    }
+    assert!((ops().map(seconds).sum::<f64>() - sum).abs() < 1e-9 * sum);
+    let count: u64 = ops().map(|o| o["count"].as_u64().unwrap()).sum();
+    assert_eq!(count as usize, launches.len());
+    let bytes: u64 = launches.iter().map(|l| l["bytes"]["weights"].as_u64().unwrap()).sum();
+    assert_eq!(json["bytes"]["weights"], bytes);
+    assert_eq!((&json["position"], &json["backend"]), (&20.into(), &"cpu".into()));
+    assert_eq!(json["adds_up"].as_bool().unwrap(), output.stderr.is_empty());
+    let html = fs::read_to_string(page).unwrap();
+    assert!(html.starts_with("<!DOCTYPE html>") && html.ends_with("</html>"));
+    let shown = text(&run(&args).stdout);
+    assert!(shown.contains("sum of the launches") && shown.contains("llama.star:"), "{shown}");
+}
+
+#[test]
+fn a_profile_that_cannot_be_made_is_refused_in_one_line() {
+    refused(&["profile", "--html", "/no/such/folder/step.html"], "No such file");
+    refused(&["profile", "/no/such/model.gguf"], "No such file");
+    refused(&["profile", "--context", "99999999999"], "cannot be counted");
+    for wrong in [&["--context", "x"][..], &["-r", "0"], &["--kv", "f8"], &["--backend", "tpu"]] {
+        let output = run(&[&["profile"], wrong].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(text(&output.stderr).contains("error: invalid value"), "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_prompt_beyond_the_context_says_which_would_do() {
     refused(&["run", "-p", "one two three four five six", "--ctx", "4"], "try --ctx");
 }

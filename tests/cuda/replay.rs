@@ -4,6 +4,7 @@ use crate::common::{SMALL, cuda, llama, llama_weights};
 use gllm_kernels::cuda::CudaSession;
 use gllm_kernels::model::Format;
 use gllm_kernels::plan::{Limits, Session, StepInput};
+use gllm_kernels::replay::profile::profile;
 use gllm_kernels::replay::{Generator, Plans};
 use gllm_kernels::{Error, Result};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -111,6 +112,35 @@ fn a_batch_gives_each_sequence_what_it_gets_in_any_other() {
     let all = batch(&[3, 50, 99, 120]);
     let pair = batch(&[99, 3]);
     assert_eq!(pair, [all[2].clone(), all[0].clone()]);
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_profile_is_the_step_and_leaves_it_as_it_was() {
+    let w = llama_weights(&SMALL, Format::BF16);
+    let limits = Limits { rows: 32, outs: 4, slots: 4, context: 600 };
+    let plans = Plans::new(&llama(&SMALL, &w), &cuda(), limits).unwrap();
+    let mut fresh = Generator::new(session(600).unwrap());
+    fresh.prefill(&[5, 6, 7], || true).unwrap();
+    let want: Vec<u32> = (0..50).map(|_| fresh.next_token().unwrap()).collect();
+    let mut generator = Generator::new(session(600).unwrap());
+    let measured = profile(&mut generator, &plans.one, 100, 3, || true).unwrap().unwrap();
+    println!("{measured}");
+    let (nodes, _) = generator.session().graph_nodes().unwrap().unwrap();
+    assert_eq!(measured.launches.len(), nodes);
+    assert!(measured.timed().all(|(l, _)| l.line.line > 0 && !l.name.is_empty()));
+    // A step of so small a model is launches alone, and a microsecond at a graph's start is much of
+    // it; that of a real one must be within 3%.
+    assert!(measured.apart().abs() < 0.25, "{}", measured.apart());
+    assert!(measured.times.ceiling.bytes_per_second > 1e11);
+    generator.reset();
+    generator.prefill(&[5, 6, 7], || true).unwrap();
+    let got: Vec<u32> = (0..50).map(|_| generator.next_token().unwrap()).collect();
+    assert_eq!(got, want);
+    // No room to go on in: refused, and the session lives.
+    let last = StepInput { tokens: &[1], positions: &[570], slots: &[0], outs: &[0] };
+    assert!(generator.session().profile(&last, 1).is_err());
+    generator.next_token().unwrap();
 }
 
 #[test]

@@ -4,5 +4,6 @@
 
 mod common;
 mod perplexity;
+mod profile;
 mod same;
 mod stream;

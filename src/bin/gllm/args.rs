@@ -31,6 +31,7 @@ Examples:
   gllm run model.gguf --chat -p \"What is a prime number?\" --temp 0.7 --seed 1
   gllm run model.gguf --json < prompt.txt
   gllm bench model.gguf
+  gllm profile model.gguf --html step.html
   gllm perplexity model.gguf text.txt
   gllm plan model.gguf --ctx 8192 --kv q8_0
   gllm check newt.star --config config.json
@@ -43,6 +44,8 @@ pub enum Command {
     Run(Run),
     /// Measure prefill and decode.
     Bench(Bench),
+    /// Show where the time of a decode step goes, launch by launch.
+    Profile(Profile),
     /// How well a model predicts a text.
     Perplexity(Perplexity),
     /// Write a model file with fewer bits a weight.
@@ -262,6 +265,36 @@ pub struct Bench {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+A step over one row is run again and again behind --context tokens. Its launches are timed, joined to
+the lines of the graph file that they come from and to the bytes that they move, beside what memory
+delivers at most; layers that are alike are one row. That their sum is the time of the step itself
+within 3% is checked, and a warning says if it is not. SPEC/profile.md says how it is measured.
+
+Examples:
+  gllm profile model.gguf --html step.html
+  gllm profile model.gguf --backend cuda --context 4096
+  gllm profile model.gguf --threads 2 --json")]
+pub struct Profile {
+    /// A GGUF file or a Hugging Face folder [default: the built-in model]
+    pub model: Option<PathBuf>,
+    /// Tokens that are in the context before the step
+    #[arg(long, visible_alias = "depth", value_name = "N", default_value_t = 128)]
+    pub context: usize,
+    /// Rounds of measurements
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub repeat: usize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Write a drawing of the step to an HTML file
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub machine: Machine,
 }

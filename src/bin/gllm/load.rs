@@ -8,7 +8,7 @@ use gllm_kernels::error::quoted;
 use gllm_kernels::graph::op::Sampler;
 use gllm_kernels::graph::{Encoded, Graph, Weights, arch};
 use gllm_kernels::model::Model;
-use gllm_kernels::plan::{Limits, Session, StepInput, Traffic};
+use gllm_kernels::plan::{Limits, Session, StepInput, Times, Traffic};
 use gllm_kernels::replay::{Generator, Plans};
 use gllm_kernels::{Error, embedded};
 use std::env;
@@ -247,6 +247,10 @@ impl Session for AnySession {
 
     fn traffic(&self) -> Traffic {
         self.get().traffic()
+    }
+
+    fn profile(&mut self, input: &StepInput<'_>, rounds: usize) -> gllm_kernels::Result<Times> {
+        self.get_mut().profile(input, rounds)
     }
 }
 

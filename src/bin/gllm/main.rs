@@ -7,6 +7,7 @@ mod diff;
 mod inspect;
 mod load;
 mod perplexity;
+mod profile;
 mod quantize;
 mod run;
 mod signal;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         None => run::run(args::Run::demo()),
         Some(Command::Run(run)) => run::run(run),
         Some(Command::Bench(bench)) => bench::bench(&bench),
+        Some(Command::Profile(args)) => profile::profile(&args),
         Some(Command::Perplexity(args)) => perplexity::perplexity(&args),
         Some(Command::Quantize(args)) => quantize::quantize(&args),
         Some(Command::Plan(plan)) => inspect::plan(&plan),

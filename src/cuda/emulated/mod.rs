@@ -11,6 +11,7 @@ mod common;
 mod tiny;
 
 mod machine;
+mod profile;
 mod rows;
 
 use super::CudaTarget;

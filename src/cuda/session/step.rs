@@ -17,15 +17,15 @@ impl CudaSession {
             return Ok(());
         }
         set_rows(&mut self.programs[index], 1, 1);
-        let graph = self.stream.capture(|| self.launch(index, 1, 1))?;
+        let graph = self.stream.capture(|| self.launch(index, 1, 1, usize::MAX))?;
         self.graph = Some(graph);
         Ok(())
     }
 
-    /// Puts the launches of a program into the stream. Rows must have been set.
-    fn launch(&self, index: usize, rows: usize, outs: usize) -> Result<()> {
+    /// Puts the first launches of a program into the stream. Rows must have been set.
+    pub(super) fn launch(&self, index: usize, rows: usize, outs: usize, most: usize) -> Result<()> {
         let Some(ready) = self.programs.get(index) else { return Ok(()) };
-        for (launch, functions) in &ready.launches {
+        for (launch, functions) in ready.launches.iter().take(most) {
             let Some(function) = functions.get(launch.tile) else { continue };
             let n = if launch.lead == Lead::Outs { outs } else { rows };
             if n == 0 {
@@ -105,7 +105,7 @@ impl CudaSession {
         if let Some(ready) = self.programs.get_mut(index) {
             set_rows(ready, rows, outs);
         }
-        self.launch(index, rows, outs)?;
+        self.launch(index, rows, outs, usize::MAX)?;
         self.stream.wait()?;
         self.traffic.steps += 1;
         // The graph was captured for one row; its parameters are its own.
@@ -133,7 +133,7 @@ impl CudaSession {
     }
 }
 
-fn set_rows(ready: &mut Ready, rows: usize, outs: usize) {
+pub(super) fn set_rows(ready: &mut Ready, rows: usize, outs: usize) {
     for (launch, _) in &mut ready.launches {
         let n = if launch.lead == Lead::Outs { outs } else { rows };
         launch.set_rows(n as u32);

@@ -160,7 +160,7 @@ fn place(plan: &Plan, cards: &mut BTreeMap<NodeId, Card>, level: &[NodeId], y: f
 }
 
 /// What a node is called: by its function, if it has several.
-pub(super) fn title(op: &Op) -> String {
+pub(crate) fn title(op: &Op) -> String {
     let attrs = op.attrs();
     let kind = attrs.0.iter().find(|(key, _)| *key == "kind").map(|(_, v)| v.trim_matches('"'));
     let by = attrs.0.first().map(|(key, _)| *key);

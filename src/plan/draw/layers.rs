@@ -10,7 +10,7 @@ use crate::graph::{Graph, Lead, Op};
 use std::ops::Range;
 
 /// Launches that follow each other and belong to one layer, or to none.
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub layer: Option<usize>,
     pub groups: Range<usize>,
     /// Which kind it is of.
@@ -18,7 +18,7 @@ pub(super) struct Segment {
 }
 
 /// The segments of a plan in run order; kinds are numbered as they first come.
-pub(super) fn segments(plan: &Plan) -> Vec<Segment> {
+pub(crate) fn segments(plan: &Plan) -> Vec<Segment> {
     let mut out: Vec<Segment> = Vec::new();
     let mut last = None;
     for (g, group) in plan.groups().iter().enumerate() {
@@ -66,7 +66,7 @@ fn number_in(name: &str) -> Option<usize> {
 }
 
 /// A tensor's name with a star for the layer's number.
-pub(super) fn starred(name: &str) -> String {
+pub(crate) fn starred(name: &str) -> String {
     let mut done = false;
     let part = |p: &str| {
         let number = !done && !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());

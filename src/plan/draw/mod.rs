@@ -12,8 +12,17 @@ mod lives;
 use super::{GroupKind, Plan, Role};
 use crate::error::Size;
 use crate::graph::Op;
-use layers::Segment;
+pub(crate) use flow::title;
+pub(crate) use layers::{Segment, segments, starred};
 use std::fmt::{self, Write};
+
+/// How every page begins: it may load nothing.
+pub(crate) const HEAD: &str = "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta \
+    name=\"viewport\" content=\"width=device-width\"><meta http-equiv=\"Content-Security-Policy\" \
+    content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">";
+
+/// How every page looks.
+pub(crate) const STYLE: &str = include_str!("page.css");
 
 /// A page about a plan: its `Display` is HTML.
 pub struct Page<'a> {
@@ -28,17 +37,10 @@ pub struct Page<'a> {
 impl fmt::Display for Page<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = esc(&cut(self.title, 120));
-        write!(
-            f,
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" \
-             content=\"width=device-width\"><meta http-equiv=\"Content-Security-Policy\" \
-             content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\
-             <title>{title}</title><style>{}</style></head><body>",
-            include_str!("page.css")
-        )?;
+        write!(f, "{HEAD}<title>{title}</title><style>{}</style></head><body>", STYLE)?;
         write!(f, "<header><h1>{title}</h1><p>{}</p></header>", esc(&cut(self.about, 400)))?;
         self.tiles(f)?;
-        let segments = layers::segments(self.plan);
+        let segments = segments(self.plan);
         self.kinds(f, &segments)?;
         self.memory(f, &segments)?;
         write!(
@@ -230,7 +232,7 @@ impl Page<'_> {
 }
 
 /// Text that means nothing to HTML.
-fn esc(text: &str) -> String {
+pub(crate) fn esc(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -258,7 +260,7 @@ fn counted(n: usize, what: &str, more: &str) -> String {
 }
 
 /// At most `most` characters, with an ellipsis where some are missing.
-fn cut(text: &str, most: usize) -> String {
+pub(crate) fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_string();
     }

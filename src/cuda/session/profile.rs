@@ -1,0 +1,361 @@
+//! How long each launch of the step takes, by prefixes.
+//!
+//! Launches overlap, so one alone says little. The step is captured again and again, with its first
+//! launch, its first two, and so on; the difference of two neighbours is what a launch adds. So the
+//! sum of all differences is the step, whatever overlaps. Each prefix runs behind a whole step, which
+//! leaves caches and memory as a step in a row of steps finds them, and takes longer than the host
+//! needs to ask for what follows. In all these the sampler picks and does not advance: every run is
+//! at the same position.
+
+use super::{CudaSession, Ready, set_rows, too_large};
+use crate::cuda::abi::{Epilogue, Heads, Operand, R_NORM, RowList, VECTOR};
+use crate::cuda::driver::{Event, Function, Graph, Memory, Shape};
+use crate::cuda::layout::Product;
+use crate::cuda::program::{Bases, Kernel, Launch, Parameters};
+use crate::graph::NodeId;
+use crate::plan::{Part, Plan, Rate, Role, StepInput, Timed, Times};
+use crate::{Error, Result};
+use std::time::Instant;
+
+/// Runs of a prefix in each round.
+const RUNS: usize = 4;
+/// Steps in a row, whose mean is the step's own time.
+const ROW: usize = 20;
+/// Bytes that are copied to see what memory does, at most.
+const COPIED: u64 = 512 << 20;
+
+impl CudaSession {
+    pub(super) fn watched(&mut self, input: &StepInput<'_>, rounds: usize) -> Result<Times> {
+        if (input.tokens.len(), input.outs.len()) != (1, 1) {
+            return Err(Error::Invalid("a profile is of one row and its token".to_string()));
+        }
+        let context = self.programs.last().map_or(0, |p| p.program.plan.limits().context);
+        let position = input.positions.first().map_or(0, |&p| p as usize);
+        if position.saturating_add(2 * ROW + 1) >= context {
+            let (what, wants) = (format!("a profile at position {position}"), position + 64);
+            return Err(Error::Context { context, what, wants });
+        }
+        let holds = |r: &Ready| r.program.plan.limits().outs >= 1;
+        let index = self.programs.iter().position(holds);
+        let (Some(index), Some(_)) = (index, &self.graph) else {
+            return Err(Error::Invalid("the graph does not sample".to_string()));
+        };
+        self.set_advance(index, false);
+        let measured = self.prefixes(index, input, rounds.max(1));
+        // Whatever happened, a step advances again.
+        self.set_advance(index, true);
+        let (clock, empty, ends) = measured?;
+        let (replay, token) = self.steps(input, rounds.max(1))?;
+        let (ceiling, beside) = self.ceiling()?;
+        self.replay(input)?;
+        let Some(ready) = self.programs.get(index) else { return Err(too_large()) };
+        let made: Vec<&Launch> = ready.launches.iter().map(|(l, _)| l).collect();
+        let launches = times(&ready.program.plan, &made, &self.bases, clock, &ends);
+        let steps = rounds.max(1) * RUNS;
+        Ok(Times { launches, clock, replay, token, empty, ceiling, beside, steps })
+    }
+
+    /// Whether the sampler of this program advances the state.
+    fn set_advance(&mut self, index: usize, advance: bool) {
+        for (launch, _) in self.programs.get_mut(index).iter_mut().flat_map(|r| &mut r.launches) {
+            if let Parameters::Sample(p) = &mut launch.parameters {
+                p.advance = u32::from(advance);
+            }
+        }
+    }
+
+    /// Time of an empty pair of marks, of as many launches that do nothing, and to the end of each
+    /// launch: medians, the first included in all others.
+    fn prefixes(
+        &mut self,
+        index: usize,
+        input: &StepInput<'_>,
+        rounds: usize,
+    ) -> Result<(f64, Option<f64>, Vec<f64>)> {
+        // Token, position and slot go up; this run does not advance.
+        self.replay(input)?;
+        if let Some(ready) = self.programs.get_mut(index) {
+            set_rows(ready, 1, 1);
+        }
+        let count = self.programs.get(index).map_or(0, |r| r.launches.len());
+        let whole = self.stream.capture(|| self.launch(index, 1, 1, count))?;
+        let nothing = self.nothing(index)?;
+        let marks = (Event::new(&self.device)?, Event::new(&self.device)?);
+        let mut clock = Vec::new();
+        let mut empty = Vec::new();
+        let mut ends = vec![Vec::new(); count];
+        for _ in 0..rounds {
+            for _ in 0..RUNS {
+                clock.push(self.timed(&whole, &marks, None)?);
+            }
+            if let Some(nothing) = &nothing {
+                self.warm(nothing)?;
+                for _ in 0..RUNS {
+                    empty.push(self.timed(&whole, &marks, Some(nothing))?);
+                }
+            }
+            for (i, end) in ends.iter_mut().enumerate() {
+                let prefix = self.stream.capture(|| self.launch(index, 1, 1, i + 1))?;
+                self.warm(&prefix)?;
+                for _ in 0..RUNS {
+                    end.push(self.timed(&whole, &marks, Some(&prefix))?);
+                }
+            }
+        }
+        let clock = median(clock);
+        let empty = (!empty.is_empty()).then(|| median(empty) - clock);
+        Ok((clock, empty, ends.into_iter().map(median).collect()))
+    }
+
+    /// A new graph goes up when it is first launched.
+    fn warm(&self, graph: &Graph) -> Result<()> {
+        graph.launch(&self.stream)?;
+        self.stream.wait()
+    }
+
+    /// Seconds that `graph` takes behind a whole step.
+    fn timed(&self, whole: &Graph, marks: &(Event, Event), graph: Option<&Graph>) -> Result<f64> {
+        whole.launch(&self.stream)?;
+        marks.0.record(&self.stream)?;
+        if let Some(graph) = graph {
+            graph.launch(&self.stream)?;
+        }
+        marks.1.record(&self.stream)?;
+        self.stream.wait()?;
+        marks.1.since(&marks.0)
+    }
+
+    /// As many launches as the step has, of the same shapes, that do nothing: lists of row-local
+    /// work without a job.
+    fn nothing(&self, index: usize) -> Result<Option<Graph>> {
+        let Some(ready) = self.programs.get(index) else { return Ok(None) };
+        let all = self.programs.iter().flat_map(|r| &r.launches);
+        let lists = all.filter_map(|(l, f)| match &l.parameters {
+            Parameters::Rows(list) => Some((f.first().copied()?, list)),
+            _ => None,
+        });
+        let Some((function, list)) = lists.into_iter().next() else { return Ok(None) };
+        let list = RowList { jobs: 0, blocks: 0, ..**list };
+        let graph = self.stream.capture(|| {
+            let mut shapes = ready.launches.iter().map(|(l, _)| l.shape);
+            shapes.try_for_each(|shape| self.empty(&function, &list, shape))
+        })?;
+        Ok(Some(graph))
+    }
+
+    fn empty(&self, function: &Function, list: &RowList, shape: Shape) -> Result<()> {
+        // A list has no larger blocks, and no clusters.
+        let shape = Shape { block: shape.block.min(256), cluster: 1, ..shape };
+        // SAFETY: the kernel of lists takes a list; without jobs it touches no memory.
+        unsafe { function.launch(&shape, list, &self.stream) }
+    }
+
+    /// The captured step itself, many in a row: seconds of one on the device, and from token to
+    /// token with the host's part.
+    fn steps(&mut self, input: &StepInput<'_>, rounds: usize) -> Result<(f64, f64)> {
+        let marks = (Event::new(&self.device)?, Event::new(&self.device)?);
+        let (mut device, mut host) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            self.replay(input)?;
+            let Some(graph) = &self.graph else { break };
+            // The first gives the host a start.
+            graph.launch(&self.stream)?;
+            marks.0.record(&self.stream)?;
+            for _ in 0..ROW {
+                graph.launch(&self.stream)?;
+            }
+            marks.1.record(&self.stream)?;
+            self.stream.wait()?;
+            device.push(marks.1.since(&marks.0)? / ROW as f64);
+            let start = Instant::now();
+            for _ in 0..ROW {
+                graph.launch(&self.stream)?;
+                self.stream.wait()?;
+                std::hint::black_box(self.result.word(0));
+            }
+            host.push(start.elapsed().as_secs_f64() / ROW as f64);
+        }
+        Ok((median(device), median(host)))
+    }
+
+    /// The roof: what the memory's pins carry, or else what a copy moves.
+    fn ceiling(&self) -> Result<(Rate, Option<Rate>)> {
+        let copy = self.copied()?.map(|bytes_per_second| Rate {
+            bytes_per_second,
+            how: "what a copy within the device reads and writes together, measured in this run",
+        });
+        let peak = self.device.peak()?.map(|bytes_per_second| Rate {
+            bytes_per_second,
+            how: "what the memory's pins carry: two bits a clock and line, as the driver gives clock \
+                  and width; no kernel reaches it",
+        });
+        match (peak, copy) {
+            (Some(peak), copy) => Ok((peak, copy)),
+            (None, Some(copy)) => Ok((copy, None)),
+            (None, None) => {
+                let what = "the driver does not say how fast its memory is, and there is no room to \
+                            measure it";
+                Err(Error::Unsupported(format!("CUDA: {what}")))
+            }
+        }
+    }
+
+    /// Bytes a second, read and written, of the best of several copies; none if there is no room.
+    fn copied(&self) -> Result<Option<f64>> {
+        let bytes = (self.device.memory()?.0 / 4).min(COPIED);
+        // Less than this the second-level cache keeps.
+        if bytes < COPIED / 4 {
+            return Ok(None);
+        }
+        let Ok(bytes) = usize::try_from(bytes) else { return Ok(None) };
+        let from = Memory::new(&self.device, &self.stream, bytes)?;
+        let to = Memory::new(&self.device, &self.stream, bytes)?;
+        let marks = (Event::new(&self.device)?, Event::new(&self.device)?);
+        let mut best = 0.0f64;
+        for _ in 0..5 {
+            self.stream.copy(&to, &from)?;
+            marks.0.record(&self.stream)?;
+            self.stream.copy(&to, &from)?;
+            marks.1.record(&self.stream)?;
+            self.stream.wait()?;
+            let seconds = marks.1.since(&marks.0)?;
+            if seconds > 0.0 {
+                best = best.max(2.0 * bytes as f64 / seconds);
+            }
+        }
+        Ok((best > 0.0).then_some(best))
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
+    let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
+    if values.len() % 2 == 1 { at(half) } else { (at(half) + at(last - half)) / 2.0 }
+}
+
+/// Launches with their times: from the end of each, what it adds.
+pub(in crate::cuda) fn times(
+    plan: &Plan,
+    made: &[&Launch],
+    bases: &Bases,
+    clock: f64,
+    ends: &[f64],
+) -> Vec<Timed> {
+    let before = std::iter::once(&clock).chain(ends);
+    let all = made.iter().zip(ends.iter().zip(before));
+    let mut launches: Vec<Timed> =
+        all.map(|(launch, (end, before))| timed(plan, launch, bases, end - before)).collect();
+    parts(&mut launches);
+    launches
+}
+
+/// What a launch is, apart from its place in the group.
+fn timed(plan: &Plan, launch: &Launch, bases: &Bases, seconds: f64) -> Timed {
+    let mut weights: Vec<NodeId> = addresses(&launch.parameters)
+        .into_iter()
+        .filter_map(|at| at.checked_sub(bases.weights))
+        .filter_map(|at| weight_at(plan, at))
+        .collect();
+    weights.sort_unstable();
+    weights.dedup();
+    Timed {
+        group: launch.group,
+        part: match launch.kernel {
+            Kernel::Gemv(_) | Kernel::Gemm(_) | Kernel::Experts(_) => Part::Product,
+            _ => Part::Whole,
+        },
+        takes_on: matches!(&launch.parameters, Parameters::AttendOne(p) if p.k.raw != 0),
+        kernel: name(launch.kernel),
+        weights: Some(weights),
+        seconds,
+        waits: None,
+    }
+}
+
+/// Which launches come before and after the product of their group.
+fn parts(launches: &mut [Timed]) {
+    let products: Vec<usize> =
+        launches.iter().filter(|t| t.part == Part::Product).map(|t| t.group).collect();
+    let mut passed = None;
+    for t in launches {
+        if t.part == Part::Product {
+            passed = Some(t.group);
+        } else if products.contains(&t.group) {
+            t.part = if passed == Some(t.group) { Part::After } else { Part::Before };
+        }
+    }
+}
+
+/// The weight that lies at this byte of the weights' memory.
+fn weight_at(plan: &Plan, at: u64) -> Option<NodeId> {
+    let weights = plan.buffers().iter().filter(|b| b.role == Role::Weight);
+    let mut found = weights.filter(|b| b.offset <= at && at - b.offset < b.bytes);
+    found.next().map(|b| b.value)
+}
+
+/// Where the weights are that a launch may read; zeros and other memory among them.
+fn addresses(parameters: &Parameters) -> Vec<u64> {
+    let heads = |h: &Heads| [h.bias, h.norm];
+    match parameters {
+        Parameters::Gemv(p) => {
+            let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
+            let parts = p.part.iter().map(|m| m.data);
+            parts.chain(vectors).chain([p.norm]).collect()
+        }
+        Parameters::Gemm(p) => {
+            let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
+            p.part.iter().map(|m| m.data).chain(vectors).collect()
+        }
+        Parameters::Experts(p) => p.part.iter().map(|m| m.data).collect(),
+        Parameters::Rows(p) => {
+            let tables = p.table.iter().map(|m| m.data);
+            let ops = p.op.iter().flat_map(|op| {
+                let vector = |o: &Operand| if o.place == VECTOR { o.at } else { 0 };
+                let params = if op.what == R_NORM { [op.aux, op.aux2] } else { [0; 2] };
+                [vector(&op.a), vector(&op.b), params[0], params[1]]
+            });
+            tables.chain(ops).collect()
+        }
+        Parameters::Attend(p) => vec![p.sinks],
+        Parameters::AttendOne(p) => {
+            [&p.q, &p.k, &p.v].into_iter().flat_map(heads).chain([p.sinks]).collect()
+        }
+        Parameters::Sample(_) => Vec::new(),
+    }
+}
+
+/// The vectors of an epilogue.
+fn operands(e: &Epilogue) -> Vec<u64> {
+    let ops = e.ops.iter().flat_map(|op| [op.a, op.b]);
+    ops.chain([e.residual]).filter(|o| o.place == VECTOR).map(|o| o.at).collect()
+}
+
+/// The kernel's name in the cubins.
+fn name(kernel: Kernel) -> String {
+    let of = |what: &str, product: Product| {
+        let bits = match product {
+            Product::P8 => "8_0",
+            Product::P4 => "4_0",
+            Product::P2 => "2_0",
+            Product::P1 => "1_0",
+            Product::P21 => "2_1",
+            Product::P41 => "4_1",
+            Product::P42 => "4_2",
+            Product::F32 => "f32",
+            Product::F16 => "f16",
+            Product::Bf16 => "bf16",
+        };
+        format!("{what}_{bits}")
+    };
+    match kernel {
+        Kernel::Gemv(p) => of("gemv", p),
+        Kernel::Gemm(p) => of("gemm", p),
+        Kernel::Experts(p) => of("experts", p),
+        Kernel::Rows => "rows".to_string(),
+        Kernel::Attend => "attend".to_string(),
+        Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),
+        Kernel::Scan => "scan".to_string(),
+        Kernel::Pick => "pick".to_string(),
+    }
+}
