@@ -33,6 +33,8 @@ mod run;
 mod session;
 pub mod simd;
 pub mod span;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use bandwidth::read_bandwidth;

@@ -628,47 +628,150 @@ fn quantize_keeps_files_that_are_there() {
 #[test]
 fn quantize_leaves_nothing_on_a_full_disk() {
     let (folder, input, output) = to_quantize("quantize_full");
-    // A file may have 100 KiB here; without the trap the system would end the process.
-    let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\"";
-    let args = ["quantize", &input, &output, "--type", "F16"];
-    let said = Command::new("bash")
-        .args(["-c", script, env!("CARGO_BIN_EXE_gllm")])
-        .args(args)
-        .output()
-        .unwrap();
-    let error = text(&said.stderr);
-    assert_eq!(said.status.code(), Some(1), "{error}");
-    assert!(error.lines().count() == 1 && error.contains("out.gguf.part: "), "{error}");
-    assert_eq!(names(&folder), ["tiny.gguf"]);
+    // A file may have 100 KiB here. Whether or not the system would end the process for it, it is
+    // an error of writing.
+    for trap in ["", "trap '' XFSZ; "] {
+        let script = format!("{trap}ulimit -f 100; exec \"$0\" \"$@\"");
+        let args = ["quantize", &input, &output, "--type", "F16"];
+        let said = Command::new("bash")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_gllm")])
+            .args(args)
+            .output()
+            .unwrap();
+        let error = text(&said.stderr);
+        assert_eq!(said.status.code(), Some(1), "{error}");
+        assert!(error.lines().count() == 1 && error.contains("out.gguf.part: "), "{error}");
+        assert_eq!(names(&folder), ["tiny.gguf"]);
+    }
+}
+
+/// Bytes that this disk has free.
+fn free(folder: &Path) -> u64 {
+    let said = Command::new("stat").args(["-f", "-c", "%a %S"]).arg(folder).output().unwrap();
+    let numbers = text(&said.stdout);
+    numbers.split_whitespace().map(|n| n.parse::<u64>().unwrap()).product()
 }
 
 #[test]
-fn ctrl_c_ends_quantize_without_a_trace() {
+#[cfg(target_os = "linux")]
+fn quantize_does_not_begin_what_the_disk_has_no_room_for() {
     use gllm_kernels::model::{Format, GgufWriter};
-    let folder = folder("quantize_ctrl_c");
+    let folder = folder("quantize_room");
     let (input, output) = (folder.join("in.gguf"), folder.join("out.gguf"));
-    // Enough to be at it for a while.
+    // A file of holes takes no room itself. In F32 it would be twice as long, and more than is free.
+    let cols = 1 << 16;
+    let rows = usize::try_from(free(&folder)).unwrap() / (4 * cols) + (1 << 10);
+    let header = GgufWriter::new().info("a.weight", Format::F16.ggml(), &[rows, cols], 0).finish();
+    fs::write(&input, &header).unwrap();
+    let bytes = (header.len() + 2 * rows * cols) as u64;
+    fs::File::options().write(true).open(&input).unwrap().set_len(bytes).unwrap();
+    let (input, out) = (input.to_str().unwrap(), output.to_str().unwrap());
+    let start = std::time::Instant::now();
+    refused(&["quantize", input, out, "--type", "F32"], "out.gguf: needs ");
+    refused(&["quantize", input, out, "--type", "F32"], " are free on that disk");
+    assert_eq!(names(&folder), ["in.gguf"]);
+    // One that is there is kept, and does not count as room.
+    fs::write(&output, "precious").unwrap();
+    refused(&["quantize", input, out, "--type", "F32", "--force"], " are free on that disk");
+    assert_eq!(fs::read(&output).unwrap(), b"precious");
+    assert_eq!(names(&folder), ["in.gguf", "out.gguf"]);
+    assert!(start.elapsed() < std::time::Duration::from_secs(20));
+    // Who copies files may not know of holes.
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// A model that takes a while to quantize.
+fn slow_to_quantize(name: &str) -> (PathBuf, String, String) {
+    use gllm_kernels::model::{Format, GgufWriter};
+    let folder = folder(name);
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
     let (rows, cols) = (16 << 10, 4096);
     let values: Vec<u8> = (0..rows * cols).flat_map(|i| [(i % 251) as u8, 0x3c]).collect();
     let file = GgufWriter::new().tensor("a.weight", Format::F16, &[rows, cols], &values).finish();
-    fs::write(&input, file).unwrap();
-    let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+    fs::write(path("in.gguf"), file).unwrap();
+    let (input, output) = (path("in.gguf"), path("out.gguf"));
+    (folder, input, output)
+}
+
+/// Begins to quantize such a model, and comes back when the part is there.
+fn quantizing(folder: &Path, input: &str, output: &str) -> std::process::Child {
     let mut child = gllm(&["quantize", input, output, "--type", "IQ4_NL", "--threads", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    while names(&folder).len() < 2 {
+    while names(folder).len() < 2 {
         assert!(child.try_wait().unwrap().is_none());
         std::thread::yield_now();
     }
+    child
+}
+
+fn signal(child: &std::process::Child, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(child.id()).unwrap();
     // SAFETY: a signal to our own child.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+#[test]
+fn ctrl_c_ends_quantize_without_a_trace() {
+    let (folder, input, output) = slow_to_quantize("quantize_ctrl_c");
+    for (number, code) in [(libc::SIGINT, 130), (libc::SIGTERM, 143), (libc::SIGHUP, 129)] {
+        let child = quantizing(&folder, &input, &output);
+        signal(&child, number);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+        assert_eq!(names(&folder), ["in.gguf"]);
+        assert!(output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_quantize_without_a_trace_too() {
+    let (folder, input, output) = slow_to_quantize("quantize_twice");
+    let child = quantizing(&folder, &input, &output);
+    // It hears of both before it can do anything about the first.
+    for number in [libc::SIGSTOP, libc::SIGINT, libc::SIGTERM, libc::SIGCONT] {
+        signal(&child, number);
+    }
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(matches!(output.status.code(), Some(130 | 143)), "{:?}", output.status);
     assert_eq!(names(&folder), ["in.gguf"]);
-    assert!(output.stderr.is_empty());
+}
+
+/// At any time: there is the old file, or the whole new one, and no part of one.
+#[test]
+fn ctrl_c_at_any_time_leaves_a_whole_file() {
+    let (folder, input, output) = to_quantize("quantize_any_time");
+    let args = ["quantize", &input, &output, "--type", "Q8_0", "--force", "--threads", "1"];
+    let start = std::time::Instant::now();
+    assert!(run(&args).status.success());
+    let takes = start.elapsed();
+    let whole = fs::read(&output).unwrap();
+    let mut ends = [0; 3];
+    for i in 0..26u32 {
+        fs::write(&output, "old").unwrap();
+        let mut child = gllm(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(takes * i / 20);
+        // Of two signals the second mostly comes before the first is noticed.
+        if child.try_wait().unwrap().is_none() {
+            signal(&child, libc::SIGINT);
+            if i % 2 == 1 {
+                signal(&child, libc::SIGTERM);
+            }
+        }
+        let status = child.wait_with_output().unwrap().status;
+        assert_eq!(names(&folder), ["out.gguf", "tiny.gguf"], "{i}: {status}");
+        let left = fs::read(&output).unwrap();
+        assert!(left == whole || left == b"old", "{i}: {status}, {} bytes", left.len());
+        if status.success() {
+            assert!(left == whole, "{i}");
+        }
+        let end = if status.success() { 0 } else { 1 + usize::from(status.code().is_some()) };
+        ends[end] += 1;
+    }
+    println!("finished, ended before the signal was caught, after: {ends:?}");
+    assert!(ends[2] > 0, "{ends:?}");
 }
 
 /// `--quantize` while loading is `gllm quantize` and then a run, bit for bit.

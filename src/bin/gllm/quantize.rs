@@ -1,7 +1,8 @@
 //! `gllm quantize`: the same model in fewer bits.
 //!
 //! The file is written beside its final name as `OUT.part`, brought to the disk, and renamed: under
-//! its name there is a whole file or none. Whatever ends the command before removes the part.
+//! its name there is a whole file or none. Whatever ends the command before removes the part, a
+//! second ctrl-C as well. What the disk has not room for is not begun.
 
 use crate::args::Quantize;
 use crate::{End, Failure, load, signal};
@@ -10,11 +11,14 @@ use gllm_kernels::model::{Conversion, Format, Nearness, Policy, Sink, Tensor};
 use gllm_kernels::{Error, Result};
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Runs the command.
 pub fn quantize(args: &Quantize) -> Result<End, Failure> {
-    signal::catch();
+    signal::catch_for_files();
     let Some(main) = args.format.or(args.bits) else {
         return Err(Failure::Usage("give --bits or --type".to_string()));
     };
@@ -33,6 +37,7 @@ pub fn quantize(args: &Quantize) -> Result<End, Failure> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let mut part = Part::create(args)?;
+    part.check_space(args, conversion.bytes())?;
     let bar = match io::stderr().is_terminal() {
         true => indicatif::ProgressBar::new(conversion.bytes()),
         false => indicatif::ProgressBar::hidden(),
@@ -45,12 +50,15 @@ pub fn quantize(args: &Quantize) -> Result<End, Failure> {
     if let Some(error) = failed {
         return Err(error.into());
     }
-    if let (false, Some(signal)) = (finished, signal::caught()) {
+    if finished {
+        model.verify_unchanged()?;
+        part.sync()?;
+        check_target(args)?;
+    }
+    // Asked for the last time, so that a signal while the disk was waited for counts as well.
+    if let Some(signal) = signal::caught() {
         return Ok(End::Interrupted(signal));
     }
-    model.verify_unchanged()?;
-    part.sync()?;
-    check_target(args)?;
     part.rename(&args.output)?;
     let elements: f64 = model.tensors().iter().map(|t| t.elements() as f64).sum();
     writeln!(
@@ -128,15 +136,24 @@ fn check_target(args: &Quantize) -> Result<(), Failure> {
     Ok(())
 }
 
-#[cfg(unix)]
 fn same_file(a: &Metadata, b: &Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
-#[cfg(not(unix))]
-fn same_file(_: &Metadata, _: &Metadata) -> bool {
-    false
+/// Bytes that the disk of a file still takes from this user, where it tells.
+fn free(file: &File) -> Option<u64> {
+    let mut disk = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the file is open, and the call writes to what is its own.
+    let disk = unsafe {
+        if libc::fstatvfs(file.as_raw_fd(), disk.as_mut_ptr()) != 0 {
+            return None;
+        }
+        disk.assume_init()
+    };
+    #[allow(clippy::unnecessary_cast, reason = "not every system has 64 bits here")]
+    let (all, blocks, bytes) = (disk.f_blocks as u64, disk.f_bavail as u64, disk.f_frsize as u64);
+    // A disk without blocks does not count them.
+    if all == 0 { None } else { Some(blocks.saturating_mul(bytes)) }
 }
 
 /// The file until it is whole. It is locked, and removed when this is dropped.
@@ -170,13 +187,32 @@ impl Part {
                 Err(TryLockError::Error(error)) => return Err(fail(error)),
             }
         }
-        let file = File::create_new(&path).map_err(fail)?;
-        let part = Part { path: path.clone(), file: BufWriter::new(file), renamed: false };
+        let made = signal::undisturbed(|| {
+            let file = File::create_new(&path)?;
+            signal::remove_at_end(Some(&path));
+            Ok(file)
+        });
+        let file = BufWriter::new(made.map_err(fail)?);
+        let part = Part { path: path.clone(), file, renamed: false };
         match part.file.get_ref().try_lock() {
             Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => {
                 Err(fail(error))
             }
             _ => Ok(part),
+        }
+    }
+
+    /// Refuses a file of so many bytes where there is not as much free. The file that it is to
+    /// replace is there until the end, and counts as used.
+    fn check_space(&self, args: &Quantize, needs: u64) -> Result<(), Failure> {
+        match free(self.file.get_ref()) {
+            Some(has) if has < needs => {
+                let name = args.output.display().to_string().escape_debug().to_string();
+                let (needs, has) = (Size(needs), Size(has));
+                let what = format!("{name}: needs {needs}, {has} are free on that disk");
+                Err(Failure::Message(what))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -192,7 +228,12 @@ impl Part {
 
     /// Gives the file its name.
     fn rename(mut self, to: &Path) -> Result<()> {
-        fs::rename(&self.path, to).map_err(|e| Error::io(to, e))?;
+        signal::undisturbed(|| {
+            fs::rename(&self.path, to)?;
+            signal::remove_at_end(None);
+            Ok(())
+        })
+        .map_err(|e| Error::io(to, e))?;
         self.renamed = true;
         // The name is on the disk when the folder is; not every system lets one ask for that.
         let folder = to.parent().filter(|f| !f.as_os_str().is_empty());
@@ -206,8 +247,11 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         if !self.renamed {
-            // Nothing more can be done if this fails too.
-            let _ = fs::remove_file(&self.path);
+            signal::undisturbed(|| {
+                // Nothing more can be done if this fails too.
+                let _ = fs::remove_file(&self.path);
+                signal::remove_at_end(None);
+            });
         }
     }
 }

@@ -27,10 +27,13 @@ pub(super) fn tiles<'a>(
 ) {
     let mut stage = Stage([[0; WORDS]; TILE]);
     let row_bytes = layout.row_bytes();
-    for (rows, tile) in rows.zip(tiles) {
-        // Asks for the rows line by line, front to back. What follows takes a stretch of each of 16
-        // rows in turn, and would wait for memory at every one, or for the disk.
-        black_box(rows.iter().step_by(LINE).fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+    for (i, (rows, tile)) in rows.zip(tiles).enumerate() {
+        // What follows takes a stretch of each of 16 rows in turn, which is more than a prefetcher
+        // follows, and asks for the same of the next tile. The first has to be asked for itself,
+        // line by line, front to back.
+        if i == 0 || !cfg!(target_arch = "x86_64") {
+            black_box(rows.iter().step_by(LINE).fold(0, |sum: u8, byte| sum.wrapping_add(*byte)));
+        }
         let lanes = rows.len() / row_bytes;
         // What no row writes.
         stage.0[lanes..].fill([0; WORDS]);
@@ -53,6 +56,19 @@ pub(super) fn tiles<'a>(
     }
 }
 
+/// Asks for what `row[from..to]` is in the next tile, if there is one.
+#[inline(always)]
+fn ask_for_next(row: &[u8], from: usize, to: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (TILE * row.len() + from..TILE * row.len() + to).step_by(LINE) {
+        use std::arch::x86_64::*;
+        // SAFETY: every x86-64 processor has SSE; this is a hint, and the address need not exist.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (row, from, to);
+}
+
 type Rows<'a> = std::slice::ChunksExact<'a, u8>;
 
 fn floats(width: Width, rows: Rows<'_>, tile: &mut [u8], stage: &mut Stage) {
@@ -60,6 +76,7 @@ fn floats(width: Width, rows: Rows<'_>, tile: &mut [u8], stage: &mut Stage) {
     let lines = tile.chunks_mut(WORDS * LINE);
     for (from, lines) in (0..).step_by(STRETCH).zip(lines) {
         for (row, words) in rows.clone().zip(&mut stage.0) {
+            ask_for_next(row, from, row.len().min(from + STRETCH));
             let (whole, rest) = row[from..row.len().min(from + STRETCH)].as_chunks();
             for (word, bytes) in words.iter_mut().zip(whole) {
                 *word = u32::from_le_bytes(*bytes);
@@ -110,6 +127,7 @@ fn planes<const LO: usize, const HI: usize>(
         header.fill(0);
         let blocks = &mut blocks[..groups / per_block];
         for (lane, (row, stage)) in rows.clone().zip(&mut stage.0).enumerate() {
+            ask_for_next(row, from, from + bytes);
             unpack(quant, &row[from..from + bytes], blocks);
             head(quant, &span, blocks, lane, header);
             let staged = stage.chunks_exact_mut(per_block * (LO + HI));

@@ -105,7 +105,7 @@ impl Library {
             return Ok(loaded);
         }
         let (mut known, mut broken) = (Vec::new(), None);
-        for file in self.files()? {
+        for file in self.files(name)? {
             let loaded = self.source(&file).and_then(|source| self.load(&file, &source));
             match loaded {
                 Ok(loaded) => {
@@ -135,8 +135,9 @@ impl Library {
         self.load(name, &self.source(name)?)
     }
 
-    /// Names of all files, the user's first; of two of one name only that.
-    fn files(&self) -> Result<Vec<String>> {
+    /// Names of all files, the user's first; of two of one name only that. Of the crate's own those
+    /// come first that have `serves` in them: to run the others takes longer than to look.
+    fn files(&self, serves: &str) -> Result<Vec<String>> {
         let mut files = Vec::new();
         if let Some(folder) = &self.folder {
             for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
@@ -146,7 +147,10 @@ impl Library {
             }
             files.sort_unstable();
         }
-        for (name, _) in EMBEDDED {
+        let serves = format!("\"{serves}\"");
+        let (likely, others): (Vec<_>, Vec<_>) =
+            EMBEDDED.iter().partition(|(_, source)| source.contains(&serves));
+        for (name, _) in likely.into_iter().chain(others) {
             if !files.iter().any(|f| f == name) {
                 files.push((*name).to_string());
             }
