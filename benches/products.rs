@@ -3,8 +3,9 @@
 //! `cargo bench --bench products`, or with a part of a name: `-- gemv/Q4_0`
 //!
 //! `gemv` reads more weights than caches hold, with one thread, on every instruction set of this
-//! machine; `memory/read` is a plain sum over as many bytes in the same run: the roof. `gemm` takes
-//! 64 rows of activations.
+//! machine; `memory/read` is a plain sum over as many bytes in the same run: the roof. `cached` is the
+//! same with weights that stay in a cache: what the instructions allow. `gemm` takes 64 rows of
+//! activations.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -22,6 +23,9 @@ const INPUTS: usize = 2048;
 
 /// Bytes of repacked weights that `gemv` reads, about.
 const WEIGHTS: usize = 96 << 20;
+
+/// Bytes of repacked weights that `cached` reads, about: what a second-level cache holds.
+const CACHED: usize = 512 << 10;
 
 /// Outputs of `gemm`, whose weights may stay in a cache.
 const OUTPUTS: usize = 4096;
@@ -87,11 +91,19 @@ fn memory(c: &mut Criterion) {
 }
 
 fn gemv(c: &mut Criterion) {
+    one_row(c, "gemv", WEIGHTS);
+}
+
+fn cached(c: &mut Criterion) {
+    one_row(c, "cached", CACHED);
+}
+
+fn one_row(c: &mut Criterion, name: &str, bytes: usize) {
     for format in formats() {
         let tile = Layout::of(format, 16, INPUTS).unwrap().bytes();
-        let (layout, packed) = weights(format, WEIGHTS / tile * 16);
+        let (layout, packed) = weights(format, bytes / tile * 16);
         let mut out = vec![0.0f32; layout.rows()];
-        let mut group = c.benchmark_group(format!("gemv/{}", format.name()));
+        let mut group = c.benchmark_group(format!("{name}/{}", format.name()));
         group.throughput(Throughput::Bytes(layout.bytes() as u64));
         for isa in Isa::available() {
             let (acts, _memory) = activations(isa, &layout, 1);
@@ -125,6 +137,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(600));
-    targets = memory, gemv, gemm
+    targets = memory, gemv, cached, gemm
 }
 criterion_main!(benches);

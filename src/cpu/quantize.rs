@@ -5,8 +5,7 @@
 //! and `q = 255 * high + low` with both digits in -127..=127. One digit would do for most purposes
 //! and is what others use; it costs 3e-3 nats of KL divergence on SmolLM2, a thousand times what is
 //! left with two. Decode waits for weights in the meantime, and their codes are taken apart once for
-//! both digits. Only codes of one and two bits meet the high digit alone: there multiplications would
-//! take longer than the memory, and the weights' own error is far greater.
+//! both digits. Only Q2_K's codes meet the high digit alone, for the sake of speed.
 //!
 //! The sums of the integers ride along: weights whose codes have a zero `z` need `z * sum`, and
 //! weights with a minimum need `min * scale * sum`. Together they are two cache lines, a *record*:

@@ -9,6 +9,7 @@ use crate::graph::op::InputKind;
 use crate::graph::reference::{self, Reference};
 use crate::graph::{DType, Graph, NodeId, Op};
 use crate::model::Format;
+use crate::model::format::Scale;
 use crate::plan::{Session, StepInput};
 
 /// Something that runs steps of one sequence and shows its outputs.
@@ -280,15 +281,14 @@ pub const VALUES: Tolerance = Tolerance::Nmse(1e-5);
 /// Two graphs that mean the same, on the reference: other orders of f32 sums.
 pub const MEANING: Tolerance = Tolerance::Largest(2e-5);
 
-/// How many matrices meet rows that are rounded: to one digit of 8 bits, for codes of one or two bits,
-/// and to BF16.
+/// How many matrices meet rows that are rounded: to one digit of 8 bits, for Q2_K, and to BF16.
 fn rounded(graph: &Graph) -> (usize, usize) {
     let matrices = graph.nodes().iter().filter(|n| matches!(n.op, Op::Weight(_)));
     let formats = matrices.filter(|n| n.ty.dims.len() > 1).filter_map(|n| match n.ty.dtype {
         DType::Weight(format) => Some(format),
         _ => None,
     });
-    let few = |f: Format| f.quant().is_some_and(|q| q.lo + q.hi <= 2);
+    let few = |f: Format| f.quant().is_some_and(|q| q.scale == Scale::Nibbles);
     formats.fold((0, 0), |(digit, bf16), f| {
         (digit + usize::from(few(f)), bf16 + usize::from(f == Format::BF16))
     })

@@ -18,10 +18,11 @@ use crate::cpu::repack::{GROUP, LINE, SPAN, Span, TILE};
 use crate::cpu::simd::Simd;
 use crate::model::format::{Codes, Min, Quant};
 
-/// Codes of up to so many bits meet one digit of the activations, which others have two of: their
-/// own error is so much larger than that of a second digit left out, and they are so short that the
-/// multiplications, not the memory, would bound them.
-pub(super) const ONE_DIGIT: u32 = 2;
+/// Whether codes meet one digit of the activations, which others have two of: Q2_K's, whose many scales
+/// and minimums with 2.6 bits a weight leave the processor behind the memory already.
+const fn one_digit(scales: u8) -> bool {
+    scales == NIBBLES
+}
 
 /// One tile of codes and the activation rows to multiply it with.
 pub(in crate::cpu) struct PlanesArgs {
@@ -77,7 +78,6 @@ pub(in crate::cpu) unsafe fn planes<
     while left > 0 {
         let groups = left.min(SPAN);
         let span = if groups == SPAN { whole } else { Span::of(args.quant, groups) };
-        let lines = span.bytes.div_ceil(LINE * SPAN);
         // SAFETY: a span of a tile, records of its groups, and 16 outputs of each row, all of
         // which the caller promised.
         unsafe {
@@ -95,27 +95,27 @@ pub(in crate::cpu) unsafe fn planes<
                 let mut w = tile.add(span.codes + 4 * lane);
                 let mut x = x;
                 for group in 0..groups {
-                    if ROWS == 1 && args.ahead > 0 && lane == 0 {
-                        let next = tile.wrapping_add(args.ahead + group * lines * LINE);
-                        for line in 0..lines {
-                            S::prefetch(next.wrapping_add(line * LINE));
+                    if ROWS == 1 && lane == 0 {
+                        if group == 0 {
+                            ask::<S>(tile.wrapping_add(args.ahead), span.codes / LINE);
                         }
+                        ask::<S>(w.wrapping_add(args.ahead), (LO + HI) as usize);
                     }
                     if HALVES {
-                        let mut acc = start::<S, LO, HI, MIN, 0, ROWS>(x, zero);
-                        half::<S, LO, HI, TABLE, 0, ROWS>(w, x, table, &mut acc);
+                        let mut acc = start::<S, MIN, 0, ROWS>(x, zero);
+                        half::<S, LO, HI, SCALES, TABLE, 0, ROWS>(w, x, table, &mut acc);
                         let pair = scales.at::<SCALES, MIN>(2 * group);
-                        fold::<S, LO, HI, SCALES, MIN, 0, ROWS>(x, pair, &acc, &mut y, &mut m);
-                        let mut acc = start::<S, LO, HI, MIN, 1, ROWS>(x, zero);
-                        half::<S, LO, HI, TABLE, 1, ROWS>(w, x, table, &mut acc);
+                        fold::<S, SCALES, MIN, 0, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        let mut acc = start::<S, MIN, 1, ROWS>(x, zero);
+                        half::<S, LO, HI, SCALES, TABLE, 1, ROWS>(w, x, table, &mut acc);
                         let pair = scales.at::<SCALES, MIN>(2 * group + 1);
-                        fold::<S, LO, HI, SCALES, MIN, 1, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        fold::<S, SCALES, MIN, 1, ROWS>(x, pair, &acc, &mut y, &mut m);
                     } else {
-                        let mut acc = start::<S, LO, HI, MIN, 2, ROWS>(x, zero);
-                        half::<S, LO, HI, TABLE, 0, ROWS>(w, x, table, &mut acc);
-                        half::<S, LO, HI, TABLE, 1, ROWS>(w, x, table, &mut acc);
+                        let mut acc = start::<S, MIN, 2, ROWS>(x, zero);
+                        half::<S, LO, HI, SCALES, TABLE, 0, ROWS>(w, x, table, &mut acc);
+                        half::<S, LO, HI, SCALES, TABLE, 1, ROWS>(w, x, table, &mut acc);
                         let pair = scales.at::<SCALES, MIN>(group);
-                        fold::<S, LO, HI, SCALES, MIN, 2, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        fold::<S, SCALES, MIN, 2, ROWS>(x, pair, &acc, &mut y, &mut m);
                     }
                     w = w.add(LINE * (LO + HI) as usize);
                     x = x.add(args.step);
@@ -146,6 +146,19 @@ pub(in crate::cpu) unsafe fn planes<
             x = x.add(groups * args.step);
         }
         left -= groups;
+    }
+}
+
+/// Asks for so many lines, in the order in which they lie: what follows reads a span's header and the
+/// planes of a group here and there, which no prefetcher of a processor takes for a stream.
+///
+/// # Safety
+/// As [`planes`].
+#[inline(always)]
+unsafe fn ask<S: Simd>(from: *const u8, lines: usize) {
+    for line in 0..lines {
+        // SAFETY: the caller's promise; what is asked for need not exist.
+        unsafe { S::prefetch(from.wrapping_add(line * LINE)) };
     }
 }
 
@@ -242,14 +255,7 @@ unsafe fn number<S: Simd>(x: *const u8, r: usize, at: usize) -> S::F {
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
-unsafe fn start<
-    S: Simd,
-    const LO: u32,
-    const HI: u32,
-    const MIN: bool,
-    const SUM: usize,
-    const ROWS: usize,
->(
+unsafe fn start<S: Simd, const MIN: bool, const SUM: usize, const ROWS: usize>(
     x: *const u8,
     zero: i32,
 ) -> [[S::I; 2]; ROWS] {
@@ -257,10 +263,9 @@ unsafe fn start<
     unsafe {
         let mut acc = [[S::set(0); 2]; ROWS];
         if !MIN {
-            let (sums, last) = if LO + HI <= ONE_DIGIT { (HIGH.sums, 0) } else { (BOTH.sums, 1) };
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let sum = x.add(r * RECORD + sums + 4 * SUM).cast::<i32>().read_unaligned();
-                acc[last] = S::set(zero * sum);
+            for (r, [_, low]) in acc.iter_mut().enumerate() {
+                let sum = x.add(r * RECORD + BOTH.sums + 4 * SUM).cast::<i32>().read_unaligned();
+                *low = S::set(zero * sum);
             }
         }
         acc
@@ -276,6 +281,7 @@ unsafe fn half<
     S: Simd,
     const LO: u32,
     const HI: u32,
+    const SCALES: u8,
     const TABLE: u32,
     const HALF: u32,
     const ROWS: usize,
@@ -295,7 +301,7 @@ unsafe fn half<
         ];
         let x = x.add(4 * 4 * HALF as usize);
         for (r, acc) in acc.iter_mut().enumerate() {
-            let digits = if LO + HI <= ONE_DIGIT { 1 } else { 2 };
+            let digits = if one_digit(SCALES) { 1 } else { 2 };
             for (digit, acc) in acc.iter_mut().enumerate().take(digits) {
                 let x = x.add(r * RECORD + digit * GROUP);
                 *acc = match TABLE.max(LO + HI) {
@@ -350,22 +356,14 @@ pub(super) unsafe fn quad<S: Simd, const LO: u32, const HI: u32, const TABLE: u3
 /// # Safety
 /// As [`planes`].
 #[inline(always)]
-unsafe fn fold<
-    S: Simd,
-    const LO: u32,
-    const HI: u32,
-    const SCALES: u8,
-    const MIN: bool,
-    const SUM: usize,
-    const ROWS: usize,
->(
+unsafe fn fold<S: Simd, const SCALES: u8, const MIN: bool, const SUM: usize, const ROWS: usize>(
     x: *const u8,
     (scale, min): (S::F, S::F),
     acc: &[[S::I; 2]; ROWS],
     y: &mut [S::F; ROWS],
     m: &mut [S::F; ROWS],
 ) {
-    let one = LO + HI <= ONE_DIGIT;
+    let one = one_digit(SCALES);
     let places = if one { HIGH } else { BOTH };
     for r in 0..ROWS {
         // SAFETY: the caller's promise.

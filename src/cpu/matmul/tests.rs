@@ -4,7 +4,6 @@
 
 use half::f16;
 
-use super::kernel::ONE_DIGIT;
 use super::*;
 use crate::cpu::quantize::{Precision, activation_bytes};
 use crate::cpu::repack::{repack_tiles, row_f32};
@@ -239,7 +238,7 @@ fn rows_come_back_as_published() {
 
 /// How much greater the squared error is with one digit of the activations than with two.
 fn coarse(quant: &Quant) -> f64 {
-    if quant.lo + quant.hi <= ONE_DIGIT { 255.0 * 255.0 } else { 1.0 }
+    if quant.scale == Scale::Nibbles { 255.0 * 255.0 } else { 1.0 }
 }
 
 #[test]

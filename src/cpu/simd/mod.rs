@@ -98,9 +98,9 @@ isas! {
 }
 
 /// How many bytes ahead of the weights that one row of activations meets the next are asked for; 0
-/// where the processor does better alone. Measured with as many threads as cores on a stream of
-/// 4-bit weights: on an Intel server 0.86 of a plain read's rate with 4 KiB, 0.65 without; on Zen 4
-/// 1.0 without, 0.7 to 0.9 with any distance.
+/// for those themselves, in the order of memory. Measured with as many threads as cores on a stream
+/// of 4-bit weights: on an Intel server 0.86 of a plain read's rate with 4 KiB, 0.65 without; on Zen 4
+/// 256 bytes and less are as good as 0, and more is worse.
 pub(super) fn ahead() -> usize {
     #[cfg(target_arch = "x86_64")]
     {
