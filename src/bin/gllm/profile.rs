@@ -117,16 +117,23 @@ fn short(name: &str) -> &str {
 pub fn profile(args: &Args) -> Result<End, Failure> {
     signal::catch();
     let model = load::open(args.model.as_deref())?;
-    // What cannot be written is not measured first.
-    let file = args.html.as_ref().map(|p| File::create(p).map_err(|e| Error::io(p, e)));
-    let file = file.transpose()?;
     let needs = args.context.saturating_add(profile::ROOM);
     let context = load::check_context(args.machine.ctx.unwrap_or(needs).max(needs))?;
     let limits = load::one_sequence(&args.machine, context);
     let Loaded { plans, mut generator, chosen } = load::load(&model, &args.machine, limits)?;
+    // What cannot be written is not measured first; a page that is there stays until there is another.
+    let open = |p| File::options().write(true).create(true).truncate(false).open(p);
+    let file = args.html.as_ref().map(|p| open(p).map_err(|e| Error::io(p, e))).transpose()?;
     let go_on = || signal::caught().is_none();
     let measured = profile::profile(&mut generator, &plans.one, args.context, args.repeat, go_on)?;
-    let Some(profile) = measured else {
+    // Who asked for an end while it was measured wants no more.
+    let Some(profile) = measured.filter(|_| go_on()) else {
+        if let (Some(path), Some(file)) = (&args.html, &file)
+            && file.metadata().is_ok_and(|m| m.is_file() && m.len() == 0)
+        {
+            // Nothing more can be done if this fails.
+            let _ = std::fs::remove_file(path);
+        }
         return Ok(signal::caught().map_or(End::Done, End::Interrupted));
     };
     let threads = match chosen.threads() {
@@ -139,6 +146,8 @@ pub fn profile(args: &Args) -> Result<End, Failure> {
         let about = format!("{}; position {}.", on, args.context);
         let page =
             ProfilePage { profile: &profile, plan: &plans.one, title: &title, about: &about };
+        // A pipe has no length.
+        let _ = file.set_len(0);
         write!(file, "{page}").map_err(|e| Error::io(path, e))?;
     }
     let mut out = io::stdout().lock();
