@@ -29,38 +29,29 @@ impl Lowering<'_> {
         // The row to multiply, and the norm that is done on the way.
         let mut row = Operand::default();
         let mut norm = (0, 0.0);
-        let single = match prologue {
-            [id] if one && self.put(*id)?.is_none() => match &self.graph.node(*id).op {
-                Op::RmsNorm(op)
-                    if self.graph.ty(*id).dims.len() == 1
-                        && self.graph.node(*id).args.len() == 2 =>
-                {
-                    norm = (self.address(self.arg(*id, 1)?)?, op.eps);
-                    row = self.value(origin(self.graph, self.arg(*id, 0)?))?;
-                    true
-                }
-                _ => false,
-            },
+        let mut single = false;
+        let only = self.plan.limits().rows == 1;
+        let normed = match prologue {
+            [id] if one => Some((*id, *id)),
             // The only row is the selected one.
             [select, id]
-                if self.plan.limits().rows == 1
-                    && self.put(*id)?.is_none()
+                if only
+                    && matches!(self.graph.node(*select).op, Op::Select(_))
                     && self.put(*select)?.is_none() =>
             {
-                match (&self.graph.node(*select).op, &self.graph.node(*id).op) {
-                    (Op::Select(_), Op::RmsNorm(op))
-                        if self.graph.ty(*id).dims.len() == 1
-                            && self.graph.node(*id).args.len() == 2 =>
-                    {
-                        norm = (self.address(self.arg(*id, 1)?)?, op.eps);
-                        row = self.value(origin(self.graph, self.arg(*select, 0)?))?;
-                        true
-                    }
-                    _ => false,
-                }
+                Some((*select, *id))
             }
-            _ => false,
+            _ => None,
         };
+        if let Some((reads, id)) = normed
+            && let Op::RmsNorm(op) = &self.graph.node(id).op
+            && (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2)
+            && self.put(id)?.is_none()
+        {
+            norm = (self.address(self.arg(id, 1)?)?, op.eps);
+            row = self.value(origin(self.graph, self.arg(reads, 0)?))?;
+            single = true;
+        }
         if prologue.is_empty() && one {
             row = self.value(x)?;
         } else if !single {
