@@ -4,7 +4,7 @@
 use super::program::{Program, Step};
 use super::read_bandwidth;
 use super::session::CpuSession;
-use crate::plan::{Part, Rate, Session, StepInput, Timed, Times};
+use crate::plan::{Part, Rate, Session, StepInput, Timed, Times, median};
 use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -195,11 +195,6 @@ fn middle<T>(mut samples: Vec<(f64, T)>) -> Vec<(f64, T)> {
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (n, sum) = values.fold((0usize, 0.0), |(n, sum), v| (n + 1, sum + v));
     if n == 0 { 0.0 } else { sum / n as f64 }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 impl CpuSession {

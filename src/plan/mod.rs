@@ -34,7 +34,7 @@ pub use draw::Page;
 pub(crate) use draw::{HEAD, STYLE, cut, esc, segments, starred, title};
 pub(crate) use fuse::weight_ranges;
 pub(crate) use merge::inputs;
-pub use times::{Part, Rate, Timed, Times};
+pub use times::{Part, Rate, Timed, Times, median};
 
 use crate::graph::{Graph, Lead, Node, NodeId, Op, TensorType};
 use crate::{Error, Result};

@@ -67,3 +67,11 @@ pub struct Times {
     /// Steps that were watched.
     pub steps: usize,
 }
+
+/// The value in the middle, or between the two that are; 0 of none.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
+    let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
+    if values.len() % 2 == 1 { at(half) } else { (at(half) + at(last - half)) / 2.0 }
+}

@@ -10,6 +10,7 @@ use crate::run::rate;
 use crate::{End, Failure, signal};
 use gllm_kernels::cpu::read_bandwidth;
 use gllm_kernels::error::quoted;
+use gllm_kernels::plan::median;
 use gllm_kernels::replay::{Generator, Plans};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -58,13 +59,6 @@ struct Reads {
     /// shared does not read equally fast all the time.
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_bandwidth: Option<f64>,
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
-    let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
-    if values.len() % 2 == 1 { at(half) } else { (at(half) + at(last - half)) / 2.0 }
 }
 
 impl Run {

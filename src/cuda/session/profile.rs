@@ -13,7 +13,7 @@ use crate::cuda::driver::{Event, Function, Graph, Memory, Shape};
 use crate::cuda::layout::Product;
 use crate::cuda::program::{Bases, Kernel, Launch, Parameters};
 use crate::graph::NodeId;
-use crate::plan::{Part, Plan, Rate, Role, StepInput, Timed, Times};
+use crate::plan::{Part, Plan, Rate, Role, StepInput, Timed, Times, median};
 use crate::{Error, Result};
 use std::time::Instant;
 
@@ -225,13 +225,6 @@ impl CudaSession {
         }
         Ok((best > 0.0).then_some(best))
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
-    let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
-    if values.len() % 2 == 1 { at(half) } else { (at(half) + at(last - half)) / 2.0 }
 }
 
 /// Launches with their times: from the end of each, what it adds.

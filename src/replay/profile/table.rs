@@ -3,7 +3,7 @@
 
 use super::{Launch, Moved, Profile, matrices, rate};
 use crate::graph::{NodeId, Op, Origin, TensorType};
-use crate::plan::{Plan, cut, starred, title};
+use crate::plan::{Plan, cut, median, starred, title};
 use std::fmt;
 
 /// Launches of all layers that do the same.
@@ -82,13 +82,6 @@ pub(super) fn formats(plan: &Plan, weights: &[NodeId]) -> String {
     names.sort_unstable();
     names.dedup();
     names.join(" ")
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let at = |i: usize| values.get(i).copied().unwrap_or(0.0);
-    let (half, last) = (values.len() / 2, values.len().saturating_sub(1));
-    if values.len() % 2 == 1 { at(half) } else { (at(half) + at(last - half)) / 2.0 }
 }
 
 impl Profile {
