@@ -30,6 +30,8 @@ use crate::graph::{Graph, TensorType, Weights};
 use crate::plan::{Backend, Group, Limits, Plan, Progress, Target};
 use crate::{Error, Result};
 use lower::Chip;
+use session::Loaded;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What to plan for: a chip, at hand or not.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -67,6 +69,8 @@ pub struct CudaBackend {
     device: Device,
     target: CudaTarget,
     cubins: &'static cubins::Set,
+    /// What sessions run, once one was opened.
+    loaded: Arc<Mutex<Option<Arc<Loaded>>>>,
 }
 
 impl CudaBackend {
@@ -83,12 +87,23 @@ impl CudaBackend {
             processor_shared: device.processor_shared as usize,
             hopper: cubins.capability == 90,
         };
-        Ok(CudaBackend { device, target: CudaTarget(chip), cubins })
+        Ok(CudaBackend { device, target: CudaTarget(chip), cubins, loaded: Arc::default() })
     }
 
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// The kernels, which the first session brings to the device.
+    fn loaded(&self) -> Result<Arc<Loaded>> {
+        let mut place = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loaded) = &*place {
+            return Ok(loaded.clone());
+        }
+        let loaded = Arc::new(session::kernels(self)?);
+        *place = Some(loaded.clone());
+        Ok(loaded)
     }
 
     /// The architecture whose kernels are used: `90` for sm_90a.

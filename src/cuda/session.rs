@@ -14,7 +14,7 @@ mod upload;
 
 use super::CudaBackend;
 use super::abi::{Sample, SamplerState};
-use super::driver::{Device, Function, Graph, Memory, Module, Pinned, Stream};
+use super::driver::{Device, Function, Graph, Memory, Pinned, Stream};
 use super::lower::launches;
 use super::program::{Bases, Launch, Program, Tensor, Work};
 use crate::error::Size;
@@ -22,9 +22,11 @@ use crate::graph::op::Sampler;
 use crate::graph::{DType, Lead, Weights};
 use crate::plan::{Bytes, Limits, Progress, Role, Session, StepInput, Times, Traffic, origin};
 use crate::{Error, Result};
-use kernels::{Functions, function, kernels};
+use kernels::{Functions, function};
+pub(super) use kernels::{Loaded, kernels};
 #[cfg(test)]
 pub(super) use profile::times;
+use std::sync::Arc;
 use step::set_rows;
 
 /// What the device leaves when a logit was not finite.
@@ -52,7 +54,7 @@ pub struct CudaSession {
     traffic: Traffic,
     /// What went wrong with the device: then nothing more is run.
     dead: Option<String>,
-    _modules: Vec<Module>,
+    _loaded: Arc<Loaded>,
     stream: Stream,
     device: Device,
 }
@@ -105,7 +107,7 @@ impl CudaSession {
         check_memory(&device, &bytes, offsets[10] as u64, &limits)?;
 
         let stream = Stream::new(&device)?;
-        let (modules, functions) = kernels(backend, &device)?;
+        let loaded = backend.loaded()?;
         let memory = |bytes: usize| Memory::new(&device, &stream, bytes);
         let (mut result, staging) = (
             Pinned::new(&device, 64)?,
@@ -134,7 +136,7 @@ impl CudaSession {
             },
             traffic: Traffic::default(),
             dead: None,
-            _modules: modules,
+            _loaded: loaded.clone(),
             stream,
             device,
         };
@@ -144,7 +146,7 @@ impl CudaSession {
         session.tabulate(&last.ropes, limits.context, weights)?;
         for program in programs {
             let made = launches(&backend.target.0, &program, &session.bases)?;
-            let with = |l: Launch| Ok((function(&functions, Some(l.kernel))?, l));
+            let with = |l: Launch| Ok((function(&loaded.functions, Some(l.kernel))?, l));
             let made: Result<Vec<_>> = made.into_iter().map(with).collect();
             let launches = made?.into_iter().map(|(f, l)| (l, f)).collect();
             session.programs.push(Ready { program, launches });
@@ -158,7 +160,7 @@ impl CudaSession {
             ..Sample::default()
         };
         if work.history > 0 {
-            session.note = Some((function(&functions, None)?[0], note));
+            session.note = Some((function(&loaded.functions, None)?[0], note));
         }
         session.set_sampler(&Sampler::greedy())?;
         session.record()?;

@@ -2,7 +2,7 @@
 
 use crate::cuda::CudaBackend;
 use crate::cuda::abi::{TILE_NAMES, TILES};
-use crate::cuda::driver::{Device, Function, Module};
+use crate::cuda::driver::{Function, Module};
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
 use crate::{Error, Result};
@@ -13,9 +13,18 @@ use std::ffi::{CStr, CString};
 pub(super) type Functions = [Function; TILES];
 pub(super) type Kernels = BTreeMap<Option<Kernel>, Functions>;
 
+/// Modules, and the functions in them: all sessions of a backend share them.
+#[derive(Debug)]
+pub(in crate::cuda) struct Loaded {
+    pub(super) functions: Kernels,
+    _modules: Vec<Module>,
+}
+
 /// All kernels, each allowed the shared memory it may be given. The kernel without a name of its own
 /// is the one that notes tokens.
-pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Module>, Kernels)> {
+pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
+    let device = &backend.device;
+    device.bind()?;
     use crate::cuda::layout::Product::*;
     let products = [
         (P8, c"gemv_8_0", c"gemm_8_0", c"experts_8_0"),
@@ -85,7 +94,7 @@ pub(super) fn kernels(backend: &CudaBackend, device: &Device) -> Result<(Vec<Mod
         }
         modules.push(module);
     }
-    Ok((modules, functions))
+    Ok(Loaded { functions, _modules: modules })
 }
 
 /// A kernel that has one function.
