@@ -14,12 +14,12 @@ else
 fi
 failed=0
 suite() {
-  local name="$1"
+  local name="$1" start=$SECONDS
   shift
   if out="$("$@" 2>&1)"; then
-    echo "ok      $name: $(grep -oE '[0-9]+ passed' <<<"$out" | tail -1)"
+    echo "ok      $name: $(grep -oE '[0-9]+ passed' <<<"$out" | tail -1), $((SECONDS - start)) s"
   else
-    echo "FAILED  $name"
+    echo "FAILED  $name, $((SECONDS - start)) s"
     tail -40 <<<"$out"
     failed=1
   fi
@@ -33,15 +33,9 @@ else
   echo "skipped real models: GLLM_MODELS is not set"
 fi
 if command -v compute-sanitizer >/dev/null; then
+  # One after the other: side by side they take several times as long.
   for tool in memcheck initcheck synccheck racecheck; do
-    cases="embeddings what_follows logits_that a_batch"
-    # Racecheck takes minutes over attention of many chunks.
-    if [ "$tool" = racecheck ]; then
-      cases="$cases every_architecture"
-    else
-      cases="$cases heads_of every_op"
-    fi
-    for case in $cases; do
+    for case in embeddings what_follows every_op a_few_tokens logits_that greedy_and a_batch; do
       more=""
       # A barrier a stage of each warp's ring: more than the tool expects.
       [ "$tool" = synccheck ] && more="--num-cuda-barriers 65536"

@@ -73,7 +73,8 @@ pub fn random(format: Format, seed: u64, n: usize, size: f32) -> Vec<u8> {
                     block[at..at + 2].copy_from_slice(&f16::ONE.to_le_bytes());
                 }
                 if format == Format::MXFP4 {
-                    block[0] = 122 + (noise.bits() >> 60) as u8 / 4;
+                    // A power of two; numbers before it have a mean square of 9.
+                    block[0] = (126.0 + (size / 3.0).log2()) as u8 + (noise.bits() >> 63) as u8;
                 } else {
                     format.decode(&block, &mut values).unwrap();
                     let power: f32 = values.iter().map(|v| v * v).sum();
@@ -198,28 +199,46 @@ pub fn run<B: Backend>(
     context: usize,
     tokens: &[u32],
 ) -> Vec<f32> {
-    let rows = chunk.min(tokens.len());
-    let limits = Limits { rows, outs: rows, slots: 2, context };
-    let plan = Plan::with_options(graph, backend, limits, Options { reuse }).unwrap();
-    let program = backend.lower(&plan).unwrap();
-    let mut session = backend.load(vec![program], w).unwrap();
-    let mut all = Vec::new();
-    let (mut position, slots) = (0, vec![1; chunk]);
-    for chunk in tokens.chunks(chunk) {
+    let chunks = vec![chunk; tokens.len().div_ceil(chunk)];
+    run_in_chunks(graph, w, backend, reuse, &chunks, context, tokens)
+}
+
+/// The same, in chunks of these sizes, with a program for each size.
+pub fn run_in_chunks<B: Backend>(
+    graph: &Graph,
+    w: &MemoryWeights,
+    backend: &B,
+    reuse: bool,
+    chunks: &[usize],
+    context: usize,
+    mut tokens: &[u32],
+) -> Vec<f32> {
+    let mut sizes: Vec<usize> = chunks.iter().map(|&n| n.min(tokens.len())).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let program = |&rows: &usize| {
+        let limits = Limits { rows, outs: rows, slots: 2, context };
+        let plan = Plan::with_options(graph, backend, limits, Options { reuse }).unwrap();
+        backend.lower(&plan).unwrap()
+    };
+    let mut session = backend.load(sizes.iter().map(program).collect(), w).unwrap();
+    let (mut all, mut position) = (Vec::new(), 0);
+    for &chunk in chunks {
+        let (chunk, rest) = tokens.split_at(chunk.min(tokens.len()));
         let n = chunk.len() as u32;
         let positions: Vec<u32> = (position..position + n).collect();
-        let outs: Vec<u32> = (0..n).collect();
-        let slots = &slots[..chunk.len()];
-        let input = StepInput { tokens: chunk, positions: &positions, slots, outs: &outs };
+        let (outs, slots): (Vec<u32>, _) = ((0..n).collect(), vec![1; chunk.len()]);
+        let input = StepInput { tokens: chunk, positions: &positions, slots: &slots, outs: &outs };
         session.run(&input).unwrap();
         all.extend(session.peek(0).unwrap());
-        position += n;
+        (tokens, position) = (rest, position + n);
     }
     all
 }
 
+/// What the reference makes of them in one step, with caches that round as a backend's do.
 pub fn reference(graph: &Graph, w: &MemoryWeights, context: usize, tokens: &[u32]) -> Vec<f32> {
-    let mut reference = Reference::new(graph, w, context, 2).unwrap();
+    let mut reference = Reference::new(graph, w, context, 2).unwrap().rounding_caches();
     let n = tokens.len() as u32;
     let (positions, slots): (Vec<u32>, Vec<u32>) = ((0..n).collect(), vec![1; tokens.len()]);
     let step = reference::StepInput {
@@ -235,12 +254,17 @@ pub fn reference(graph: &Graph, w: &MemoryWeights, context: usize, tokens: &[u32
 
 /// Mean square error relative to the mean square of `want`; infinite where lengths or NaNs differ.
 pub fn nmse(got: &[f32], want: &[f32]) -> f64 {
+    nmse_of(got, want, 1e-10)
+}
+
+/// The same, relative to `least` where the mean square of `want` is less.
+pub fn nmse_of(got: &[f32], want: &[f32], least: f64) -> f64 {
     if got.len() != want.len() || got.iter().any(|v| !v.is_finite()) {
         return f64::INFINITY;
     }
     let error: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
     let power: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
-    error / power.max(1e-10 * want.len() as f64)
+    error / power.max(least * want.len() as f64)
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {

@@ -2,16 +2,16 @@
 
 use crate::common::{
     Noise, SMALL, Shape, bits, cuda, llama, llama_weights, nmse, random, reference, run,
+    run_in_chunks,
 };
-use gllm_kernels::cpu::CpuBackend;
 use gllm_kernels::graph::{
     AttendOptions, BinaryKind, Builder, Graph, MemoryWeights, NodeId, RopeLayout, RopeOptions,
     UnaryKind,
 };
 use gllm_kernels::model::Format;
 
-/// What is left between a backend and the reference is the f16 of the caches.
-const NMSE: f64 = 2e-6;
+/// What is left between a backend and the reference is numbers that caches round the other way.
+const NMSE: f64 = 1e-6;
 
 fn tokens(n: usize, vocabulary: usize) -> Vec<u32> {
     (0..n).map(|i| (i * 71 % vocabulary) as u32).collect()
@@ -27,50 +27,72 @@ fn a_small_model_in_every_format() {
         let g = llama(&SMALL, &w);
         let tokens = tokens(150, SMALL.vocabulary);
         let want = reference(&g, &w, 160, &tokens);
-        let cpu = run(&g, &w, &CpuBackend::detect(), true, 150, 160, &tokens);
-        let base = nmse(&cpu, &want);
         let errors: Vec<f64> = [1, 50, 150]
             .iter()
             .map(|&chunk| nmse(&run(&g, &w, &backend, true, chunk, 160, &tokens), &want))
             .collect();
         println!(
-            "{:<8} cpu {base:.1e}, chunks of 1, 50, 150: {:.1e} {:.1e} {:.1e}",
+            "{:<8} chunks of 1, 50, 150: {:.1e} {:.1e} {:.1e}",
             format.name(),
             errors[0],
             errors[1],
             errors[2]
         );
-        if errors.iter().any(|&e| e > NMSE.max(1.5 * base)) {
+        if errors.iter().any(|&e| e > NMSE) {
             failed.push(format!("{} {errors:?}", format.name()));
         }
     }
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-#[test]
-#[ignore = "needs a CUDA device"]
-fn heads_of_every_width_windows_and_long_contexts() {
+/// Heads, heads of keys, width, window, whether heads have norms, positions. Of the last two, several
+/// blocks add up a head.
+const HEADS: [(usize, usize, usize, Option<usize>, bool, usize); 7] = [
+    (4, 4, 32, None, false, 333),
+    (8, 1, 128, Some(70), true, 333),
+    (4, 1, 256, Some(5), true, 333),
+    (9, 3, 64, Some(64), false, 333),
+    (6, 2, 80, None, true, 333),
+    (20, 2, 64, None, false, 1100),
+    (4, 4, 32, Some(700), false, 1100),
+];
+
+/// The errors of all of `HEADS`, over so many positions at most, each in the chunks that are made of
+/// the number of positions.
+fn check_heads(most: usize, chunks: &[fn(usize) -> Vec<usize>]) {
     let backend = cuda();
-    // Of the last, several blocks add up a head.
-    for (heads, kv, head, window, head_norm, n) in [
-        (4, 4, 32, None, false, 333),
-        (8, 1, 128, Some(70), true, 333),
-        (4, 1, 256, Some(5), true, 333),
-        (9, 3, 64, Some(64), false, 333),
-        (6, 2, 80, None, true, 333),
-        (20, 2, 64, None, false, 1100),
-        (4, 4, 32, Some(700), false, 1100),
-    ] {
+    let (mut failed, mut worst) = (Vec::new(), 0.0f64);
+    for (heads, kv, head, window, head_norm, n) in HEADS {
         let s = Shape { heads, kv, head, window, head_norm, ..SMALL };
-        let w = llama_weights(&s, Format::BF16);
+        let (w, n) = (llama_weights(&s, Format::BF16), n.min(most));
         let g = llama(&s, &w);
         let tokens = tokens(n, s.vocabulary);
         let want = reference(&g, &w, n + 67, &tokens);
-        let one = run(&g, &w, &backend, true, 1, n + 67, &tokens);
-        let many = run(&g, &w, &backend, true, 200, n + 67, &tokens);
-        let (a, b) = (nmse(&one, &want), nmse(&many, &want));
-        assert!(a <= NMSE && b <= NMSE, "{heads} {kv} {head} {window:?}: {a:.1e} {b:.1e}");
+        for chunks in chunks {
+            let got = run_in_chunks(&g, &w, &backend, true, &chunks(n), n + 67, &tokens);
+            let error = nmse(&got, &want);
+            worst = worst.max(error);
+            if error > NMSE {
+                failed.push(format!("{heads} {kv} {head} {window:?}: {error:.1e}"));
+            }
+        }
     }
+    println!("NMSE {worst:.1e}");
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn heads_of_every_width_windows_and_long_contexts() {
+    check_heads(1100, &[|n| vec![1; n], |n| vec![200; n.div_ceil(200)]]);
+}
+
+/// Few steps, for tools that take a second for each.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_few_tokens_after_a_prompt() {
+    let chunks = |n| [vec![200; n / 200], vec![n % 200 - 3, 1, 1, 1]].concat();
+    check_heads(533, &[chunks]);
 }
 
 #[test]
@@ -224,7 +246,7 @@ fn random_graph(w: &MemoryWeights, noise: &mut Noise) -> Graph {
 fn random_graphs() {
     let backend = cuda();
     let tokens: Vec<u32> = (0..13).map(|i| i * 17 % VOCABULARY as u32).collect();
-    let mut failed = Vec::new();
+    let (mut failed, mut worst) = (Vec::new(), 0.0f64);
     for format in [Format::F32, Format::Q4_1, Format::Q8_0] {
         let w = weights(format);
         for case in 0..40 {
@@ -232,8 +254,8 @@ fn random_graphs() {
             let want = reference(&g, &w, 24, &tokens);
             for (chunk, reuse) in [(13, true), (13, false), (1, true), (5, true)] {
                 let error = nmse(&run(&g, &w, &backend, reuse, chunk, 24, &tokens), &want);
-                // A random graph may amplify rounding: squares, norms of small rows.
-                if error > 1e-4 {
+                worst = worst.max(error);
+                if error > NMSE {
                     failed.push(format!(
                         "{} case {case}, chunk {chunk}, reuse {reuse}: {error:.1e}",
                         format.name()
@@ -242,5 +264,6 @@ fn random_graphs() {
             }
         }
     }
+    println!("NMSE {worst:.1e}");
     assert!(failed.is_empty(), "{failed:#?}");
 }

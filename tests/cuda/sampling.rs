@@ -57,7 +57,7 @@ fn greedy_and_penalties_pick_what_the_cpu_picks() {
         ] {
             s.set_sampler(&sampler).unwrap();
             let mut recent: Vec<u32> = Vec::new();
-            for position in 0..20u32 {
+            for position in 0..12u32 {
                 let token = (position * 7 + position / 3) % 4;
                 recent.push(token);
                 let got = pick(&mut s, token, position);
