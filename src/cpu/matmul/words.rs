@@ -80,9 +80,8 @@ pub(in crate::cpu) struct RowsArgs {
 
 pub(in crate::cpu) type RowsFn = unsafe fn(&RowsArgs);
 
-/// The kernels: those that open a span, by shape, where there are any (codes of one plane with one
-/// scale are taken apart so quickly that nothing is gained); and those that multiply, for one tile and
-/// for two, by [`rows_index`].
+/// The kernels: those that open a span, by shape, where there are any (codes of a table and those with a
+/// scale for several groups have none); and those that multiply, for one tile and for two, by [`rows_index`].
 pub(in crate::cpu) struct WordKernels {
     pub(in crate::cpu) open: [Option<OpenFn>; SHAPES],
     pub(in crate::cpu) rows: [[RowsFn; TILES]; 3],
