@@ -63,31 +63,33 @@ pub(super) trait Lanes: Copy {
     /// neither factor leaves the range.
     unsafe fn times_power(self, k: Self) -> Self;
 
+    /// Each lane and the one `N` away, a power of two up to 8, change places.
+    unsafe fn swap<const N: usize>(self) -> Self;
+    /// The first lane.
+    unsafe fn first(self) -> f32;
+
     /// The sum of the lanes, each half onto the other.
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.fold(|a, b| a + b) }
+        unsafe {
+            let x = self.add(self.swap::<8>());
+            let x = x.add(x.swap::<4>());
+            let x = x.add(x.swap::<2>());
+            x.add(x.swap::<1>()).first()
+        }
     }
 
     /// The greatest lane.
     #[inline(always)]
     unsafe fn greatest(self) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.fold(|a, b| if a > b { a } else { b }) }
-    }
-
-    #[inline(always)]
-    unsafe fn fold(self, join: impl Fn(f32, f32) -> f32) -> f32 {
-        let mut x = [0.0f32; LANES];
-        // SAFETY: the array has sixteen elements.
-        unsafe { self.store(x.as_mut_ptr()) };
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                x[i] = join(x[i], x[i + half]);
-            }
+        unsafe {
+            let x = self.max(self.swap::<8>());
+            let x = x.max(x.swap::<4>());
+            let x = x.max(x.swap::<2>());
+            x.max(x.swap::<1>()).first()
         }
-        x[0]
     }
 }
 

@@ -115,4 +115,16 @@ impl Lanes for AutoF32x16 {
             x * power(half) * power(k.wrapping_sub(half))
         })
     }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        let mut out = self;
+        for (i, &x) in self.0.iter().enumerate() {
+            out.0[i ^ N] = x;
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self.0[0]
+    }
 }

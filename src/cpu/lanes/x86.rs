@@ -149,6 +149,26 @@ impl Lanes for Avx2 {
     unsafe fn times_power(self, k: Self) -> Self {
         both!(times_power, self, k)
     }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match N {
+                8 => Avx2(self.1, self.0),
+                4 => {
+                    let halves = |x| _mm256_permute2f128_ps::<1>(x, x);
+                    Avx2(halves(self.0), halves(self.1))
+                }
+                2 => Avx2(_mm256_permute_ps::<0x4e>(self.0), _mm256_permute_ps::<0x4e>(self.1)),
+                _ => Avx2(_mm256_permute_ps::<0xb1>(self.0), _mm256_permute_ps::<0xb1>(self.1)),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtss_f32(self.0) }
+    }
 }
 
 /// One AVX-512 register. Needs AVX-512 F alone.
@@ -271,5 +291,23 @@ impl Lanes for Avx512 {
             let x = _mm512_mul_ps(self.0, power_512(half));
             Avx512(_mm512_mul_ps(x, power_512(_mm512_sub_epi32(k, half))))
         }
+    }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = self.0;
+            Avx512(match N {
+                8 => _mm512_shuffle_f32x4::<0x4e>(x, x),
+                4 => _mm512_shuffle_f32x4::<0xb1>(x, x),
+                2 => _mm512_permute_ps::<0x4e>(x),
+                _ => _mm512_permute_ps::<0xb1>(x),
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtss_f32(self.0) }
     }
 }
