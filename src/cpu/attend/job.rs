@@ -300,7 +300,7 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Queries { job, query, start, seen, keys, values } = self;
-        let (this, kv) = (job.this, &job.this.kv);
+        let (this, kv, ahead) = (job.this, &job.this.kv, job.this.ahead);
         let mut q = [std::ptr::null(); M];
         let mut states = [State { data: std::ptr::null_mut() }; M];
         let mut weights = [[f32::NEG_INFINITY; BLOCK]; M];
@@ -316,11 +316,11 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
             while tile < tiles.end {
                 let (left, to) = (tiles.end - tile, &mut weights);
                 tile += if const { L::SUMS >= 4 * M } && left >= 4 {
-                    scores::<L, S, M, 4>(&q, keys, kv.dim, tile, to)
+                    scores::<L, S, M, 4>(&q, keys, kv.dim, tile, ahead, to)
                 } else if const { L::SUMS >= 2 * M && L::SUMS < 4 * M } && left >= 2 {
-                    scores::<L, S, M, 2>(&q, keys, kv.dim, tile, to)
+                    scores::<L, S, M, 2>(&q, keys, kv.dim, tile, ahead, to)
                 } else {
-                    scores::<L, S, M, 1>(&q, keys, kv.dim, tile, to)
+                    scores::<L, S, M, 1>(&q, keys, kv.dim, tile, ahead, to)
                 };
             }
             let mut factors = [0.0f32; M];
@@ -333,11 +333,11 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
             while at < kv.wide {
                 let left = (kv.wide - at) / LANES;
                 at += if const { L::SUMS >= 4 * M } && left >= 4 {
-                    sums::<L, S, M, 4>(weights, factors, seen, values, kv.wide, at, &states)
+                    sums::<L, S, M, 4>(weights, factors, seen, values, kv.wide, at, ahead, &states)
                 } else if const { L::SUMS >= 2 * M && L::SUMS < 4 * M } && left >= 2 {
-                    sums::<L, S, M, 2>(weights, factors, seen, values, kv.wide, at, &states)
+                    sums::<L, S, M, 2>(weights, factors, seen, values, kv.wide, at, ahead, &states)
                 } else {
-                    sums::<L, S, M, 1>(weights, factors, seen, values, kv.wide, at, &states)
+                    sums::<L, S, M, 1>(weights, factors, seen, values, kv.wide, at, ahead, &states)
                 };
             }
         }

@@ -7,6 +7,8 @@
 use crate::cpu::lanes::{LANES, Lanes, exp, tanh};
 use std::ops::Range;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Positions of one softmax.
 pub(super) const BLOCK: usize = 64;
 /// Tiles of a block.
@@ -153,6 +155,19 @@ pub(super) const GROUP: usize = 32;
 /// so whoever reads a code, and when, sees the same number.
 pub(super) trait Source: Copy {
     const SCALED: bool;
+    /// Whether it lies in the cache, and so perhaps not near.
+    const KEPT: bool = true;
+
+    /// Asks for the lines of `n` elements that come so many bytes behind these.
+    #[inline(always)]
+    unsafe fn ask<L: Lanes>(p: *const Self, n: usize, ahead: usize) {
+        if const { Self::KEPT } {
+            for line in (0..n * size_of::<Self>()).step_by(LINE) {
+                // SAFETY: the caller's promise for the instruction set; a prefetch touches nothing.
+                unsafe { L::prefetch(p.cast::<u8>().wrapping_add(ahead + line)) };
+            }
+        }
+    }
 
     unsafe fn load<L: Lanes>(p: *const Self) -> L;
 
@@ -206,6 +221,7 @@ impl Source for u16 {
 
 impl Source for f32 {
     const SCALED: bool = false;
+    const KEPT: bool = false;
 
     #[inline(always)]
     unsafe fn load<L: Lanes>(p: *const f32) -> L {
@@ -285,6 +301,7 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
     keys: *const S,
     dim: usize,
     tile: usize,
+    ahead: usize,
     out: &mut [[f32; BLOCK]; M],
 ) -> usize {
     // SAFETY: tiles `tile..tile + T` are inside the block, `dim` elements in each query.
@@ -297,6 +314,7 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
                 scales[t] = S::scales(keys, dim, start / group, tile + t);
             }
             for d in start..dim.min(start + group) {
+                S::ask::<L>(keys.add(d * BLOCK + tile * LANES), T * LANES, ahead);
                 let mut k = [L::splat(0.0); T];
                 for t in 0..T {
                     k[t] = S::read(keys.add(d * BLOCK + (tile + t) * LANES), scales[t]);
@@ -329,6 +347,7 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
     values: *const S,
     wide: usize,
     at: usize,
+    ahead: usize,
     states: &[State; M],
 ) -> usize {
     // SAFETY: `seen` is inside the block, `at + 16 T <= wide`.
@@ -346,6 +365,7 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
             }
         }
         for p in seen.clone() {
+            S::ask::<L>(values.add(p * wide + at), T * LANES, ahead);
             let mut v = [L::splat(0.0); T];
             for t in 0..T {
                 let scale = L::splat(*scales[t * LANES / GROUP].as_ptr().add(p));

@@ -28,7 +28,7 @@ mod kv;
 pub use kv::KvLayout;
 
 use super::lanes::{LANES, Lanes, by_isa};
-use super::simd::Isa;
+use super::simd::{Isa, ahead};
 use crate::graph::op::Attend;
 use job::Job;
 use kernel::BLOCK;
@@ -79,6 +79,8 @@ pub struct Attention {
     window: usize,
     softcap: Option<f32>,
     alibi: Option<f32>,
+    /// How many bytes ahead the cache is asked for.
+    ahead: usize,
 }
 
 /// Rows of one slot at consecutive positions.
@@ -101,7 +103,7 @@ impl Attention {
         heads.checked_mul(kv.wide)?.checked_mul(ROWS * 64)?;
         let window = op.window.unwrap_or(usize::MAX);
         let (scale, softcap, alibi) = (op.scale, op.softcap, op.alibi);
-        Some(Attention { kv, heads, scale, window, softcap, alibi })
+        Some(Attention { kv, heads, scale, window, softcap, alibi, ahead: ahead() })
     }
 
     /// Scratch of [`run`](Self::run) for steps of up to `rows` rows on up to `threads` workers,

@@ -43,6 +43,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_half(p: *const u16) -> Self;
     unsafe fn load_i8(p: *const i8) -> Self;
     unsafe fn store(self, p: *mut f32);
+    /// Asks for the cache line there, which need not exist.
+    unsafe fn prefetch(p: *const u8);
     /// To the nearest half, ties to even.
     unsafe fn store_half(self, p: *mut u16);
     unsafe fn splat(x: f32) -> Self;

@@ -178,4 +178,6 @@ impl Lanes for Neon {
         // SAFETY: the caller's promise.
         unsafe { vgetq_lane_f32::<0>(self.0[0]) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }

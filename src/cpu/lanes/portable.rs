@@ -127,4 +127,6 @@ impl Lanes for AutoF32x16 {
     unsafe fn first(self) -> f32 {
         self.0[0]
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }

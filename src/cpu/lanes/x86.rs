@@ -169,6 +169,11 @@ impl Lanes for Avx2 {
         // SAFETY: the caller's promise.
         unsafe { _mm256_cvtss_f32(self.0) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
 }
 
 /// One AVX-512 register. Needs AVX-512 F alone.
@@ -309,5 +314,10 @@ impl Lanes for Avx512 {
     unsafe fn first(self) -> f32 {
         // SAFETY: the caller's promise.
         unsafe { _mm512_cvtss_f32(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }
