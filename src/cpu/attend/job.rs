@@ -1,6 +1,6 @@
 //! One group of rows and one kv head: its chunks computed, and joined in their order.
 
-use super::kernel::{BLOCK, Source, State, scores, sums, widen_keys, widen_values};
+use super::kernel::{BLOCK, Source, State, open_keys, open_values, scores, sums};
 use super::{AttendCall, Attention, CHUNK, Group};
 use crate::cpu::lanes::{LANES, Lanes, Work};
 use crate::graph::op::alibi_slope;
@@ -55,7 +55,7 @@ impl Job<'_> {
     /// State `i` of this thread: those of the chunk, then those of all chunks.
     #[inline(always)]
     unsafe fn state(&self, i: usize) -> State {
-        let blocks = BLOCK * (self.this.kv.dim + self.this.kv.wide);
+        let blocks = self.this.kv.open_key() + self.this.kv.open_value();
         // SAFETY: `i` is below 2 * ROWS * group.
         State { data: unsafe { self.mine.add(blocks + i * self.this.state_len()) } }
     }
@@ -193,7 +193,7 @@ impl Job<'_> {
     }
 
     /// One block as the cache keeps it, of which `seen` is seen: read as it is where queries are
-    /// few, else converted once.
+    /// few, else opened once.
     #[inline(always)]
     unsafe fn stored<L: Lanes, S: Source>(
         &self,
@@ -208,11 +208,11 @@ impl Job<'_> {
             if self.group.rows * self.this.group() <= 2 * QUERIES {
                 return self.block::<L, S>(start, keys, values);
             }
-            let (k, v) = (self.mine, self.mine.add(BLOCK * kv.dim));
+            let (k, v) = (self.mine, self.mine.add(kv.open_key()));
             let tiles = (seen.start - start) / LANES..(seen.end - 1 - start) / LANES + 1;
-            widen_keys::<L, S>(keys, kv.dim, tiles, k);
-            widen_values::<L, S>(values, kv.wide, seen.start - start..seen.end - start, v);
-            self.block::<L, f32>(start, k, v);
+            open_keys::<L, S>(keys, kv.dim, tiles, k);
+            open_values::<L, S>(values, kv.wide, seen.start - start..seen.end - start, v);
+            self.block::<L, S::Open>(start, k.cast(), v.cast());
         }
     }
 

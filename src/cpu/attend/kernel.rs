@@ -148,152 +148,140 @@ unsafe fn exp_of<L: Lanes>(x: f32) -> f32 {
 /// Elements that share a scale, where there are scales.
 pub(super) const GROUP: usize = 32;
 
-/// What keys and values are read as: halves, floats, or codes with scales.
+/// What keys and values are read as: halves, codes with scales, or either of them opened to f32.
 ///
 /// A block of keys or values of `dim` elements holds `64 dim` elements and behind them, if there
-/// are scales, those of its groups, `[group][64]`. A code of 8 bits times a half is exact in f32,
-/// so whoever reads a code, and when, sees the same number.
+/// are scales, those of its groups, `[group][64]`. Codes meet queries and weights as they are: the
+/// scale of a key meets the sum of its group, that of a value the weight.
 pub(super) trait Source: Copy {
-    const SCALED: bool;
-    /// Whether it lies in the cache, and so perhaps not near.
-    const KEPT: bool = true;
+    /// Elements that a scale takes, 0 if there are none.
+    const SCALE: usize;
+    /// Whether it lies in the cache, and so perhaps far away.
+    const KEPT: bool;
+    /// The same, opened.
+    type Open: Source;
+
+    unsafe fn load<L: Lanes>(p: *const Self) -> L;
+
+    /// Scales of sixteen positions.
+    unsafe fn load_scales<L: Lanes>(p: *const Self) -> L;
+
+    /// From a block to the next, in elements.
+    #[inline(always)]
+    fn block(dim: usize) -> usize {
+        BLOCK * (dim + dim.div_ceil(GROUP) * Self::SCALE)
+    }
+
+    /// From the beginning of a block to the scales of a group and tile, in elements.
+    #[inline(always)]
+    fn scales_at(dim: usize, group: usize, tile: usize) -> usize {
+        BLOCK * dim + (BLOCK * group + LANES * tile) * Self::SCALE
+    }
 
     /// Asks for the lines of `n` elements that come so many bytes behind these.
     #[inline(always)]
     unsafe fn ask<L: Lanes>(p: *const Self, n: usize, ahead: usize) {
         if const { Self::KEPT } {
             for line in (0..n * size_of::<Self>()).step_by(LINE) {
-                // SAFETY: the caller's promise for the instruction set; a prefetch touches nothing.
+                // SAFETY: the caller has the instruction set; a prefetch touches nothing.
                 unsafe { L::prefetch(p.cast::<u8>().wrapping_add(ahead + line)) };
             }
         }
     }
+}
 
-    unsafe fn load<L: Lanes>(p: *const Self) -> L;
+/// A code, opened.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Code(f32);
 
-    /// From a block to the next, in elements.
-    #[inline(always)]
-    fn block(dim: usize) -> usize {
-        let scales = if Self::SCALED { dim.div_ceil(GROUP) * BLOCK } else { 0 };
-        dim * BLOCK + scales * (size_of::<u16>() / size_of::<Self>())
-    }
+/// A source from its scale's width, whether it is kept, what it opens to, and how both are read.
+macro_rules! source {
+    ($of:ty, $scale:literal, $kept:literal, $open:ty, $load:expr, $scales:expr) => {
+        impl Source for $of {
+            const SCALE: usize = $scale;
+            const KEPT: bool = $kept;
+            type Open = $open;
 
-    /// The scales of a group, a lane a position of the tile.
-    #[inline(always)]
-    unsafe fn scales<L: Lanes>(block: *const Self, dim: usize, group: usize, tile: usize) -> L {
-        // SAFETY: the caller's promise; scales lie behind the codes.
-        unsafe {
-            if Self::SCALED {
-                let scales = block.add(dim * BLOCK).cast::<u16>();
-                L::load_half(scales.add(group * BLOCK + tile * LANES))
-            } else {
-                L::splat(1.0)
+            #[inline(always)]
+            unsafe fn load<L: Lanes>(p: *const $of) -> L {
+                // SAFETY: the caller's promise.
+                unsafe { $load(p.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_scales<L: Lanes>(p: *const $of) -> L {
+                // SAFETY: the caller's promise.
+                unsafe { $scales(p.cast()) }
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn read<L: Lanes>(p: *const Self, scale: L) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { if Self::SCALED { Self::load::<L>(p).mul(scale) } else { Self::load(p) } }
-    }
+    };
 }
 
-impl Source for i8 {
-    const SCALED: bool = true;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const i8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_i8(p) }
-    }
+fn none<L: Lanes>(_: *const f32) -> L {
+    // SAFETY: the caller's promise.
+    unsafe { L::splat(1.0) }
 }
 
-impl Source for u16 {
-    const SCALED: bool = false;
+source!(u16, 0, true, f32, L::load_half, none::<L>);
+source!(f32, 0, false, f32, L::load, none::<L>);
+source!(i8, 2, true, Code, L::load_i8, L::load_half);
+source!(Code, 1, false, Code, L::load, L::load);
 
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const u16) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_half(p) }
-    }
-}
-
-impl Source for f32 {
-    const SCALED: bool = false;
-    const KEPT: bool = false;
-
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(p: *const f32) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load(p) }
-    }
-}
-
-/// The keys of tiles `tiles` of a block in f32.
+/// Opens the keys of tiles `tiles` of a block.
 #[inline(always)]
-pub(super) unsafe fn widen_keys<L: Lanes, S: Source>(
+pub(super) unsafe fn open_keys<L: Lanes, S: Source>(
     from: *const S,
     dim: usize,
     tiles: Range<usize>,
     to: *mut f32,
 ) {
     for tile in tiles {
-        for start in (0..dim).step_by(GROUP) {
-            // SAFETY: the tile is inside both blocks.
-            unsafe {
-                let scale = S::scales::<L>(from, dim, start / GROUP, tile);
-                for d in start..dim.min(start + GROUP) {
-                    let at = d * BLOCK + tile * LANES;
-                    S::read(from.add(at), scale).store(to.add(at));
-                }
+        // SAFETY: the tile is inside both blocks.
+        unsafe {
+            for at in (0..dim).map(|d| d * BLOCK + tile * LANES) {
+                S::load::<L>(from.add(at)).store(to.add(at));
             }
+            open_scales::<L, S>(from, dim, tile, to);
         }
     }
 }
 
-/// The values at positions `rows` of a block in f32.
+/// Opens the values at positions `rows` of a block.
 #[inline(always)]
-pub(super) unsafe fn widen_values<L: Lanes, S: Source>(
+pub(super) unsafe fn open_values<L: Lanes, S: Source>(
     from: *const S,
     wide: usize,
     rows: Range<usize>,
     to: *mut f32,
 ) {
-    for i in (0..wide).step_by(LANES) {
-        // SAFETY: the rows are inside both blocks.
-        unsafe {
-            let scales = value_scales::<L, S>(from, wide, i / GROUP);
-            for p in rows.clone() {
-                let scale = L::splat(scales[p]);
-                S::read(from.add(p * wide + i), scale).store(to.add(p * wide + i));
-            }
+    // SAFETY: the rows are inside both blocks, and a block is whole tiles.
+    unsafe {
+        for at in (rows.start * wide..rows.end * wide).step_by(LANES) {
+            S::load::<L>(from.add(at)).store(to.add(at));
+        }
+        for tile in 0..TILES {
+            open_scales::<L, S>(from, wide, tile, to);
         }
     }
 }
 
-/// The scales of a group of all values of a block.
+/// Opens the scales of one tile of a block.
 #[inline(always)]
-unsafe fn value_scales<L: Lanes, S: Source>(
-    values: *const S,
-    wide: usize,
-    group: usize,
-) -> [f32; BLOCK] {
-    let mut scales = [1.0; BLOCK];
-    if S::SCALED {
-        for tile in 0..TILES {
-            // SAFETY: a block is whole tiles.
+unsafe fn open_scales<L: Lanes, S: Source>(from: *const S, dim: usize, tile: usize, to: *mut f32) {
+    if const { S::SCALE > 0 } {
+        for group in 0..dim.div_ceil(GROUP) {
+            // SAFETY: the tile is inside both blocks.
             unsafe {
-                let of_tile = S::scales::<L>(values, wide, group, tile);
-                of_tile.store(scales.as_mut_ptr().add(tile * LANES));
+                let scales = S::load_scales::<L>(from.add(S::scales_at(dim, group, tile)));
+                scales.store(to.add(S::Open::scales_at(dim, group, tile)));
             }
         }
     }
-    scales
 }
 
 /// Dot products of `M` queries with the keys of `T` tiles, each one chain of fused steps in order
-/// of element. Returns `T`.
+/// of element; with scales one chain a group, and one over the groups. Returns `T`.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "several arrays by one index")]
 pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>(
@@ -306,18 +294,16 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
 ) -> usize {
     // SAFETY: tiles `tile..tile + T` are inside the block, `dim` elements in each query.
     unsafe {
-        let mut sums = [[L::splat(0.0); T]; M];
-        let group = if S::SCALED { GROUP } else { dim };
+        let mut all = [[L::splat(0.0); T]; M];
+        let group = if S::SCALE > 0 { GROUP } else { dim };
         for start in (0..dim).step_by(group) {
-            let mut scales = [L::splat(1.0); T];
-            for t in 0..T {
-                scales[t] = S::scales(keys, dim, start / group, tile + t);
-            }
+            let mut sums = [[L::splat(0.0); T]; M];
             for d in start..dim.min(start + group) {
-                S::ask::<L>(keys.add(d * BLOCK + tile * LANES), T * LANES, ahead);
+                let keys = keys.add(d * BLOCK + tile * LANES);
+                S::ask::<L>(keys, T * LANES, ahead);
                 let mut k = [L::splat(0.0); T];
                 for t in 0..T {
-                    k[t] = S::read(keys.add(d * BLOCK + (tile + t) * LANES), scales[t]);
+                    k[t] = S::load(keys.add(t * LANES));
                 }
                 for m in 0..M {
                     let x = L::splat(*q[m].add(d));
@@ -326,10 +312,20 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
                     }
                 }
             }
+            if const { S::SCALE == 0 } {
+                all = sums;
+                continue;
+            }
+            for t in 0..T {
+                let scale = S::load_scales(keys.add(S::scales_at(dim, start / group, tile + t)));
+                for m in 0..M {
+                    all[m][t] = sums[m][t].fma(scale, all[m][t]);
+                }
+            }
         }
         for m in 0..M {
             for t in 0..T {
-                sums[m][t].store(out[m].as_mut_ptr().add((tile + t) * LANES));
+                all[m][t].store(out[m].as_mut_ptr().add((tile + t) * LANES));
             }
         }
     }
@@ -337,7 +333,7 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
 }
 
 /// Adds the weighted values to the states of `M` queries, elements `at..at + 16 T`, each one chain
-/// in order of position. Returns `16 T`.
+/// in order of position. A scale meets the weight first. Returns `16 T`.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "several arrays by one index")]
 pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
@@ -353,9 +349,16 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
     // SAFETY: `seen` is inside the block, `at + 16 T <= wide`.
     unsafe {
         // The vectors begin with a group, or are one: they touch no more than these.
-        let mut scales = [[1.0f32; BLOCK]; 2];
-        for (i, scales) in scales.iter_mut().enumerate().take(T.div_ceil(GROUP / LANES)) {
-            *scales = value_scales::<L, S>(values, wide, at / GROUP + i);
+        let mut scaled = [[[0.0f32; BLOCK]; M]; 2];
+        for (i, scaled) in scaled.iter_mut().enumerate().take(T.div_ceil(GROUP / LANES)) {
+            for tile in 0..if S::SCALE > 0 { TILES } else { 0 } {
+                let scale = S::scales_at(wide, at / GROUP + i, tile);
+                let scale = S::load_scales::<L>(values.add(scale));
+                for m in 0..M {
+                    let weight = L::load(weights[m].as_ptr().add(tile * LANES));
+                    weight.mul(scale).store(scaled[m].as_mut_ptr().add(tile * LANES));
+                }
+            }
         }
         let mut sums = [[L::splat(0.0); T]; M];
         for m in 0..M {
@@ -365,15 +368,17 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
             }
         }
         for p in seen.clone() {
-            S::ask::<L>(values.add(p * wide + at), T * LANES, ahead);
+            let values = values.add(p * wide + at);
+            S::ask::<L>(values, T * LANES, ahead);
             let mut v = [L::splat(0.0); T];
             for t in 0..T {
-                let scale = L::splat(*scales[t * LANES / GROUP].as_ptr().add(p));
-                v[t] = S::read(values.add(p * wide + at + t * LANES), scale);
+                v[t] = S::load(values.add(t * LANES));
             }
             for m in 0..M {
-                let w = L::splat(*weights[m].as_ptr().add(p));
                 for t in 0..T {
+                    let scaled = &scaled[t * LANES / GROUP][m];
+                    let weights = if S::SCALE > 0 { scaled } else { &weights[m] };
+                    let w = L::splat(*weights.as_ptr().add(p));
                     sums[m][t] = v[t].fma(w, sums[m][t]);
                 }
             }

@@ -14,7 +14,7 @@
 //! computes which chunk, nor on the instruction set.
 //!
 //! **Sharing.** Rows of one slot at consecutive positions (prefill) form groups of up to
-//! [`ROWS`]: their queries share each block, converted to f32 once. A unit of work is a group and
+//! [`ROWS`]: their queries share each block, opened to f32 once. A unit of work is a group and
 //! a kv head; where there are few rows it is a chunk of those as well, and whoever finishes the
 //! last chunk joins them all. No barrier is needed inside.
 //!
@@ -31,7 +31,6 @@ use super::lanes::{LANES, Lanes, by_isa};
 use super::simd::{Isa, ahead};
 use crate::graph::op::Attend;
 use job::Job;
-use kernel::BLOCK;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
@@ -132,7 +131,7 @@ impl Attention {
 
     /// What a thread needs: a block of keys and one of values in f32, and two states a query.
     fn thread_bytes(&self) -> usize {
-        let block = BLOCK * (self.kv.dim + self.kv.wide);
+        let block = self.kv.open_key() + self.kv.open_value();
         let states = 2 * ROWS * self.group() * self.state_len();
         ((block + states) * size_of::<f32>()).next_multiple_of(LINE)
     }
