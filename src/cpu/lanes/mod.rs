@@ -56,6 +56,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// `if self > b { self } else { b }`.
     unsafe fn max(self, b: Self) -> Self;
+    /// `if self < b { self } else { b }`.
+    unsafe fn min(self, b: Self) -> Self;
     /// `if self < b { yes } else { no }`.
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self;
     unsafe fn abs(self) -> Self;
@@ -123,9 +125,7 @@ pub(super) unsafe fn exp<L: Lanes>(x: L) -> L {
     unsafe {
         let (low, high) = (L::splat(-104.5), L::splat(89.0));
         // Written so that NaN passes.
-        let x = x.if_less(low, low, x);
-        let x = high.if_less(x, high, x);
-        let (p, k) = expm1_parts(x);
+        let (p, k) = expm1_parts(high.min(low.max(x)));
         p.add(L::splat(1.0)).times_power(k)
     }
 }
@@ -139,7 +139,7 @@ pub(super) unsafe fn tanh<L: Lanes>(x: L) -> L {
         let a = x.abs();
         // From here on the result is 1.
         let far = L::splat(10.0);
-        let a = far.if_less(a, far, a);
+        let a = far.min(a);
         let (p, k) = expm1_parts(a.add(a));
         let power = L::splat(1.0).times_power(k);
         let m = power.fma(p, power.sub(L::splat(1.0)));

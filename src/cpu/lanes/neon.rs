@@ -148,6 +148,10 @@ impl Lanes for Neon {
         each!(|a, b| if_less(b, a, a, b), self, b)
     }
     #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        each!(|a, b| if_less(a, b, a, b), self, b)
+    }
+    #[inline(always)]
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self {
         each!(if_less, self, b, yes, no)
     }

@@ -95,6 +95,10 @@ impl Lanes for AutoF32x16 {
         each(self, b, |a, b| if a > b { a } else { b })
     }
     #[inline(never)]
+    unsafe fn min(self, b: Self) -> Self {
+        each(self, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(never)]
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self {
         yes.select(self.simd_lt(b), no)
     }
