@@ -323,11 +323,16 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
                     scores::<L, S, M, 1>(&q, keys, kv.dim, tile, ahead, to)
                 };
             }
-            let mut factors = [0.0f32; M];
+            // Each step for all queries: one's chain of steps is long, and they run beside one another.
+            let mut tops = [(0.0, 0.0); M];
             for m in 0..M {
                 let (scale, softcap) = (this.scale, this.softcap);
                 let bias = job.bias(query + m, start);
-                factors[m] = states[m].softmax::<L>(&mut weights[m], seen, scale, softcap, bias);
+                tops[m] = states[m].greatest::<L>(&mut weights[m], seen, scale, softcap, bias);
+            }
+            let mut factors = [0.0f32; M];
+            for m in 0..M {
+                factors[m] = states[m].weigh::<L>(&mut weights[m], tops[m]);
             }
             let (weights, factors, mut at) = (&weights, &factors, 0);
             while at < kv.wide {

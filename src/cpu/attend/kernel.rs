@@ -89,17 +89,17 @@ impl State {
         }
     }
 
-    /// Turns scores into weights and counts them in the state; returns the factor on what the
-    /// state has summed so far.
+    /// Turns scores into weights, as far as the greatest is found, which is counted in the state;
+    /// returns it and the one before.
     #[inline(always)]
-    pub(super) unsafe fn softmax<L: Lanes>(
+    pub(super) unsafe fn greatest<L: Lanes>(
         self,
         scores: &mut [f32; BLOCK],
         seen: &Range<usize>,
         scale: f32,
         softcap: Option<f32>,
         bias: Option<(f32, f32)>,
-    ) -> f32 {
+    ) -> (f32, f32) {
         const COUNT: [f32; LANES] =
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
         // SAFETY: TILES vectors of LANES make a block; the state is whole.
@@ -107,7 +107,8 @@ impl State {
             let nothing = L::splat(f32::NEG_INFINITY);
             let mut x = [nothing; TILES];
             for (t, x) in x.iter_mut().enumerate() {
-                let mut s = L::load(scores.as_ptr().add(t * LANES)).mul(L::splat(scale));
+                let to = scores.as_mut_ptr().add(t * LANES);
+                let mut s = L::load(to).mul(L::splat(scale));
                 if let Some(cap) = softcap {
                     s = L::splat(cap).mul(tanh(s.div(L::splat(cap))));
                 }
@@ -120,18 +121,35 @@ impl State {
                     s = at.if_less(L::splat(seen.start as f32), nothing, s);
                     s = at.if_less(L::splat(seen.end as f32), s, nothing);
                 }
+                s.store(to);
                 *x = s;
             }
             let before = *self.data;
             let top = x[0].max(x[1]).max(x[2].max(x[3])).greatest();
             let top = if before > top { before } else { top };
+            *self.data = top;
+            (before, top)
+        }
+    }
+
+    /// Turns what is left of the scores into weights and counts them in the state; returns the factor on
+    /// what the state has summed so far.
+    #[inline(always)]
+    pub(super) unsafe fn weigh<L: Lanes>(
+        self,
+        scores: &mut [f32; BLOCK],
+        (before, top): (f32, f32),
+    ) -> f32 {
+        // SAFETY: TILES vectors of LANES make a block; the state is whole.
+        unsafe {
+            let mut x = [L::splat(0.0); TILES];
             for (t, x) in x.iter_mut().enumerate() {
-                *x = exp(x.sub(L::splat(top)));
-                x.store(scores.as_mut_ptr().add(t * LANES));
+                let to = scores.as_mut_ptr().add(t * LANES);
+                *x = exp(L::load(to).sub(L::splat(top)));
+                x.store(to);
             }
             let sum = x[0].add(x[1]).add(x[2].add(x[3])).sum();
             let factor = exp_of::<L>(before - top);
-            *self.data = top;
             *self.data.add(1) = *self.data.add(1) * factor + sum;
             factor
         }
