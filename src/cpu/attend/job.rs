@@ -169,7 +169,7 @@ impl Job<'_> {
         let queries = self.group.rows * group;
         for query in 0..queries {
             // SAFETY: a state of this thread.
-            unsafe { self.state(query).clear(kv.wide) };
+            unsafe { self.state(query).clear::<L>(kv.wide) };
         }
         for start in (chunk * CHUNK..(chunk + 1) * CHUNK).step_by(BLOCK) {
             let block = start..start + BLOCK;

@@ -24,13 +24,13 @@ pub(super) struct State {
 
 impl State {
     #[inline(always)]
-    pub(super) unsafe fn clear(self, wide: usize) {
+    pub(super) unsafe fn clear<L: Lanes>(self, wide: usize) {
         // SAFETY: a state holds LANES + wide elements.
         unsafe {
             *self.data = f32::NEG_INFINITY;
             *self.data.add(1) = 0.0;
-            for i in 0..wide {
-                *self.data.add(LANES + i) = 0.0;
+            for i in (LANES..LANES + wide).step_by(LANES) {
+                L::splat(0.0).store(self.data.add(i));
             }
         }
     }
@@ -47,8 +47,10 @@ impl State {
         // SAFETY: two states of the same size, apart.
         unsafe {
             let (a, b) = (*self.data, *later.data);
-            let top = if a > b { a } else { b };
-            let (a, b) = (exp_of::<L>(a - top), exp_of::<L>(b - top));
+            // The factor of the greater is 1.
+            let (top, low) = if a > b { (a, b) } else { (b, a) };
+            let factor = exp_of::<L>(low - top);
+            let (a, b) = if a > b { (1.0, factor) } else { (factor, 1.0) };
             *self.data = top;
             *self.data.add(1) = *self.data.add(1) * a + *later.data.add(1) * b;
             for i in (LANES..LANES + wide).step_by(LANES) {
