@@ -314,6 +314,8 @@ pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>
 ) -> usize {
     // SAFETY: tiles `tile..tile + T` are inside the block, `dim` elements in each query.
     unsafe {
+        // So far on this way through the block, which passes by other tiles.
+        let ahead = ahead * TILES / T;
         let mut all = [[L::splat(0.0); T]; M];
         let group = if S::SCALE > 0 { GROUP } else { dim };
         for start in (0..dim).step_by(group) {
@@ -387,6 +389,7 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
                 sums[m][t] = sum.mul(L::splat(factors[m]));
             }
         }
+        let ahead = ahead * wide / (T * LANES);
         for p in seen.clone() {
             let values = values.add(p * wide + at);
             S::ask::<L>(values, T * LANES, ahead);
