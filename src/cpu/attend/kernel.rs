@@ -91,8 +91,8 @@ impl State {
         }
     }
 
-    /// Turns scores into weights, as far as the greatest is found, which is counted in the state;
-    /// returns it and the one before.
+    /// Makes of dot products the scores of what is seen, and counts the greatest in the state; returns
+    /// the greatest before and now.
     #[inline(always)]
     pub(super) unsafe fn greatest<L: Lanes>(
         self,
@@ -134,8 +134,8 @@ impl State {
         }
     }
 
-    /// Turns what is left of the scores into weights and counts them in the state; returns the factor on
-    /// what the state has summed so far.
+    /// Turns those scores into weights and counts them in the state; returns the factor on what the
+    /// state has summed so far.
     #[inline(always)]
     pub(super) unsafe fn weigh<L: Lanes>(
         self,
@@ -238,7 +238,9 @@ macro_rules! source {
     };
 }
 
-fn none<L: Lanes>(_: *const f32) -> L {
+/// No scale.
+#[inline(always)]
+unsafe fn none<L: Lanes>(_: *const f32) -> L {
     // SAFETY: the caller's promise.
     unsafe { L::splat(1.0) }
 }

@@ -3,15 +3,16 @@
 //! **Layout.** Positions come in blocks of [`BLOCK`]. The keys of one lie `[dim][64]`, so that a
 //! vector holds the same element of 16 keys (a *tile*) and the scores of 16 positions grow in its
 //! lanes without a horizontal sum; values lie `[position][dim]`, so that a vector holds 16 elements
-//! of the sum. Both are read front to back, and a block follows the one before: what fetches memory
-//! ahead of its use sees one long run. Each kv head has its own stretch. With codes, groups of 32
-//! elements have a scale, a half; those of a block lie behind its codes, `[group][64]`.
+//! of the sum. Both are read front to back, and a block follows the one before: one long run, to be
+//! fetched ahead of its use. Each kv head has its own stretch. With codes, groups of 32 elements
+//! have a scale, a half; those of a block lie behind its codes, `[group][64]`.
 //!
 //! **Order.** The result of a row is defined by absolute positions alone: within a block one
 //! softmax; blocks of a chunk of [`CHUNK`] positions joined as they come, rescaled by the running
 //! maximum; chunks joined from the first to the last. Every sum is one chain in order of element
-//! or position. So the bits depend neither on which rows are computed together, nor on who
-//! computes which chunk, nor on the instruction set.
+//! or position; with codes a dot product is one of the sums of groups, each met by its scale, and a
+//! value's scale meets its weight. So the bits depend neither on which rows are computed together,
+//! nor on who computes which chunk, nor on the instruction set.
 //!
 //! **Sharing.** Rows of one slot at consecutive positions (prefill) form groups of up to
 //! [`ROWS`]: their queries share each block, opened to f32 once. A unit of work is a group and
@@ -78,7 +79,7 @@ pub struct Attention {
     window: usize,
     softcap: Option<f32>,
     alibi: Option<f32>,
-    /// How many bytes ahead the cache is asked for.
+    /// How many bytes ahead of those it reads a kernel asks for the cache.
     ahead: usize,
 }
 
