@@ -1,6 +1,6 @@
 //! One group of rows and one kv head: its chunks computed, and joined in their order.
 
-use super::kernel::{BLOCK, Source, State, open_keys, open_values, scores, sums};
+use super::kernel::{BLOCK, Block, Source, State, open_keys, open_values, scores, sums};
 use super::{AttendCall, Attention, CHUNK, Group};
 use crate::cpu::lanes::{LANES, Lanes, Work};
 use crate::graph::op::alibi_slope;
@@ -301,6 +301,8 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
     unsafe fn run<L: Lanes>(self) {
         let Queries { job, query, start, seen, keys, values } = self;
         let (this, kv, ahead) = (job.this, &job.this.kv, job.this.ahead);
+        let keys = Block { data: keys, dim: kv.dim, ahead };
+        let values = Block { data: values, dim: kv.wide, ahead };
         let mut q = [std::ptr::null(); M];
         let mut states = [State { data: std::ptr::null_mut() }; M];
         let mut weights = [[f32::NEG_INFINITY; BLOCK]; M];
@@ -316,11 +318,11 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
             while tile < tiles.end {
                 let (left, to) = (tiles.end - tile, &mut weights);
                 tile += if const { L::SUMS >= 4 * M } && left >= 4 {
-                    scores::<L, S, M, 4>(&q, keys, kv.dim, tile, ahead, to)
+                    scores::<L, S, M, 4>(&q, keys, tile, to)
                 } else if const { L::SUMS >= 2 * M && L::SUMS < 4 * M } && left >= 2 {
-                    scores::<L, S, M, 2>(&q, keys, kv.dim, tile, ahead, to)
+                    scores::<L, S, M, 2>(&q, keys, tile, to)
                 } else {
-                    scores::<L, S, M, 1>(&q, keys, kv.dim, tile, ahead, to)
+                    scores::<L, S, M, 1>(&q, keys, tile, to)
                 };
             }
             // Each step for all queries: one's chain of steps is long, and they run beside one another.
@@ -338,11 +340,11 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
             while at < kv.wide {
                 let left = (kv.wide - at) / LANES;
                 at += if const { L::SUMS >= 4 * M } && left >= 4 {
-                    sums::<L, S, M, 4>(weights, factors, seen, values, kv.wide, at, ahead, &states)
+                    sums::<L, S, M, 4>(weights, factors, seen, values, at, &states)
                 } else if const { L::SUMS >= 2 * M && L::SUMS < 4 * M } && left >= 2 {
-                    sums::<L, S, M, 2>(weights, factors, seen, values, kv.wide, at, ahead, &states)
+                    sums::<L, S, M, 2>(weights, factors, seen, values, at, &states)
                 } else {
-                    sums::<L, S, M, 1>(weights, factors, seen, values, kv.wide, at, ahead, &states)
+                    sums::<L, S, M, 1>(weights, factors, seen, values, at, &states)
                 };
             }
         }

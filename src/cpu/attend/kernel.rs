@@ -302,18 +302,27 @@ unsafe fn open_scales<L: Lanes, S: Source>(from: *const S, dim: usize, tile: usi
     }
 }
 
+/// A block of keys or values.
+#[derive(Clone, Copy)]
+pub(super) struct Block<S> {
+    pub(super) data: *const S,
+    /// Elements of a key or value.
+    pub(super) dim: usize,
+    /// How many bytes ahead of those it reads a kernel asks for the next.
+    pub(super) ahead: usize,
+}
+
 /// Dot products of `M` queries with the keys of `T` tiles, each one chain of fused steps in order
 /// of element; with scales one chain a group, and one over the groups. Returns `T`.
 #[inline(always)]
 #[expect(clippy::needless_range_loop, reason = "several arrays by one index")]
 pub(super) unsafe fn scores<L: Lanes, S: Source, const M: usize, const T: usize>(
     q: &[*const f32; M],
-    keys: *const S,
-    dim: usize,
+    keys: Block<S>,
     tile: usize,
-    ahead: usize,
     out: &mut [[f32; BLOCK]; M],
 ) -> usize {
+    let Block { data: keys, dim, ahead } = keys;
     // SAFETY: tiles `tile..tile + T` are inside the block, `dim` elements in each query.
     unsafe {
         // So far on this way through the block, which passes by other tiles.
@@ -364,12 +373,11 @@ pub(super) unsafe fn sums<L: Lanes, S: Source, const M: usize, const T: usize>(
     weights: &[[f32; BLOCK]; M],
     factors: &[f32; M],
     seen: &Range<usize>,
-    values: *const S,
-    wide: usize,
+    values: Block<S>,
     at: usize,
-    ahead: usize,
     states: &[State; M],
 ) -> usize {
+    let Block { data: values, dim: wide, ahead } = values;
     // SAFETY: `seen` is inside the block, `at + 16 T <= wide`.
     unsafe {
         // The vectors begin with a group, or are one: they touch no more than these.
