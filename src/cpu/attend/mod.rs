@@ -1,6 +1,6 @@
 //! Attention over a cache of halves, or of codes of 8 bits with scales.
 //!
-//! **Layout.** Positions come in blocks of [`BLOCK`]. The keys of one lie `[dim][64]`, so that a
+//! **Layout.** Positions come in blocks of 64. The keys of one lie `[dim][64]`, so that a
 //! vector holds the same element of 16 keys (a *tile*) and the scores of 16 positions grow in its
 //! lanes without a horizontal sum; values lie `[position][dim]`, so that a vector holds 16 elements
 //! of the sum. Both are read front to back, and a block follows the one before: one long run, to be
