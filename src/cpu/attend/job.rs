@@ -1,6 +1,6 @@
 //! One group of rows and one kv head: its chunks computed, and joined in their order.
 
-use super::kernel::{BLOCK, Source, State, scores, sums, widen_keys, widen_values};
+use super::kernel::{BLOCK, Block, Source, State, open_keys, open_values, scores, sums};
 use super::{AttendCall, Attention, CHUNK, Group};
 use crate::cpu::lanes::{LANES, Lanes, Work};
 use crate::graph::op::alibi_slope;
@@ -55,7 +55,7 @@ impl Job<'_> {
     /// State `i` of this thread: those of the chunk, then those of all chunks.
     #[inline(always)]
     unsafe fn state(&self, i: usize) -> State {
-        let blocks = BLOCK * (self.this.kv.dim + self.this.kv.wide);
+        let blocks = self.this.kv.open_key() + self.this.kv.open_value();
         // SAFETY: `i` is below 2 * ROWS * group.
         State { data: unsafe { self.mine.add(blocks + i * self.this.state_len()) } }
     }
@@ -169,7 +169,7 @@ impl Job<'_> {
         let queries = self.group.rows * group;
         for query in 0..queries {
             // SAFETY: a state of this thread.
-            unsafe { self.state(query).clear(kv.wide) };
+            unsafe { self.state(query).clear::<L>(kv.wide) };
         }
         for start in (chunk * CHUNK..(chunk + 1) * CHUNK).step_by(BLOCK) {
             let block = start..start + BLOCK;
@@ -193,7 +193,7 @@ impl Job<'_> {
     }
 
     /// One block as the cache keeps it, of which `seen` is seen: read as it is where queries are
-    /// few, else converted once.
+    /// few, else opened once.
     #[inline(always)]
     unsafe fn stored<L: Lanes, S: Source>(
         &self,
@@ -208,11 +208,11 @@ impl Job<'_> {
             if self.group.rows * self.this.group() <= 2 * QUERIES {
                 return self.block::<L, S>(start, keys, values);
             }
-            let (k, v) = (self.mine, self.mine.add(BLOCK * kv.dim));
+            let (k, v) = (self.mine, self.mine.add(kv.open_key()));
             let tiles = (seen.start - start) / LANES..(seen.end - 1 - start) / LANES + 1;
-            widen_keys::<L, S>(keys, kv.dim, tiles, k);
-            widen_values::<L, S>(values, kv.wide, seen.start - start..seen.end - start, v);
-            self.block::<L, f32>(start, k, v);
+            open_keys::<L, S>(keys, kv.dim, tiles, k);
+            open_values::<L, S>(values, kv.wide, seen.start - start..seen.end - start, v);
+            self.block::<L, S::Open>(start, k.cast(), v.cast());
         }
     }
 
@@ -300,7 +300,9 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Queries { job, query, start, seen, keys, values } = self;
-        let (this, kv) = (job.this, &job.this.kv);
+        let (this, kv, ahead) = (job.this, &job.this.kv, job.this.ahead);
+        let keys = Block { data: keys, dim: kv.dim, ahead };
+        let values = Block { data: values, dim: kv.wide, ahead };
         let mut q = [std::ptr::null(); M];
         let mut states = [State { data: std::ptr::null_mut() }; M];
         let mut weights = [[f32::NEG_INFINITY; BLOCK]; M];
@@ -316,28 +318,33 @@ impl<S: Source, const M: usize> Work for Queries<'_, S, M> {
             while tile < tiles.end {
                 let (left, to) = (tiles.end - tile, &mut weights);
                 tile += if const { L::SUMS >= 4 * M } && left >= 4 {
-                    scores::<L, S, M, 4>(&q, keys, kv.dim, tile, to)
+                    scores::<L, S, M, 4>(&q, keys, tile, to)
                 } else if const { L::SUMS >= 2 * M && L::SUMS < 4 * M } && left >= 2 {
-                    scores::<L, S, M, 2>(&q, keys, kv.dim, tile, to)
+                    scores::<L, S, M, 2>(&q, keys, tile, to)
                 } else {
-                    scores::<L, S, M, 1>(&q, keys, kv.dim, tile, to)
+                    scores::<L, S, M, 1>(&q, keys, tile, to)
                 };
             }
-            let mut factors = [0.0f32; M];
+            // Each step for all queries: one's chain of steps is long, and they run beside one another.
+            let mut tops = [(0.0, 0.0); M];
             for m in 0..M {
                 let (scale, softcap) = (this.scale, this.softcap);
                 let bias = job.bias(query + m, start);
-                factors[m] = states[m].softmax::<L>(&mut weights[m], seen, scale, softcap, bias);
+                tops[m] = states[m].greatest::<L>(&mut weights[m], seen, scale, softcap, bias);
+            }
+            let mut factors = [0.0f32; M];
+            for m in 0..M {
+                factors[m] = states[m].weigh::<L>(&mut weights[m], tops[m]);
             }
             let (weights, factors, mut at) = (&weights, &factors, 0);
             while at < kv.wide {
                 let left = (kv.wide - at) / LANES;
                 at += if const { L::SUMS >= 4 * M } && left >= 4 {
-                    sums::<L, S, M, 4>(weights, factors, seen, values, kv.wide, at, &states)
+                    sums::<L, S, M, 4>(weights, factors, seen, values, at, &states)
                 } else if const { L::SUMS >= 2 * M && L::SUMS < 4 * M } && left >= 2 {
-                    sums::<L, S, M, 2>(weights, factors, seen, values, kv.wide, at, &states)
+                    sums::<L, S, M, 2>(weights, factors, seen, values, at, &states)
                 } else {
-                    sums::<L, S, M, 1>(weights, factors, seen, values, kv.wide, at, &states)
+                    sums::<L, S, M, 1>(weights, factors, seen, values, at, &states)
                 };
             }
         }

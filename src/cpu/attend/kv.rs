@@ -1,7 +1,7 @@
 //! Where the cache lies, and how a step's keys and values get there.
 
 use super::CHUNK;
-use super::kernel::{BLOCK, GROUP, Source};
+use super::kernel::{BLOCK, Code, GROUP, Source};
 use crate::cpu::lanes::{LANES, Lanes, ROUND, by_isa};
 use crate::cpu::simd::Isa;
 use crate::cpu::span::SpanKernels;
@@ -68,6 +68,16 @@ impl KvLayout {
     fn block_at(&self, slot: usize, head: usize, position: usize, dim: usize) -> usize {
         let block = if self.q8 { i8::block(dim) } else { u16::block(dim) * size_of::<u16>() };
         ((slot * self.kv_heads + head) * (self.room / BLOCK) + position / BLOCK) * block
+    }
+
+    /// Elements of an opened block of keys.
+    pub(super) fn open_key(&self) -> usize {
+        if self.q8 { Code::block(self.dim) } else { f32::block(self.dim) }
+    }
+
+    /// Elements of an opened block of values.
+    pub(super) fn open_value(&self) -> usize {
+        if self.q8 { Code::block(self.wide) } else { f32::block(self.wide) }
     }
 
     /// Chunks of a slot, the last of which may be short.

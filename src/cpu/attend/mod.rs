@@ -1,20 +1,21 @@
 //! Attention over a cache of halves, or of codes of 8 bits with scales.
 //!
-//! **Layout.** Positions come in blocks of [`BLOCK`]. The keys of one lie `[dim][64]`, so that a
+//! **Layout.** Positions come in blocks of 64. The keys of one lie `[dim][64]`, so that a
 //! vector holds the same element of 16 keys (a *tile*) and the scores of 16 positions grow in its
 //! lanes without a horizontal sum; values lie `[position][dim]`, so that a vector holds 16 elements
-//! of the sum. Both are read front to back, and a block follows the one before: what fetches memory
-//! ahead of its use sees one long run. Each kv head has its own stretch. With codes, groups of 32
-//! elements have a scale, a half; those of a block lie behind its codes, `[group][64]`.
+//! of the sum. Both are read front to back, and a block follows the one before: one long run, to be
+//! fetched ahead of its use. Each kv head has its own stretch. With codes, groups of 32 elements
+//! have a scale, a half; those of a block lie behind its codes, `[group][64]`.
 //!
 //! **Order.** The result of a row is defined by absolute positions alone: within a block one
 //! softmax; blocks of a chunk of [`CHUNK`] positions joined as they come, rescaled by the running
 //! maximum; chunks joined from the first to the last. Every sum is one chain in order of element
-//! or position. So the bits depend neither on which rows are computed together, nor on who
-//! computes which chunk, nor on the instruction set.
+//! or position; with codes a dot product is one of the sums of groups, each met by its scale, and a
+//! value's scale meets its weight. So the bits depend neither on which rows are computed together,
+//! nor on who computes which chunk, nor on the instruction set.
 //!
 //! **Sharing.** Rows of one slot at consecutive positions (prefill) form groups of up to
-//! [`ROWS`]: their queries share each block, converted to f32 once. A unit of work is a group and
+//! [`ROWS`]: their queries share each block, opened to f32 once. A unit of work is a group and
 //! a kv head; where there are few rows it is a chunk of those as well, and whoever finishes the
 //! last chunk joins them all. No barrier is needed inside.
 //!
@@ -28,10 +29,9 @@ mod kv;
 pub use kv::KvLayout;
 
 use super::lanes::{LANES, Lanes, by_isa};
-use super::simd::Isa;
+use super::simd::{Isa, ahead};
 use crate::graph::op::Attend;
 use job::Job;
-use kernel::BLOCK;
 use std::ops::Range;
 use std::sync::atomic::AtomicU32;
 
@@ -79,6 +79,8 @@ pub struct Attention {
     window: usize,
     softcap: Option<f32>,
     alibi: Option<f32>,
+    /// How many bytes ahead of those it reads a kernel asks for the cache.
+    ahead: usize,
 }
 
 /// Rows of one slot at consecutive positions.
@@ -101,7 +103,7 @@ impl Attention {
         heads.checked_mul(kv.wide)?.checked_mul(ROWS * 64)?;
         let window = op.window.unwrap_or(usize::MAX);
         let (scale, softcap, alibi) = (op.scale, op.softcap, op.alibi);
-        Some(Attention { kv, heads, scale, window, softcap, alibi })
+        Some(Attention { kv, heads, scale, window, softcap, alibi, ahead: ahead() })
     }
 
     /// Scratch of [`run`](Self::run) for steps of up to `rows` rows on up to `threads` workers,
@@ -130,7 +132,7 @@ impl Attention {
 
     /// What a thread needs: a block of keys and one of values in f32, and two states a query.
     fn thread_bytes(&self) -> usize {
-        let block = BLOCK * (self.kv.dim + self.kv.wide);
+        let block = self.kv.open_key() + self.kv.open_value();
         let states = 2 * ROWS * self.group() * self.state_len();
         ((block + states) * size_of::<f32>()).next_multiple_of(LINE)
     }

@@ -43,6 +43,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_half(p: *const u16) -> Self;
     unsafe fn load_i8(p: *const i8) -> Self;
     unsafe fn store(self, p: *mut f32);
+    /// Asks for the cache line there, which need not exist.
+    unsafe fn prefetch(p: *const u8);
     /// To the nearest half, ties to even.
     unsafe fn store_half(self, p: *mut u16);
     unsafe fn splat(x: f32) -> Self;
@@ -54,6 +56,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// `if self > b { self } else { b }`.
     unsafe fn max(self, b: Self) -> Self;
+    /// `if self < b { self } else { b }`.
+    unsafe fn min(self, b: Self) -> Self;
     /// `if self < b { yes } else { no }`.
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self;
     unsafe fn abs(self) -> Self;
@@ -63,31 +67,33 @@ pub(super) trait Lanes: Copy {
     /// neither factor leaves the range.
     unsafe fn times_power(self, k: Self) -> Self;
 
+    /// Each lane and the one `N` away, a power of two up to 8, change places.
+    unsafe fn swap<const N: usize>(self) -> Self;
+    /// The first lane.
+    unsafe fn first(self) -> f32;
+
     /// The sum of the lanes, each half onto the other.
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.fold(|a, b| a + b) }
+        unsafe {
+            let x = self.add(self.swap::<8>());
+            let x = x.add(x.swap::<4>());
+            let x = x.add(x.swap::<2>());
+            x.add(x.swap::<1>()).first()
+        }
     }
 
     /// The greatest lane.
     #[inline(always)]
     unsafe fn greatest(self) -> f32 {
         // SAFETY: the caller's promise.
-        unsafe { self.fold(|a, b| if a > b { a } else { b }) }
-    }
-
-    #[inline(always)]
-    unsafe fn fold(self, join: impl Fn(f32, f32) -> f32) -> f32 {
-        let mut x = [0.0f32; LANES];
-        // SAFETY: the array has sixteen elements.
-        unsafe { self.store(x.as_mut_ptr()) };
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                x[i] = join(x[i], x[i + half]);
-            }
+        unsafe {
+            let x = self.max(self.swap::<8>());
+            let x = x.max(x.swap::<4>());
+            let x = x.max(x.swap::<2>());
+            x.max(x.swap::<1>()).first()
         }
-        x[0]
     }
 }
 
@@ -112,17 +118,16 @@ unsafe fn expm1_parts<L: Lanes>(x: L) -> (L, L) {
     }
 }
 
-/// `e^x`, to 2 units in the last place; 0 below the smallest number, infinity above the greatest.
+/// `e^x`, to 2 units in the last place; 0 where that is hardly a normal number or less (processors
+/// take a hundred times as long for the numbers below), infinity above the greatest.
 #[inline(always)]
 pub(super) unsafe fn exp<L: Lanes>(x: L) -> L {
     // SAFETY: the caller's promise.
     unsafe {
-        let (low, high) = (L::splat(-104.5), L::splat(89.0));
+        let (low, high) = (L::splat(-87.0), L::splat(89.0));
         // Written so that NaN passes.
-        let x = x.if_less(low, low, x);
-        let x = high.if_less(x, high, x);
-        let (p, k) = expm1_parts(x);
-        p.add(L::splat(1.0)).times_power(k)
+        let (p, k) = expm1_parts(high.min(low.max(x)));
+        x.if_less(low, L::splat(0.0), p.add(L::splat(1.0)).times_power(k))
     }
 }
 
@@ -135,7 +140,7 @@ pub(super) unsafe fn tanh<L: Lanes>(x: L) -> L {
         let a = x.abs();
         // From here on the result is 1.
         let far = L::splat(10.0);
-        let a = far.if_less(a, far, a);
+        let a = far.min(a);
         let (p, k) = expm1_parts(a.add(a));
         let power = L::splat(1.0).times_power(k);
         let m = power.fma(p, power.sub(L::splat(1.0)));

@@ -148,6 +148,10 @@ impl Lanes for Neon {
         each!(|a, b| if_less(b, a, a, b), self, b)
     }
     #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        each!(|a, b| if_less(a, b, a, b), self, b)
+    }
+    #[inline(always)]
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self {
         each!(if_less, self, b, yes, no)
     }
@@ -163,4 +167,21 @@ impl Lanes for Neon {
     unsafe fn times_power(self, k: Self) -> Self {
         each!(times_power, self, k)
     }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        let [a, b, c, d] = self.0;
+        match N {
+            8 => Neon([c, d, a, b]),
+            4 => Neon([b, a, d, c]),
+            2 => each!(|x| vextq_f32::<2>(x, x), self),
+            _ => each!(vrev64q_f32, self),
+        }
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { vgetq_lane_f32::<0>(self.0[0]) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }

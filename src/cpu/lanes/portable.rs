@@ -95,6 +95,10 @@ impl Lanes for AutoF32x16 {
         each(self, b, |a, b| if a > b { a } else { b })
     }
     #[inline(never)]
+    unsafe fn min(self, b: Self) -> Self {
+        each(self, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(never)]
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self {
         yes.select(self.simd_lt(b), no)
     }
@@ -115,4 +119,18 @@ impl Lanes for AutoF32x16 {
             x * power(half) * power(k.wrapping_sub(half))
         })
     }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        let mut out = self;
+        for (i, &x) in self.0.iter().enumerate() {
+            out.0[i ^ N] = x;
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        self.0[0]
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
 }

@@ -134,6 +134,10 @@ impl Lanes for Avx2 {
         both!(_mm256_max_ps, self, b)
     }
     #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        both!(_mm256_min_ps, self, b)
+    }
+    #[inline(always)]
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self {
         both!(if_less, self, b, yes, no)
     }
@@ -149,6 +153,31 @@ impl Lanes for Avx2 {
     unsafe fn times_power(self, k: Self) -> Self {
         both!(times_power, self, k)
     }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match N {
+                8 => Avx2(self.1, self.0),
+                4 => {
+                    let halves = |x| _mm256_permute2f128_ps::<1>(x, x);
+                    Avx2(halves(self.0), halves(self.1))
+                }
+                2 => Avx2(_mm256_permute_ps::<0x4e>(self.0), _mm256_permute_ps::<0x4e>(self.1)),
+                _ => Avx2(_mm256_permute_ps::<0xb1>(self.0), _mm256_permute_ps::<0xb1>(self.1)),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtss_f32(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
 }
 
 /// One AVX-512 register. Needs AVX-512 F alone.
@@ -160,14 +189,6 @@ macro_rules! one {
         // SAFETY: the caller's promise that the processor has AVX-512 F.
         unsafe { Avx512($f($($x.0),*)) }
     };
-}
-
-#[inline(always)]
-unsafe fn power_512(k: __m512i) -> __m512 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(k, _mm512_set1_epi32(127))))
-    }
 }
 
 impl Lanes for Avx512 {
@@ -240,6 +261,10 @@ impl Lanes for Avx512 {
         one!(_mm512_max_ps, self, b)
     }
     #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        one!(_mm512_min_ps, self, b)
+    }
+    #[inline(always)]
     unsafe fn if_less(self, b: Self, yes: Self, no: Self) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
@@ -265,11 +290,32 @@ impl Lanes for Avx512 {
     unsafe fn times_power(self, k: Self) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
-            let bias = _mm512_set1_epi32(ROUND.to_bits() as i32);
-            let k = _mm512_sub_epi32(_mm512_castps_si512(k.0), bias);
-            let half = _mm512_srai_epi32::<1>(k);
-            let x = _mm512_mul_ps(self.0, power_512(half));
-            Avx512(_mm512_mul_ps(x, power_512(_mm512_sub_epi32(k, half))))
+            // The instruction rounds once; of two steps the first is exact.
+            let k = _mm512_sub_ps(k.0, _mm512_set1_ps(ROUND));
+            Avx512(_mm512_scalef_ps(self.0, k))
         }
+    }
+    #[inline(always)]
+    unsafe fn swap<const N: usize>(self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = self.0;
+            Avx512(match N {
+                8 => _mm512_shuffle_f32x4::<0x4e>(x, x),
+                4 => _mm512_shuffle_f32x4::<0xb1>(x, x),
+                2 => _mm512_permute_ps::<0x4e>(x),
+                _ => _mm512_permute_ps::<0xb1>(x),
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn first(self) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_cvtss_f32(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }
