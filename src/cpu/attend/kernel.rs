@@ -201,7 +201,8 @@ pub(super) trait Source: Copy {
     /// Asks for the lines of `n` elements that come so many bytes behind these.
     #[inline(always)]
     unsafe fn ask<L: Lanes>(p: *const Self, n: usize, ahead: usize) {
-        if const { Self::KEPT } {
+        // Where memory comes in time by itself, nothing is asked for.
+        if const { Self::KEPT } && ahead > 0 {
             for line in (0..n * size_of::<Self>()).step_by(LINE) {
                 // SAFETY: the caller has the instruction set; a prefetch touches nothing.
                 unsafe { L::prefetch(p.cast::<u8>().wrapping_add(ahead + line)) };
