@@ -11,13 +11,16 @@
 //! exact in f32, so fused multiply-adds give the same bits elsewhere (as long as no number is below
 //! the normal ones, which the instructions take for 0).
 
+use std::ops::Range;
+
 use super::repack::{GROUP, LINE, SPAN, TILE, Width};
 use super::simd::Simd;
 
 /// One tile of float weights and the activation rows to multiply it with.
 pub(super) struct FloatArgs {
     pub(super) tile: *const u8,
-    pub(super) cols: usize,
+    /// The columns to add: from the beginning of a span to the end of one, or of all.
+    pub(super) cols: Range<usize>,
     /// The first activation of the first row; the other rows' follow it.
     pub(super) x: *const f32,
     /// Activations from one column to the next.
@@ -32,7 +35,7 @@ pub(super) struct FloatArgs {
 
 pub(super) type FloatFn = unsafe fn(&FloatArgs);
 
-/// Writes the products of `ROWS` activation rows with one tile.
+/// Writes the products of `ROWS` activation rows with one tile, or adds those of later columns.
 ///
 /// # Safety
 /// The target features of `S` must be on, and the arguments' pointers valid.
@@ -42,8 +45,8 @@ pub(super) unsafe fn floats<S: Simd, const WIDTH: u8, const ROWS: usize>(args: &
     // Columns of one step of a chain, and how far apart lanes are.
     let pair = WIDTH == Width::Bf16 as u8 || WIDTH == PAIRS;
     let columns = if pair { 2 } else { 1 };
-    let cols = args.cols.next_multiple_of(columns);
-    let mut from = 0;
+    let cols = args.cols.end.next_multiple_of(columns);
+    let mut from = args.cols.start;
     while from < cols {
         let to = cols.min(from + GROUP * SPAN);
         for lane in (0..TILE).step_by(S::LANES) {

@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use super::float::FloatArgs;
 use super::quantize::{Activations, BLOCK};
-use super::repack::{GROUP, Layout, Store, TILE, Width};
+use super::repack::{GROUP, Layout, SPAN, Store, TILE, Width};
 use super::simd::{Isa, Kernels, ahead};
 
 /// The activations that a tile is multiplied with before the next tile's turn, so that they stay
@@ -91,12 +91,24 @@ unsafe fn some_rows(
     let ahead = ahead();
     // Where the last tile's outputs go when it is not whole.
     let mut rest = [[0.0; TILE]; BLOCK];
-    let row_bytes = layout.cols() * if matches!(layout.store, Store::Floats(_)) { 4 } else { 2 };
-    let chunk = (CHUNK_BYTES / row_bytes).next_multiple_of(BLOCK);
-    for chunk in rows.clone().step_by(chunk).map(|r| r..rows.end.min(r + chunk)) {
+    // Many rows meet floats a span of columns at a time, which stays in the first-level cache for all
+    // rows, as the rows' columns do in the second-level one for all tiles.
+    let floats = matches!(layout.store, Store::Floats(_));
+    let by_spans = floats && rows.len() > BLOCK;
+    let span = if by_spans { SPAN * GROUP } else { layout.cols() };
+    let chunk = (CHUNK_BYTES / (span * if floats { 4 } else { 2 })).next_multiple_of(BLOCK);
+    let spans = (0..layout.cols()).step_by(span);
+    let chunks = || rows.clone().step_by(chunk).map(|r| r..rows.end.min(r + chunk));
+    for (from, chunk) in spans.flat_map(|from| chunks().map(move |chunk| (from, chunk))) {
         for tile in tiles.clone() {
             let first = tile * TILE;
             let outputs = TILE.min(layout.rows() - first);
+            let cols = match outputs {
+                TILE => from..layout.cols().min(from + span),
+                // What goes through the buffer goes at once.
+                _ if from == 0 => 0..layout.cols(),
+                _ => continue,
+            };
             let tile = packed[tile * layout.tile_bytes()..].as_ptr();
             let mut row = chunk.start;
             while row < chunk.end {
@@ -125,7 +137,7 @@ unsafe fn some_rows(
                             by_rows.planes[shape](&args);
                         }
                         Store::Floats(width) => {
-                            let (cols, x, step) = (layout.cols(), x.cast(), acts.block);
+                            let (cols, x, step) = (cols.clone(), x.cast(), acts.block);
                             let args = FloatArgs { tile, cols, x, step, y, stride, ahead };
                             let pairs = kernels.pairs.filter(|_| width == Width::Bf16);
                             match pairs.and_then(|pairs| pairs.get(kernel)) {
