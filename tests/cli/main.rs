@@ -275,9 +275,10 @@ fn the_environment_names_an_instruction_set() {
             line.strip_prefix("instruction set ").unwrap().split_once(", of ").unwrap();
         (picked.to_string(), all.split(", ").map(str::to_string).collect::<Vec<_>>())
     };
-    // The best is the last of them, unless told otherwise; any gives the same text.
+    // The best is the last of them, unless that is a slow one or told otherwise; any gives the same text.
     let (picked, all) = line(&run(&["info"]));
-    assert_eq!(Some(&picked), all.last());
+    let slow = (picked.as_str(), all.last().map(String::as_str)) == ("avx512", Some("avx512bf16"));
+    assert!(slow || all.last() == Some(&picked), "{picked} of {all:?}");
     assert_eq!(all[0], "scalar");
     assert_eq!(line(&with("", &["info"])).0, picked);
     let args = ["run", "-p", "The king said", "-n", "12"];
@@ -695,11 +696,17 @@ fn slow_to_quantize(name: &str) -> (PathBuf, String, String) {
 
 /// Begins to quantize such a model, and comes back when the part is there.
 fn quantizing(folder: &Path, input: &str, output: &str) -> std::process::Child {
-    let mut child = gllm(&["quantize", input, output, "--type", "IQ4_NL", "--threads", "1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    use std::os::unix::process::CommandExt;
+    let mut command = gllm(&["quantize", input, output, "--type", "IQ4_NL", "--threads", "1"]);
+    // Who runs the tests may have told what it starts not to hear of a hangup.
+    // SAFETY: a call that may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     while names(folder).len() < 2 {
         assert!(child.try_wait().unwrap().is_none());
         std::thread::yield_now();

