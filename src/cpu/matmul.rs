@@ -22,8 +22,8 @@ pub(super) use shape::{SHAPES, shape_index};
 
 use std::ops::Range;
 
-use super::float::FloatArgs;
-use super::quantize::{Activations, BLOCK};
+use super::float::{FloatArgs, many};
+use super::quantize::{Activations, BLOCK, Precision};
 use super::repack::{GROUP, Layout, SPAN, Store, TILE, Width};
 use super::simd::{Isa, Kernels, ahead};
 
@@ -59,12 +59,19 @@ pub unsafe fn matmul(
         packed.len()
     );
     let kernels = isa.kernels();
-    let (rows, end) = match kernels.words {
-        // SAFETY: the caller's promise.
-        Some(words) => unsafe {
-            words::product(words, layout, packed, acts, tiles.clone(), out, stride)
-        },
-        None => (0, tiles.start),
+    let pairs = kernels.pairs.is_some() && acts.precision == Precision::Bf16;
+    let by_spans = kernels.floats.filter(|_| !pairs);
+    // SAFETY: the caller's promise.
+    let (rows, end) = unsafe {
+        match (layout.store, kernels.words, by_spans) {
+            (Store::Planes(..), Some(words), _) => {
+                words::product(words, layout, packed, acts, tiles.clone(), out, stride)
+            }
+            (Store::Floats(_), _, Some(floats)) => {
+                many::product(floats, layout, packed, acts, tiles.clone(), out, stride)
+            }
+            _ => (0, tiles.start),
+        }
     };
     // SAFETY: the caller's promise.
     unsafe {

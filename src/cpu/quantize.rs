@@ -131,6 +131,16 @@ impl Activations {
         Activations { data: self.at(first), words: self.words_at(first), rows, ..*self }
     }
 
+    /// How many rows kernels for many of them take, if there are `enough`: whole blocks, and a last one that
+    /// is more than half full.
+    pub(super) fn many(&self, enough: usize) -> usize {
+        let rows = match self.rows % BLOCK {
+            rest if rest > BLOCK / 2 => self.rows,
+            rest => self.rows - rest,
+        };
+        if self.block == BLOCK && rows >= enough { rows } else { 0 }
+    }
+
     /// Groups of 32 columns, the last of them perhaps shorter: what [`quantize`](Self::quantize)
     /// can be split by.
     pub fn groups(&self) -> usize {
@@ -185,8 +195,10 @@ impl Activations {
     /// # Safety
     /// As [`quantize`](Self::quantize), with precision [`Precision::Bf16`].
     unsafe fn write_bf16(&self, pairs: bool, at: *mut u8, start: usize, x: &[f32]) {
-        for (pair, x) in (start / 2..).zip(x.chunks(2)) {
-            let [even, odd] = [x.first(), x.get(1)].map(|x| bf16(x.copied().unwrap_or(0.0)));
+        let (whole, rest) = x.as_chunks();
+        let last = rest.first().map(|&x| [x, 0.0]);
+        for (pair, x) in (start / 2..).zip(whole.iter().chain(&last)) {
+            let [even, odd] = x.map(bf16);
             // SAFETY: the caller's promise; a row has whole pairs.
             unsafe {
                 if pairs {
@@ -227,9 +239,15 @@ impl Activations {
     }
 }
 
-/// The nearest BF16, ties to even; 0 for what is below the normal numbers.
+/// The nearest BF16, ties to even; 0 for what is below the normal numbers. Without a branch: which way a
+/// number is rounded, no processor can guess.
 fn bf16(x: f32) -> u16 {
-    if x.is_subnormal() { 0 } else { half::bf16::from_f32(x).to_bits() }
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // A NaN stays one.
+    let bits = if x.is_nan() { bits | 1 << 22 } else { rounded };
+    let kept = if x.is_subnormal() { 0 } else { bits };
+    (kept >> 16) as u16
 }
 
 /// Groups to quantize.
@@ -334,6 +352,19 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                 to.add(places.sums).cast::<[i32; 3]>().write_unaligned(sums);
                 to.add(places.scaled).cast::<[f32; 3]>().write_unaligned(scaled);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn bf16_is_rounded_as_by_half() {
+        let patterns = (0..1 << 16).flat_map(|high: u32| {
+            [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| f32::from_bits(high << 16 | low))
+        });
+        for x in patterns.filter(|x| !x.is_subnormal()) {
+            assert_eq!(super::bf16(x), half::bf16::from_f32(x).to_bits(), "{x:e}");
         }
     }
 }

@@ -248,11 +248,8 @@ pub(super) unsafe fn product(
     let Store::Planes(quant, shape) = layout.store else { return nothing };
     let Some(open) = kernels.open.get(shape).copied().flatten() else { return nothing };
     let end = tiles.end.min(layout.rows() / TILE);
-    let rows = match acts.rows % BLOCK {
-        rest if rest > BLOCK / 2 => acts.rows,
-        rest => acts.rows - rest,
-    };
-    if acts.block != BLOCK || rows < ENOUGH || end <= tiles.start {
+    let rows = acts.many(ENOUGH);
+    if rows == 0 || end <= tiles.start {
         return nothing;
     }
     let by_tiles = &kernels.rows[rows_index(quant)];

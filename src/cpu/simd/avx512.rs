@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{Kernels, Simd, kernels, ops, word_kernels};
+use super::{Kernels, Simd, float_kernels, kernels, ops, word_kernels};
 use crate::cpu::float::{FloatArgs, PAIRS, floats};
 use crate::cpu::matmul::words::Words;
 
@@ -21,7 +21,13 @@ word_kernels! {
     WORD_KERNELS, Avx512, 8
 }
 
-pub(in crate::cpu) static KERNELS: Kernels = Kernels { words: Some(&WORD_KERNELS), ..BYTE_KERNELS };
+float_kernels! {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+    FLOAT_KERNELS, Avx512
+}
+
+pub(in crate::cpu) static KERNELS: Kernels =
+    Kernels { words: Some(&WORD_KERNELS), floats: Some(&FLOAT_KERNELS), ..BYTE_KERNELS };
 
 /// With `vdpbf16ps` for BF16, and all else as without.
 pub(in crate::cpu) static BF16_KERNELS: Kernels = {

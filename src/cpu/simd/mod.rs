@@ -20,6 +20,7 @@ mod neon;
 mod scalar;
 
 use super::float::FloatFn;
+use super::float::many::FloatKernels;
 use super::matmul::words::WordKernels;
 use super::matmul::{PlanesFn, SHAPES};
 use super::quantize::QuantizeFn;
@@ -105,6 +106,18 @@ pub(super) fn ahead() -> usize {
     if is_intel() { 4096 } else { 0 }
 }
 
+/// Asks for bytes that are soon needed and need not exist, into the second-level cache.
+pub(super) fn ask(from: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..bytes).step_by(super::repack::LINE) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has SSE; a prefetch touches nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, bytes);
+}
+
 /// Whether the processor is Intel's, by its own account.
 fn is_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -163,6 +176,8 @@ pub(super) struct Kernels {
     pub(super) pairs: Option<&'static [FloatFn]>,
     /// For many rows of integers of 16 bits.
     pub(super) words: Option<&'static WordKernels>,
+    /// For many rows of floats, one by one.
+    pub(super) floats: Option<&'static FloatKernels>,
 }
 
 /// The kernels for one number of activation rows.
@@ -244,6 +259,7 @@ macro_rules! kernels {
                 quantize,
                 pairs: None,
                 words: None,
+                floats: None,
             }
         };
     };
@@ -309,6 +325,35 @@ macro_rules! word_kernels {
 }
 #[cfg(target_arch = "x86_64")]
 use word_kernels;
+
+/// The kernels for many rows of floats.
+#[cfg(target_arch = "x86_64")]
+macro_rules! float_kernels {
+    ($(#[$attr:meta])* $name:ident, $simd:ty) => {
+        static $name: $crate::cpu::float::many::FloatKernels = {
+            use $crate::cpu::float::many;
+
+            $(#[$attr])*
+            unsafe fn open<const WIDTH: u8>(args: &many::OpenArgs) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { many::open::<$simd, WIDTH>(args) }
+            }
+
+            $(#[$attr])*
+            unsafe fn rows<const PAIR: bool, const N: usize>(args: &many::RowsArgs) {
+                // SAFETY: the caller's promise; this function has the target features.
+                unsafe { many::rows::<$simd, PAIR, N>(args) }
+            }
+
+            many::FloatKernels {
+                open: [open::<0>, open::<1>, open::<2>],
+                rows: [[rows::<false, 1>, rows::<false, 2>], [rows::<true, 1>, rows::<true, 2>]],
+            }
+        };
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use float_kernels;
 
 /// The operations of an instruction set, each one unsafe expression.
 macro_rules! ops {
