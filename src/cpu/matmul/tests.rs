@@ -340,15 +340,20 @@ fn every_exponent() {
 #[test]
 fn odd_columns_of_floats() {
     let mut random = Random(7);
-    for cols in [1, 2, 31, 33, 255, 257, 300] {
-        let x = random.normals(9 * cols);
-        for format in [Format::F32, Format::F16, Format::BF16] {
-            let weights = Weights::random(format, 17, cols, &mut random);
-            let want = product(Isa::Scalar, &weights, &x, 9);
-            let error = nmse(&weights, &x, &want);
-            assert!(error < 1e-11, "{cols} {}: {error:e}", weights.name);
-            for isa in Isa::available() {
-                assert!(bits(&product(isa, &weights, &x, 9)) == bits(&want), "{cols} {isa:?}");
+    let formats = [Format::F32, Format::F16, Format::BF16];
+    for cols in [1, 2, 31, 33, 255, 257, 300, 513] {
+        // Few rows, and many: three tiles and a part of one, a last block more than half full.
+        for (outputs, rows) in [(17, 9), (50, 22)] {
+            let x = random.normals(rows * cols);
+            for weights in formats.map(|f| Weights::random(f, outputs, cols, &mut random)) {
+                let want = product(Isa::Scalar, &weights, &x, rows);
+                let error = nmse(&weights, &x, &want);
+                let name = format!("{} {outputs} x {cols}, {rows}", weights.name);
+                assert!(error < 1e-11, "{name}: {error:e}");
+                for isa in Isa::available() {
+                    let got = product(isa, &weights, &x, rows);
+                    assert!(bits(&got) == bits(&want), "{name} {isa:?}");
+                }
             }
         }
     }
