@@ -4,6 +4,8 @@ import ctypes, glob, hashlib, os, re, subprocess, sys
 
 ARCHS = ["80", "86", "89", "90a"]
 FILES = ["gemv.cu", "gemm.cu", "experts.cu", "rows.cu", "attend.cu", "attend_one.cu", "sample.cu"]
+# What needs bulk copies.
+HOPPER = ["chain.cu"]
 OPTIONS = ["--std=c++17"]
 
 
@@ -93,7 +95,7 @@ def main(compiler, cuobjdump, out, archs):
     for arch in archs:
         folder = os.path.join(out, f"sm_{arch}")
         os.makedirs(folder, exist_ok=True)
-        for file in FILES:
+        for file in FILES + (HOPPER if arch == "90a" else []):
             source = open(os.path.join(HERE, file), encoding="utf-8").read()
             cubin = nvrtc.cubin(file, source, texts, [f"--gpu-architecture=sm_{arch}"] + OPTIONS)
             path = os.path.join(folder, file.replace(".cu", ".cubin"))

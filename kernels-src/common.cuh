@@ -24,7 +24,7 @@ typedef unsigned long long u64;
 constexpr u32 FULL = 0xffffffffu;
 #define INFINITY __int_as_float(0x7f800000)
 
-// Rows of a panel, units of a span (see layout.cuh), warps of a block.
+// Rows of a panel, units of a span (see layout.cuh), warps of a block that multiply.
 constexpr u32 PANEL = 4;
 constexpr u32 SPAN = 32;
 constexpr u32 WARPS = 8;

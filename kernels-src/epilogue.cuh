@@ -1,9 +1,10 @@
 // What becomes of a product, element by element: straight lines for the hot chains, byte code for
 // the rest. An element sees one value of each part of its domain (gate and up, say).
 #pragma once
-#include "common.cuh"
+#include "fresh.cuh"
 
-enum Where : u32 { REGISTER = 0, ROWS = 1, VECTOR = 2 };
+// Fresh ones are rows that another launch of the same kernel leaves.
+enum Where : u32 { REGISTER = 0, ROWS = 1, VECTOR = 2, FRESH = 3 };
 
 struct Operand {
   // Base of rows or of a vector.

@@ -5,23 +5,28 @@
 // predecessor, since weights depend on nothing: with programmatic launches the copies of a product
 // overlap the end of the one before. On sm_90 a page is one bulk copy, elsewhere cp.async.
 //
-// Eight warps multiply. They share each panel: a lane keeps the columns of the row that
-// are its own in registers, so that what is read from shared memory is weights alone. Rows of planes
-// are taken apart into integers of two int8 digits (q = 255 high + low, 32 columns a scale:
-// SPEC/cpu.md says why two), so that the sums are exact integers. The last warp adds up what they
-// summed, a chunk of panels at a time, always in one order.
+// Eight warps multiply. They share each panel: a lane keeps the columns of the row that are its own in
+// registers, so that what is read from shared memory is weights alone. Rows of planes become integers of
+// 16 bits (32 columns a scale: SPEC/cpu.md says why so many), so that the sums are exact. The last warp
+// adds up what they summed, a chunk of panels at a time, always in one order.
+//
+// In a `CHAIN` of launches that are one kernel (chain.cu) ring and sums go on from one to the next.
 #pragma once
 #include "units.cuh"
 
 // One output of a chunk, and what becomes of it.
 struct Output {
-  // Whether it is a store, with a residual or without; whether it is a gate that is SiLU.
-  bool on, plain, gated;
+  // Whether it is a store, with a residual or without; whether it is a gate that is SiLU; whether its
+  // residual may not be there yet.
+  bool on, plain, gated, waits;
   u32 parts, col;
   float early;
+  float* out;
+  const float* residual;
   const Epilogue* e;
   DEV void find(const Gemv& p, u32 panel, u32 row, u32 end) {
-    on = panel < end, plain = gated = false, parts = 1, early = 0;
+    on = panel < end, plain = gated = waits = false, parts = 1, col = 0, early = 0;
+    out = nullptr, residual = nullptr, e = nullptr;
     if (!on) return;
     u32 d = domain_of(p, panel);
     const Domain& domain = p.domain[d];
@@ -31,25 +36,39 @@ struct Output {
     parts = domain.parts;
     plain = e->form == STORE || e->form == RESIDUAL;
     gated = e->form == GATED && e->kind == SILU;
+    out = e->out + col;
+    if (!on || e->form != RESIDUAL) return;
+    residual = e->residual.at + col;
+    waits = e->residual.where == FRESH;
   }
+  template <bool CHAIN>
   DEV void load_residual() {
-    if (on && e->form == RESIDUAL) early = cg_f32(e->residual.at + col);
+    if (residual) early = CHAIN ? fresh_f32(residual) : cg_f32(residual);
+  }
+  // Until the number is there.
+  DEV void settle() {
+    while (waits && is_nobody(early)) early = fresh_f32(residual);
   }
 };
 
-// Of what a team summed, one after the other.
+// Of what a team summed: in pairs, and pairs of those.
 DEV float sum_of(const float* from, u32 team) {
   float v[WARPS];
+  *(float4*)v = *(const float4*)from, *(float4*)(v + 4) = *(const float4*)(from + 4);
+  if (team < WARPS) {
 #pragma unroll
-  for (u32 w = 0; w < WARPS; w++) v[w] = w < team ? from[w * PANEL] : 0.0f;
+    for (u32 w = 0; w < WARPS; w++) v[w] = w < team ? v[w] : 0.0f;
+  }
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
 // A warp of its own adds up what the others summed, and does what follows the product. Nobody else
 // works when it comes to the last chunk: what is usual has no branches.
-DEV void finish_chunks(const Gemv& p, Sums& sums, const float* squares, float* regs) {
+template <bool CHAIN>
+DEV void finish_chunks(const Gemv& p, Fresh f, Sums& sums, Turn& turn, float* regs, u32 lane) {
   constexpr u32 EACH = CHUNK * PANEL / 32;
-  u32 lane = threadIdx.x % 32, team = 1u << p.team, which = 0;
+  u32 team = 1u << p.team;
+  bool normed = p.norm != nullptr;
   Stretch mine(p);
   Output of[EACH];
   bool gates, others;
@@ -66,35 +85,35 @@ DEV void finish_chunks(const Gemv& p, Sums& sums, const float* squares, float* r
   };
   auto load = [&]() {
 #pragma unroll
-    for (u32 i = 0; i < EACH; i++) of[i].load_residual();
+    for (u32 i = 0; i < EACH; i++) of[i].load_residual<CHAIN>();
   };
   find(mine.begin);
-  float scale = 1.0f, each = 1.0f / (float)p.cols;
-  pdl_launch_next();
-  pdl_wait();
+  float scale = 1.0f, each = 1.0f / (float)p.cols, eps = p.eps;
+  if (!CHAIN) pdl_launch_next(), pdl_wait();
   load();
 #pragma unroll 1
   for (u32 chunk = mine.begin; chunk < mine.end; chunk += CHUNK) {
-    float v0[EACH], v1[EACH] = {};
-    const float* from = sums.part[which] + lane / PANEL * NEXT_PANEL + lane % PANEL;
+    u32 which = turn.which;
+    float v0[EACH] = {}, v1[EACH] = {};
+    const float* from = sums.part[which] + lane / PANEL * NEXT_PANEL + lane % PANEL * WARPS;
     summed(which);
 #pragma unroll
-    for (u32 i = 0; i < EACH; i++) v0[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL, team);
-    if (gates) {
-#pragma unroll
-      for (u32 i = 0; i < EACH; i++) v1[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL + WARPS * PANEL, team);
+    for (u32 i = 0; i < EACH; i++) {
+      // So many panels are rare.
+      if (i && chunk + i * 32 / PANEL >= mine.end) break;
+      v0[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL, team);
+      if (gates) v1[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL + WARPS * PANEL, team);
     }
-    if (p.norm) {
-      if (chunk == mine.begin) {
-        float s[WARPS];
-#pragma unroll
-        for (u32 w = 0; w < WARPS; w++) s[w] = w < team ? squares[w] : 0.0f;
-        scale = rsqrtf((((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))) * each + p.eps);
-      }
+    if (normed) {
+      if (chunk == mine.begin) scale = rsqrtf(sum_of(sums.squares[which], team) * each + eps);
 #pragma unroll
       for (u32 i = 0; i < EACH; i++) v0[i] *= scale, v1[i] *= scale;
     }
     float r[EACH];
+    if constexpr (CHAIN) {
+#pragma unroll
+      for (u32 i = 0; i < EACH; i++) of[i].settle();
+    }
 #pragma unroll
     for (u32 i = 0; i < EACH; i++) r[i] = of[i].early + v0[i];
     if (gates) {
@@ -104,91 +123,143 @@ DEV void finish_chunks(const Gemv& p, Sums& sums, const float* squares, float* r
     }
 #pragma unroll
     for (u32 i = 0; i < EACH; i++)
-      if (of[i].on && (of[i].plain || of[i].gated)) __stcg(of[i].e->out + of[i].col, r[i]);
+      if (of[i].on && (of[i].plain || of[i].gated)) {
+        if constexpr (CHAIN) leave(of[i].out, r[i], f.next);
+        else __stcg(of[i].out, r[i]);
+      }
     if (others) {
 #pragma unroll
       for (u32 i = 0; i < EACH; i++)
-        if (of[i].on && !of[i].plain && !of[i].gated)
-          finish(*of[i].e, 0, of[i].col, v0[i], of[i].parts == 2 ? v1[i] : v0[i], 0.0f, regs + i * 32 + lane, CHUNK * PANEL);
+        if (of[i].on && !of[i].plain && !of[i].gated) {
+          const Epilogue& e = *of[i].e;
+          // A chain has gates, and no byte code.
+          if constexpr (CHAIN) leave(of[i].out, unary(e.kind, v0[i], e.c, e.d) * v1[i], f.next);
+          else finish(e, 0, of[i].col, v0[i], of[i].parts == 2 ? v1[i] : v0[i], 0.0f, regs + i * 32 + lane, CHUNK * PANEL);
+        }
     }
     barrier_arrive(sums.empty + which);
-    which ^= 1;
+    turn.next();
     find(chunk + CHUNK);
     load();
   }
 }
 
+// Which panels of a page are a warp's, and where their sums go.
+struct Place {
+  u32 group, groups, member;
+  float* sums;
+  // Whether they are added to those of other passes.
+  bool again;
+};
+// A page, and those after it that are like it: few instructions, which stay near. Whether a chunk ends.
+template <class F, Path PATH>
+DEV bool multiply_pages(const Matrix& m, Ring& ring, Page& page, const typename F::Lane& at, const typename F::Unit& x,
+                        const Place& to, u32 lane) {
+#pragma unroll 1
+  while (true) {
+    F::template multiply<PATH>(m, ring.page(), page.slice, to.group, to.groups, page.n, at, x, to.again,
+                               to.sums + page.to + to.member, lane);
+    // All lanes have read the page before it is overwritten.
+    __syncwarp();
+    if (lane == 0) barrier_arrive(ring.empty + ring.at);
+    ring.next();
+    if (page.what & ENDS) return true;
+    u32 what = page.what >> PASS;
+    barrier_wait(ring.full + ring.at, ring.parity);
+    page = ring.said[ring.at];
+    if (page.what >> PASS != what) return false;
+  }
+}
+
 // What a warp multiplies.
-template <class F>
-DEV void consume(const Gemv& p, Ring ring, Sums& sums, float* squares, uint4* words) {
+template <class F, bool CHAIN>
+DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uint4* words, u32 thread) {
   constexpr bool WHOLE = F::WARP_UNITS == 8;
-  u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  u32 warp = thread / 32, lane = thread % 32;
   u32 team = p.team, member = warp & ((1u << team) - 1), group = warp >> team, groups = WARPS >> team;
   u32 per_pass = F::WARP_UNITS << team, unit = member * F::WARP_UNITS + lane % F::WARP_UNITS;
-  float4 v[F::QUADS], norm[F::QUADS];
+  // From here on all has a value: what had none on some way would be kept for it through a whole chain.
+  float4 v[F::QUADS] = {}, norm[F::QUADS] = {};
+  const float *in = p.x, *weights = p.norm;
+  u32 passes = p.passes, cols = p.cols;
   auto load_norm = [&](u32 pass) {
 #pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<WHOLE>(p.norm, F::column(pass * per_pass + unit, q, lane), p.cols);
+    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<WHOLE>(weights, F::column(pass * per_pass + unit, q, lane), cols);
   };
   auto load = [&](u32 pass) {
 #pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) v[q] = quad_of<WHOLE>(p.x, F::column(pass * per_pass + unit, q, lane), p.cols);
+    for (u32 q = 0; q < F::QUADS; q++) {
+      u32 c = F::column(pass * per_pass + unit, q, lane);
+      if constexpr (CHAIN) v[q] = c + 4 <= cols ? fresh_f32x4(in + c) : make_float4(0, 0, 0, 0);
+      else v[q] = quad_of<WHOLE>(in, c, cols);
+    }
+  };
+  // Until all numbers are there.
+  auto settle = [&](u32 pass) {
+    while (true) {
+      bool there = true;
+#pragma unroll
+      for (u32 q = 0; q < F::QUADS; q++) there &= !is_nobody(v[q]);
+      if (__all_sync(FULL, there)) return;
+      load(pass);
+    }
   };
   // Weights are nobody's output: where they are, and those of the norm, may be known early.
-  if (p.norm) load_norm(0);
-  pdl_launch_next();
+  if (weights) load_norm(0);
+  if (!CHAIN) pdl_launch_next();
   Stretch mine(p);
-  pdl_wait();
+  if (!CHAIN) pdl_wait();
   if (mine.begin >= mine.end) return;
   load(0);
-  typename F::Lane at;
-  typename F::Unit x;
+  typename F::Lane at = {};
+  typename F::Unit x = {};
   bool first = true;
-  u32 now = ~0u, found = ~0u, which = 0, parity = 1;
+  u32 now = ~0u, found = ~0u;
   float sum = 0;
 #pragma unroll 1
   while (true) {
     barrier_wait(ring.full + ring.at, ring.parity);
     Page page = ring.said[ring.at];
-    u32 pass = page.what >> PASS & 0xffff;
+    u32 pass = page.what >> PASS & 0xffff, which = turn.which;
+    // What can be done before the row is there.
+    const Matrix& m = p.part[page.what >> MATRIX];
+    // All passes find a part in the same way but for the last, which may be shorter.
+    u32 how = page.what >> MATRIX << 1 | ((pass + 1) * per_pass > m.units ? 1 : 0);
+    if (how != found) found = how, at.find(m, pass * per_pass, member, lane);
+    if (page.what & BEGINS) barrier_wait(sums.empty + which, turn.parity);
     if (pass != now) {
       now = pass;
-      if (p.norm) {
+      if (CHAIN && f.polls) settle(pass);
+      if (weights) {
         // The norm's own factor is for the sums.
 #pragma unroll
         for (u32 q = 0; q < F::QUADS; q++) {
           if (first) sum += square(v[q]);
           v[q] = times(v[q], norm[q]);
         }
+        if (first && pass + 1 == passes) {
+          sum = warp_sum(sum);
+          if (lane == 0) sums.squares[which][warp] = sum;
+        }
       }
-      x.make(v, words + warp * 32);
+      x.make(v, words + warp * 32, lane);
       // The next pass's columns come while this one's are multiplied.
-      u32 next = pass + 1 == p.passes ? 0 : pass + 1;
+      u32 next = pass + 1 == passes ? 0 : pass + 1;
       if (next != now) {
-        if (p.norm) load_norm(next);
+        if (weights) load_norm(next);
         load(next);
       }
     }
-    const Matrix& m = p.part[page.what >> MATRIX];
-    if (page.what >> PASS != found) found = page.what >> PASS, at.find(m, pass * per_pass, member);
-    // At first both sums are free.
-    if (page.what & BEGINS) barrier_wait(sums.empty + which, parity);
-    F::multiply(m, ring.page(), page.slice, group, groups, page.n, at, x, pass != 0,
-                sums.part[which] + page.to + member * PANEL);
-    // All lanes have read the page before it is overwritten.
-    __syncwarp();
-    if (lane == 0) barrier_arrive(ring.empty + ring.at);
-    ring.next();
-    if (!(page.what & ENDS)) continue;
-    if (p.norm && first) {
-      sum = warp_sum(sum);
-      if (lane == 0) squares[warp] = sum;
-    }
+    Place to = {group, groups, member, sums.part[which], pass != 0};
+    Path path = F::path_of(at);
+    bool ends = path == ONE_SCALE       ? multiply_pages<F, ONE_SCALE>(m, ring, page, at, x, to, lane)
+                : path == SCALE_AND_MIN ? multiply_pages<F, SCALE_AND_MIN>(m, ring, page, at, x, to, lane)
+                                        : multiply_pages<F, ANY>(m, ring, page, at, x, to, lane);
+    if (!ends) continue;
     first = false;
     sum_up(which);
+    turn.next();
     if (page.what & ENDS_ALL) break;
-    if (which) parity ^= 1;
-    which ^= 1;
   }
 }
 
@@ -198,7 +269,6 @@ DEV void gemv(const Gemv& p) {
   __shared__ Sums sums;
   __shared__ float regs[MAX_REGISTERS * CHUNK * PANEL];
   __shared__ uint4 words[F::WARP_UNITS == 8 ? WARPS * 32 : 1];
-  __shared__ float squares[WARPS];
   __shared__ __align__(16) Page said[MAX_STAGES];
   __shared__ u64 full[MAX_STAGES], empty[MAX_STAGES];
   if (threadIdx.x < p.stages) {
@@ -213,8 +283,9 @@ DEV void gemv(const Gemv& p) {
 #endif
   __syncthreads();
   u32 warp = threadIdx.x / 32;
-  Ring ring = {shared, said, full, empty, p.stages, p.stage_bytes, 0, 0};
-  if (warp == WARPS) produce<F>(p, ring);
-  else if (warp > WARPS) finish_chunks(p, sums, squares, regs);
-  else consume<F>(p, ring, sums, squares, words);
+  Ring ring = {shared, said, full, empty, p.stages, p.stage_bytes, 0, 0, 0};
+  Turn turn;
+  if (warp == WARPS) produce<F, false>(p, ring, threadIdx.x % 32);
+  else if (warp > WARPS) finish_chunks<false>(p, Fresh{}, sums, turn, regs, threadIdx.x % 32);
+  else consume<F, false>(p, Fresh{}, ring, sums, turn, words, threadIdx.x);
 }

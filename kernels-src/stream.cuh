@@ -74,7 +74,8 @@ struct Ring {
   u8* pages;
   Page* said;
   u64 *full, *empty;
-  u32 stages, stage_bytes, at, parity;
+  // `filled` counts for the producer.
+  u32 stages, stage_bytes, at, parity, filled;
   DEV u8* page() const { return pages + at * stage_bytes; }
   DEV void next() {
     if (++at == stages) at = 0, parity ^= 1;
@@ -103,19 +104,19 @@ DEV u32 slice_bytes(const Gemv& p, const Matrix& m) {
   return p.passes == 1 ? m.panel_bytes : (F::WARP_UNITS << p.team) / SPAN * m.span_bytes;
 }
 
-template <class F>
-DEV void produce(const Gemv& p, Ring ring) {
-  u32 lane = threadIdx.x % 32, filled = 0, passes = p.passes, batch = p.batch;
+template <class F, bool CHAIN>
+DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
+  u32 passes = p.passes, batch = p.batch;
   // Slices of `said.n` panels, one page.
   auto bring = [&](const u8* src, u32 bytes, u32 panel, Page said) {
     u32 slice = said.slice, n = said.n;
     u64* full = ring.full + ring.at;
-    if (filled >= ring.stages) {
+    if (ring.filled >= ring.stages) {
       // All that is asked for ahead is: the next kernel may ask.
-      if (filled == ring.stages) pdl_launch_next();
+      if (!CHAIN && ring.filled == ring.stages) pdl_launch_next();
       barrier_wait(ring.empty + ring.at, ring.parity ^ 1);
     }
-    filled++;
+    ring.filled++;
     if (lane == 0) ring.said[ring.at] = said;
     // Whole panels are one piece.
     if (slice == panel) bytes *= n, n = 1;
@@ -180,6 +181,7 @@ DEV void produce(const Gemv& p, Ring ring) {
       }
     }
   }
-  if (filled <= ring.stages) pdl_launch_next();
+  if (CHAIN) return;
+  if (ring.filled <= ring.stages) pdl_launch_next();
   pdl_wait();
 }

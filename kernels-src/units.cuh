@@ -17,15 +17,21 @@ DEV float4 quad_of(const float* x, u32 c, u32 cols) {
 DEV float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 DEV float4 times(float4 v, float4 w) { return make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w); }
 
-DEV u32 low_bytes(const u32* w) {
-  return __byte_perm(__byte_perm(w[0], w[1], 0x0040), __byte_perm(w[2], w[3], 0x0040), 0x5410);
-}
-
-// Partial sums of two chunks `[panel][part][warp of the team][row]`, one being made while the other
+// Partial sums of two chunks `[panel][part][row][warp of the team]`, one being made while the other
 // is added up.
-struct Sums {
+struct __align__(16) Sums {
   float part[2][CHUNK * 2 * WARPS * PANEL];
+  // Of the row that was multiplied: what each warp has of its squares.
+  float squares[2][WARPS];
   u64 empty[2];
+};
+// Which of the two is next, and when it is free: at first both are.
+struct Turn {
+  u32 which = 0, parity = 1;
+  DEV void next() {
+    if (which) parity ^= 1;
+    which ^= 1;
+  }
 };
 // One of the two is full: for those who made it, and for the warp that waits for them.
 DEV void sum_up(u32 which) {
@@ -48,14 +54,14 @@ struct Planes {
   // The lane's part of a unit's columns: eight, in two quads.
   static DEV u32 column(u32 unit, u32 quad, u32 lane) { return unit * 32 + lane / 8 * 8 + quad * 4; }
 
-  // A unit of the row, which four lanes make together.
+  // A unit of the row as integers of 16 bits, two to a word, which four lanes make together.
   struct Unit {
-    u32 high[8], low[8];
+    u32 pair[16];
     float scale;
     int sum0, sum1;
-    DEV void make(const float4* v, uint4* words) {
+    DEV void make(const float4* v, uint4* words, u32 lane) {
       const float in[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
-      u32 most = 0, lane = threadIdx.x % 32;
+      u32 most = 0;
 #pragma unroll
       for (int i = 0; i < 8; i++) most = max(most, __float_as_uint(in[i]) & 0x7fffffffu);
       most = max(most, __shfl_xor_sync(FULL, most, 8));
@@ -68,17 +74,14 @@ struct Planes {
       // An integer added to 1.5 * 2^23 is in the low bits of the float.
       constexpr float MAGIC = 12582912.0f;
       constexpr u32 BASE = 0x4b400000u;
-      u32 n[8], digit[8], sum = 0u - 8 * BASE;
+      u32 n[8], sum = 0u - 8 * BASE;
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        float t = __fadd_rn(__fmul_rn(in[i], inverse), MAGIC);
-        n[i] = __float_as_uint(t);
-        digit[i] = __float_as_uint(__fmaf_rn(t - MAGIC, 1.0f / 255.0f, MAGIC));
+        n[i] = __float_as_uint(__fadd_rn(__fmul_rn(in[i], inverse), MAGIC));
         sum += n[i];
-        // n - 255 digit in its lowest byte.
-        n[i] += digit[i];
       }
-      words[lane] = make_uint4(low_bytes(digit), low_bytes(digit + 4), low_bytes(n), low_bytes(n + 4));
+      auto two = [&](int i) { return __byte_perm(n[i], n[i + 1], 0x5410); };
+      words[lane] = make_uint4(two(0), two(2), two(4), two(6));
       sum += __shfl_xor_sync(FULL, sum, 8);
       sum0 = (int)__shfl_sync(FULL, sum, lane % 8);
       sum1 = (int)__shfl_sync(FULL, sum, lane % 8 + 16);
@@ -86,7 +89,7 @@ struct Planes {
 #pragma unroll
       for (int q = 0; q < 4; q++) {
         uint4 w = words[lane % 8 + 8 * q];
-        high[2 * q] = w.x, high[2 * q + 1] = w.y, low[2 * q] = w.z, low[2 * q + 1] = w.w;
+        pair[4 * q] = w.x, pair[4 * q + 1] = w.y, pair[4 * q + 2] = w.z, pair[4 * q + 3] = w.w;
       }
       __syncwarp();
     }
@@ -98,8 +101,8 @@ struct Planes {
     u32 levels, min, halves, codes;
     int zero;
     Path path;
-    DEV void find(const Matrix& m, u32 first, u32 member) {
-      u32 lane = threadIdx.x % 32, row = lane / 8, each = scale_bytes(m), local = member * 8 + lane % 8;
+    DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
+      u32 row = lane / 8, each = scale_bytes(m), local = member * 8 + lane % 8;
       levels = m.levels, min = m.min, halves = m.halves, codes = m.codes, zero = m.zero;
       path = codes != TABLE && levels == LEVEL_ONE && min == ZERO ? ONE_SCALE
              : codes == PLAIN && levels == LEVEL_TWO && min == TWO && halves == 1 ? SCALE_AND_MIN : ANY;
@@ -121,16 +124,16 @@ struct Planes {
     u32 lo[LO], hi[HI ? HI : 1];
     load<LO>(panel + at.lo, LO == 8 ? at.d : 0, lo);
     if constexpr (HI != 0) load<HI>(panel + at.hi, 0, hi);
-    int dh[2] = {0, 0}, dl[2] = {0, 0};
+    int t0 = 0, t1 = 0;
 #pragma unroll
     for (int q = 0; q < 8; q++) {
       u32 c = quad<LO>(lo, q);
       if constexpr (HI != 0) c |= quad<HI>(hi, q) << LO;
       if (PATH == ANY && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
-      dh[q / 4] = dot4(c, x.high[q], dh[q / 4]);
-      dl[q / 4] = dot4(c, x.low[q], dl[q / 4]);
+      int& t = q < 4 ? t0 : t1;
+      t = dot_low(x.pair[2 * q], c, t);
+      t = dot_high(x.pair[2 * q + 1], c, t);
     }
-    int t0 = 255 * dh[0] + dl[0], t1 = 255 * dh[1] + dl[1];
     const u8* s = panel + at.scales;
     if constexpr (PATH != ANY) {
       int sum = x.sum0 + x.sum1, t = t0 + t1;
@@ -168,10 +171,15 @@ struct Planes {
     return x.scale * f;
   }
 
-  // Unsigned times signed bytes.
-  static DEV int dot4(u32 codes, u32 digits, int sum) {
+  // Two signed integers of 16 bits times the lower or the upper two unsigned bytes.
+  static DEV int dot_low(u32 pair, u32 codes, int sum) {
     int r;
-    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(codes), "r"(digits), "r"(sum));
+    asm("dp2a.lo.s32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(pair), "r"(codes), "r"(sum));
+    return r;
+  }
+  static DEV int dot_high(u32 pair, u32 codes, int sum) {
+    int r;
+    asm("dp2a.hi.s32.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(pair), "r"(codes), "r"(sum));
     return r;
   }
 
@@ -193,20 +201,19 @@ struct Planes {
     }
   }
 
+  static DEV Path path_of(const Lane& at) { return LO != 4 && at.path == SCALE_AND_MIN ? ANY : at.path; }
+
   // Slices `k`, `k + step`, … of the `n` of a page; sums go to `to`. `again` adds to those of the
   // passes before.
+  template <Path PATH>
   static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
-                           const Unit& x, bool again, float* to) {
-    constexpr u32 MANY = LO == 8 ? 2 : 4;
-    if (at.path == ONE_SCALE) some<MANY, ONE_SCALE>(m, page, slice, k, step, n, at, x, again, to);
-    else if (LO == 4 && at.path == SCALE_AND_MIN) some<4, SCALE_AND_MIN>(m, page, slice, k, step, n, at, x, again, to);
-    else some<2, ANY>(m, page, slice, k, step, n, at, x, again, to);
+                           const Unit& x, bool again, float* to, u32 lane) {
+    some<PATH == ANY || LO == 8 ? 2 : 4, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
   }
   // Several at a time, so that no warp waits for one.
   template <u32 COUNT, Path PATH>
   static DEV void some(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
-                       const Unit& x, bool again, float* to) {
-    u32 lane = threadIdx.x % 32;
+                       const Unit& x, bool again, float* to, u32 lane) {
     bool b4 = lane & 4, b2 = lane & 2;
 #pragma unroll 1
     for (; k < n; k += COUNT * step) {
@@ -227,7 +234,7 @@ struct Planes {
         mine = k + lane % 8 / 4 * step;
       }
       v += __shfl_xor_sync(FULL, v, 1);
-      float* put = to + mine * NEXT_PANEL + lane / 8;
+      float* put = to + mine * NEXT_PANEL + lane / 8 * WARPS;
       if (lane % (8 / COUNT) == 0 && mine < n) *put = again ? *put + v : v;
     }
   }
@@ -242,7 +249,7 @@ struct Floats {
 
   struct Unit {
     float4 v[QUADS];
-    DEV void make(const float4* from, uint4*) {
+    DEV void make(const float4* from, uint4*, u32) {
 #pragma unroll
       for (u32 i = 0; i < QUADS; i++) v[i] = from[i];
     }
@@ -250,8 +257,8 @@ struct Floats {
 
   struct Lane {
     u32 at, line;
-    DEV void find(const Matrix& m, u32 first, u32 member) {
-      u32 lane = threadIdx.x % 32, span = member;
+    DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
+      u32 span = member;
       // Beyond the last unit a lane does the first one again, with a row of zeros.
       bool in = first + span * SPAN + lane < m.units;
       if (!in) span = 0;
@@ -260,13 +267,14 @@ struct Floats {
     }
   };
 
+  static DEV Path path_of(const Lane&) { return ANY; }
+  template <Path>
   static DEV void multiply(const Matrix&, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
-                           const Unit& x, bool again, float* to) {
+                           const Unit& x, bool again, float* to, u32 lane) {
 #pragma unroll 1
-    for (; k < n; k += step) one(page + k * slice + at.at, at.line, x, again, to + k * NEXT_PANEL);
+    for (; k < n; k += step) one(page + k * slice + at.at, at.line, x, again, to + k * NEXT_PANEL, lane);
   }
-  static DEV void one(const u8* from, u32 line, const Unit& x, bool again, float* to) {
-    u32 lane = threadIdx.x % 32;
+  static DEV void one(const u8* from, u32 line, const Unit& x, bool again, float* to, u32 lane) {
     float acc[PANEL] = {};
 #pragma unroll
     for (u32 r = 0; r < PANEL; r++) {
@@ -291,6 +299,7 @@ struct Floats {
     v += __shfl_xor_sync(FULL, v, 4);
     v += __shfl_xor_sync(FULL, v, 2);
     v += __shfl_xor_sync(FULL, v, 1);
-    if (lane % 8 == 0) to[lane / 8] = again ? to[lane / 8] + v : v;
+    float* put = to + lane / 8 * WARPS;
+    if (lane % 8 == 0) *put = again ? *put + v : v;
   }
 };

@@ -79,6 +79,8 @@ pub(super) struct Matrix {
 pub(super) const REGISTER: u32 = 0;
 pub(super) const ROWS: u32 = 1;
 pub(super) const VECTOR: u32 = 2;
+/// Rows that another link of the same chain leaves.
+pub(super) const FRESH: u32 = 3;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -360,6 +362,67 @@ pub(super) struct AttendOne {
     pub softcap: f32,
 }
 
+/// How a link waits for others, and what it leaves.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Fresh {
+    /// Whether what it reads may not be there yet.
+    pub polls: u32,
+    pub unused: u32,
+    /// Bytes to the next step's place of what it writes; 0 if no link waits for that.
+    pub next: i64,
+}
+
+/// What stands before a link's own parameters, and what both take.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct LinkHead {
+    pub kind: u32,
+    pub unused: u32,
+    pub fresh: Fresh,
+    pub more: u64,
+}
+pub(super) const LINK_BYTES: usize = 2784;
+/// A chain's own shared memory, rounded up.
+pub(super) const CHAIN_SHARED: usize = 29 << 10;
+
+/// What a block of attention of one row has in shared memory beside its tiles.
+pub(super) fn attend_shared(pairs: usize) -> usize {
+    (2 * QUERIES * (64 * pairs + 8) * 2 + 256 * pairs + 2596).next_multiple_of(16)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Chain {
+    pub links: u64,
+    pub positions: u64,
+    pub slots: u64,
+    /// When each link ended in each block; 0 for nobody who asks.
+    pub times: u64,
+    pub count: u32,
+    pub stages: u32,
+    pub stage_bytes: u32,
+    /// Where attention's part of the shared memory begins.
+    pub attend: u32,
+}
+
+/// What kernels read from memory, not as parameters.
+///
+/// # Safety
+/// Without padding: every byte has a value.
+pub(super) unsafe trait Plain: Copy {
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: as long as it is, and without padding.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
+}
+// SAFETY: words and addresses only, which the order of the fields leaves no gaps between.
+unsafe impl Plain for LinkHead {}
+// SAFETY: as above.
+unsafe impl Plain for Gemv {}
+// SAFETY: as above.
+unsafe impl Plain for AttendOne {}
+
 /// In device memory; rewritten when the caller changes how to sample.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -412,10 +475,17 @@ mod tests {
             size_of::<Experts>(),
             size_of::<Attend>(),
             size_of::<AttendOne>(),
+            size_of::<LinkHead>(),
+            size_of::<LinkHead>() + size_of::<Gemv>() - LINK_BYTES,
+            size_of::<Chain>(),
             size_of::<Sample>(),
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2752, 2760, 3664, 456, 144, 256, 112, 40, 24]);
+        assert_eq!(sizes, [2752, 2760, 3664, 456, 144, 256, 32, 0, 48, 112, 40, 24]);
+    }
+    #[test]
+    fn attention_has_as_much_as_the_kernels_assert() {
+        assert_eq!([1, 2, 4].map(attend_shared), [5168, 7472, 12080]);
     }
 }

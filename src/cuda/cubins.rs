@@ -14,28 +14,28 @@ pub(super) struct Cubin {
 pub(super) struct Set {
     /// `90` for sm_90a.
     pub capability: u32,
-    pub cubins: [Cubin; 7],
+    pub cubins: &'static [Cubin],
 }
 
 macro_rules! sets {
-    ($($capability:literal $folder:literal),* $(,)?) => {
+    ($($capability:literal $folder:literal [$($name:literal),*]),* $(,)?) => {
         /// In rising order. A device runs the cubins of its own major version, up to its minor one.
         static SETS: &[Set] = &[$(Set {
             capability: $capability,
-            cubins: [
-                Cubin { name: "gemv", bytes: include_bytes!(concat!("../../cubins/", $folder, "/gemv.cubin")) },
-                Cubin { name: "gemm", bytes: include_bytes!(concat!("../../cubins/", $folder, "/gemm.cubin")) },
-                Cubin { name: "experts", bytes: include_bytes!(concat!("../../cubins/", $folder, "/experts.cubin")) },
-                Cubin { name: "rows", bytes: include_bytes!(concat!("../../cubins/", $folder, "/rows.cubin")) },
-                Cubin { name: "attend", bytes: include_bytes!(concat!("../../cubins/", $folder, "/attend.cubin")) },
-                Cubin { name: "attend_one", bytes: include_bytes!(concat!("../../cubins/", $folder, "/attend_one.cubin")) },
-                Cubin { name: "sample", bytes: include_bytes!(concat!("../../cubins/", $folder, "/sample.cubin")) },
-            ],
+            cubins: &[$(Cubin {
+                name: $name,
+                bytes: include_bytes!(concat!("../../cubins/", $folder, "/", $name, ".cubin")),
+            }),*],
         }),*];
     };
 }
 
-sets! { 80 "sm_80", 86 "sm_86", 89 "sm_89", 90 "sm_90a" }
+sets! {
+    80 "sm_80" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample"],
+    86 "sm_86" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample"],
+    89 "sm_89" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample"],
+    90 "sm_90a" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample", "chain"],
+}
 
 /// The set for a device of this compute capability.
 pub(super) fn pick(capability: u32) -> Result<&'static Set> {

@@ -7,6 +7,7 @@
 
 use crate::{Error, Result};
 use cudarc::driver::sys;
+use smallvec::SmallVec;
 use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
@@ -289,6 +290,15 @@ impl Stream {
         unsafe { call!(cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.raw)) }
     }
 
+    /// Sets so many bytes.
+    ///
+    /// # Safety
+    /// `to` must be an allocation with room for them.
+    pub(super) unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { call!(cuMemsetD8Async(to, byte, bytes, self.raw)) }
+    }
+
     /// Copies from the device, and waits.
     ///
     /// # Safety
@@ -452,6 +462,8 @@ pub(super) struct Shape {
     pub shared: u32,
     /// Whether it may start before its predecessor ends.
     pub early: bool,
+    /// Whether all its blocks must be on the chip at once.
+    pub together: bool,
 }
 
 impl Function {
@@ -473,7 +485,14 @@ impl Function {
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { clusterDim: dim },
         };
-        let mut attributes = if s.early { [early, cluster] } else { [cluster, early] };
+        let together = sys::CUlaunchAttribute {
+            id: Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { cooperative: 1 },
+        };
+        let wanted = [(s.early, early), (s.cluster > 1, cluster), (s.together, together)];
+        let mut attributes = SmallVec::<[_; 3]>::new();
+        attributes.extend(wanted.into_iter().filter(|w| w.0).map(|w| w.1));
         let config = sys::CUlaunchConfig {
             gridDimX: s.grid.0,
             gridDimY: s.grid.1,
@@ -484,7 +503,7 @@ impl Function {
             sharedMemBytes: s.shared,
             hStream: on.raw,
             attrs: attributes.as_mut_ptr(),
-            numAttrs: u32::from(s.early) + u32::from(s.cluster > 1),
+            numAttrs: attributes.len() as u32,
         };
         let mut list = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
         // SAFETY: configuration and list live through the call, which copies the parameters.

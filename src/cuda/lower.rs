@@ -8,9 +8,11 @@
 //! | `columns`, `linear`, `product` | a product: what becomes of its columns, its launches |
 //! | `experts` | a product with the weights that rows picked |
 //! | `attend`, `sample` | attention, and a token from its row of logits |
+//! | `chain` | launches over one row as one kernel |
 
 mod attend;
 mod attend_one;
+mod chain;
 mod columns;
 mod experts;
 mod linear;
@@ -21,6 +23,8 @@ mod registers;
 mod rows;
 mod sample;
 
+pub(super) use chain::table;
+use chain::{Places, gather};
 use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
 pub(super) use product::{gemm_shared, set_tile};
@@ -110,7 +114,7 @@ pub(super) fn lower(chip: &Chip, plan: &Plan) -> Result<Program> {
         launches: 0,
         vocabulary: vocabulary.unwrap_or(usize::MAX),
     };
-    program.launches = launches(chip, &program, &Bases::default())?.len();
+    program.launches = launches(chip, &program, &Bases::unknown(&work))?.len();
     Ok(program)
 }
 
@@ -132,9 +136,14 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
         ropes: &program.ropes,
         bases,
         group: 0,
+        places: Places::default(),
         out: Vec::new(),
         heads: None,
     };
+    if bases.next != 0 {
+        let places = Places::of(chip, plan.graph(), plan.groups(), plan.limits());
+        lowering.places = places.ok_or_else(too_large)?;
+    }
     for (i, group) in plan.groups().iter().enumerate() {
         let sampled = lowering.out.last().is_some_and(|l| l.kernel == Kernel::Pick);
         if sampled {
@@ -155,7 +164,7 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
             GroupKind::Sample(id) => lowering.sample(*id)?,
         }
     }
-    Ok(lowering.out)
+    gather(chip, bases, lowering.out)
 }
 
 struct Lowering<'a> {
@@ -165,6 +174,7 @@ struct Lowering<'a> {
     ropes: &'a [RopeTable],
     bases: &'a Bases,
     group: usize,
+    places: Places,
     out: Vec<Launch>,
     /// What the next group, an attention, does to its heads itself.
     heads: Option<[Heads; 3]>,
@@ -231,7 +241,8 @@ impl Lowering<'_> {
             shared = shared.max(self.chip.processor_shared / 3);
         }
         let shared = count(shared)?;
-        let shape = Shape { grid, cluster: 1, block, shared, early: self.chip.hopper };
+        let early = self.chip.hopper;
+        let shape = Shape { grid, cluster: 1, block, shared, early, together: false };
         self.out.push(Launch { kernel, tile: 0, shape, parameters: p, lead, group: self.group });
         Ok(())
     }
@@ -272,7 +283,8 @@ impl Lowering<'_> {
             _ => return Err(unplaced(id)),
         };
         let n = count(self.graph.ty(buffer.value).width())?;
-        Ok(Operand { at: base + buffer.offset, place: abi::ROWS, n })
+        let own = self.places.value(buffer.value).map(|at| self.bases.fresh + at);
+        Ok(Operand { at: own.unwrap_or(base + buffer.offset), place: abi::ROWS, n })
     }
 
     /// Where the value of `id` must be put, if it has memory of its own.
@@ -313,7 +325,8 @@ mod tests {
                 let limits = Limits { rows, outs: 1, slots: 1, context: 2048 };
                 let plan = Plan::new(&graph, &target, limits).unwrap();
                 let program = target.lower(&plan).unwrap();
-                let made = launches(&target.0, &program, &Bases::default()).unwrap();
+                let bases = Bases::unknown(&program.work);
+                let made = launches(&target.0, &program, &bases).unwrap();
                 assert_eq!(made.len(), program.launches());
                 for launch in made {
                     // 3.5 KiB and more are the kernels' own.

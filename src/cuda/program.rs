@@ -1,6 +1,6 @@
 //! A plan in the device's terms: launches with their parameters, and the memory they share.
 
-use super::abi::{Attend, AttendOne, Experts, Gemm, Gemv, RowList, Sample};
+use super::abi::{Attend, AttendOne, Chain, Experts, Gemm, Gemv, RowList, Sample};
 use super::driver::Shape;
 use super::layout::{Layout, Product};
 use crate::graph::op::Rope;
@@ -55,7 +55,7 @@ pub(super) struct RopeTable {
     pub offset: usize,
 }
 
-/// Bytes of each part of the workspace. Groups take turns in all but the last four.
+/// Bytes of each part of the workspace. Groups take turns in all but the last six.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Work {
     /// Products whose epilogue is a launch of its own.
@@ -77,6 +77,11 @@ pub(super) struct Work {
     pub history: usize,
     /// Tokens, positions, slots, rows with logits; then the sampler.
     pub state: usize,
+    /// What products and attention over one row leave, each in a place of its own, twice: for steps in
+    /// turn.
+    pub fresh: usize,
+    /// Parameters of chains, for steps in turn.
+    pub links: usize,
 }
 
 impl Work {
@@ -93,11 +98,13 @@ impl Work {
             sampled: self.sampled.max(o.sampled),
             history: self.history.max(o.history),
             state: self.state.max(o.state),
+            fresh: self.fresh.max(o.fresh),
+            links: self.links.max(o.links),
         }
     }
 
     /// First byte of each part, in the order of the fields, and the end.
-    pub(super) fn offsets(&self) -> Option<[usize; 11]> {
+    pub(super) fn offsets(&self) -> Option<[usize; 13]> {
         let parts = [
             self.raw,
             self.x,
@@ -109,8 +116,10 @@ impl Work {
             self.sampled,
             self.history,
             self.state,
+            self.fresh,
+            self.links,
         ];
-        let mut at = [0usize; 11];
+        let mut at = [0usize; 13];
         for (i, bytes) in parts.into_iter().enumerate() {
             at[i + 1] = at[i].checked_add(bytes.checked_next_multiple_of(256)?)?;
         }
@@ -143,6 +152,17 @@ pub(super) struct Bases {
     pub sampler: u64,
     /// In the host's memory.
     pub result: u64,
+    /// What is left in this turn, and how far from there the next one's place is; no chains if that is 0.
+    pub fresh: u64,
+    pub next: i64,
+    pub links: u64,
+}
+
+impl Bases {
+    /// No memory yet, but chains are made as they will be.
+    pub(super) fn unknown(work: &Work) -> Bases {
+        Bases { fresh: 1 << 62, next: work.fresh as i64 / 2, ..Bases::default() }
+    }
 }
 
 /// A kernel of the cubins.
@@ -155,6 +175,7 @@ pub(super) enum Kernel {
     Attend,
     /// With so many pairs of elements a lane.
     AttendOne(u32),
+    Chain,
     Scan,
     Pick,
 }
@@ -181,7 +202,25 @@ pub(super) enum Parameters {
     Experts(Box<Experts>),
     Attend(Attend),
     AttendOne(Box<AttendOne>),
+    Chain(Box<Links>),
     Sample(Sample),
+}
+
+/// Launches that are one kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Links {
+    pub chain: Chain,
+    /// Products and attention, in order.
+    pub links: Vec<Launch>,
+}
+
+/// Launches with the links of chains in their place.
+pub(super) fn unchained<'a>(all: impl IntoIterator<Item = &'a Launch>) -> Vec<&'a Launch> {
+    let links = |l: &'a Launch| match &l.parameters {
+        Parameters::Chain(p) => p.links.iter().collect(),
+        _ => vec![l],
+    };
+    all.into_iter().flat_map(links).collect()
 }
 
 impl Launch {
@@ -197,7 +236,7 @@ impl Launch {
             Parameters::Experts(p) => self.shape.grid.0 = n.saturating_mul(p.picks),
             Parameters::Attend(p) if p.split == 0 => self.shape.grid.1 = n,
             Parameters::Attend(_) => {}
-            Parameters::AttendOne(_) => {}
+            Parameters::AttendOne(_) | Parameters::Chain(_) => {}
             Parameters::Sample(p) => {
                 p.rows = n;
                 if self.kernel == Kernel::Scan {

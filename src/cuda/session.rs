@@ -15,8 +15,8 @@ mod upload;
 use super::CudaBackend;
 use super::abi::{Sample, SamplerState};
 use super::driver::{Device, Function, Graph, Memory, Pinned, Stream};
-use super::lower::launches;
-use super::program::{Bases, Launch, Program, Tensor, Work};
+use super::lower::{launches, table};
+use super::program::{Bases, Kernel, Launch, Parameters, Program, Tensor, Work};
 use crate::error::Size;
 use crate::graph::op::Sampler;
 use crate::graph::{DType, Lead, Weights};
@@ -27,15 +27,14 @@ pub(super) use kernels::{Loaded, kernels};
 #[cfg(test)]
 pub(super) use profile::times;
 use std::sync::Arc;
-use step::set_rows;
 
 /// What the device leaves when a logit was not finite.
 const NO_TOKEN: u32 = u32::MAX;
 
 /// Weights and caches on a device, and the programs that run on them.
 pub struct CudaSession {
-    /// One row, one token: what [`Session::step`] replays.
-    graph: Option<Graph>,
+    /// One row, one token: what [`Session::step`] replays, in each turn.
+    graphs: Vec<Graph>,
     programs: Vec<Ready>,
     /// Records the tokens of rows that the caller gives; none where nothing is sampled.
     note: Option<(Function, Sample)>,
@@ -59,10 +58,28 @@ pub struct CudaSession {
     device: Device,
 }
 
-/// A program with its launches.
+/// A program with its launches: where they are chained, links of a step leave their numbers in other places than
+/// those of the step before, so that there are launches for two turns.
 struct Ready {
     program: Program,
-    launches: Vec<(Launch, Functions)>,
+    turns: Vec<Vec<(Launch, Functions)>>,
+    /// Whose turn it is.
+    turn: usize,
+}
+
+impl Ready {
+    fn launches(&self) -> &[(Launch, Functions)] {
+        self.turns.get(self.turn).map_or(&[], Vec::as_slice)
+    }
+
+    fn samples(&self) -> bool {
+        self.launches().iter().any(|(l, _)| l.kernel == Kernel::Pick)
+    }
+
+    /// After a step, or as much of one as has its chains.
+    fn pass(&mut self) {
+        self.turn = (self.turn + 1) % self.turns.len().max(1);
+    }
 }
 
 /// What the host knows of the step.
@@ -104,7 +121,7 @@ impl CudaSession {
             size(programs.iter().map(|p| of(p.plan.bytes())).max().unwrap_or(0))
         };
         let bytes = *last.plan.bytes();
-        check_memory(&device, &bytes, offsets[10] as u64, &limits)?;
+        check_memory(&device, &bytes, offsets[12] as u64, &limits)?;
 
         let stream = Stream::new(&device)?;
         let loaded = backend.loaded()?;
@@ -115,7 +132,7 @@ impl CudaSession {
         );
         result.bytes_mut().fill(0xff);
         let mut session = CudaSession {
-            graph: None,
+            graphs: Vec::new(),
             programs: Vec::new(),
             note: None,
             weights: memory(size(bytes.weights)?)?,
@@ -123,7 +140,7 @@ impl CudaSession {
             scratch: memory(most(|b| b.scratch)?)?,
             logits: memory(most(|b| b.logits)?)?,
             tables: memory(size(bytes.tables)?)?,
-            work: memory(offsets[10])?,
+            work: memory(offsets[12])?,
             bases: Bases::default(),
             result,
             staging,
@@ -145,11 +162,20 @@ impl CudaSession {
         session.fill(&last.tensors, weights, progress)?;
         session.tabulate(&last.ropes, limits.context, weights)?;
         for program in programs {
-            let made = launches(&backend.target.0, &program, &session.bases)?;
-            let with = |l: Launch| Ok((function(&loaded.functions, Some(l.kernel))?, l));
-            let made: Result<Vec<_>> = made.into_iter().map(with).collect();
-            let launches = made?.into_iter().map(|(f, l)| (l, f)).collect();
-            session.programs.push(Ready { program, launches });
+            // Steps over one row: the first program that holds them runs them all.
+            let chains = program.work.fresh > 0 && session.programs.is_empty();
+            let turns = if chains { session.turns(&work)? } else { vec![session.bases] };
+            let made: Result<Vec<_>> = turns
+                .iter()
+                .map(|bases| {
+                    let made = launches(&backend.target.0, &program, bases)?;
+                    session.send_links(&made, bases)?;
+                    let with = |l: Launch| Ok((function(&loaded.functions, Some(l.kernel))?, l));
+                    let made: Result<Vec<_>> = made.into_iter().map(with).collect();
+                    Ok(made?.into_iter().map(|(f, l)| (l, f)).collect())
+                })
+                .collect();
+            session.programs.push(Ready { program, turns: made?, turn: 0 });
         }
         let note = Sample {
             tokens: session.bases.tokens,
@@ -167,7 +193,7 @@ impl CudaSession {
         Ok(session)
     }
 
-    fn addresses(&self, work: &Work, at: &[usize; 11], limits: &Limits) -> Result<Bases> {
+    fn addresses(&self, work: &Work, at: &[usize; 13], limits: &Limits) -> Result<Bases> {
         let base = self.work.address;
         let part = |i: usize| base + at[i] as u64;
         let list = |i: usize| {
@@ -196,7 +222,32 @@ impl CudaSession {
             outs: list(3),
             sampler: list(3) + (limits.outs * 4).next_multiple_of(256) as u64,
             result: self.result.address()?,
+            fresh: part(10),
+            next: 0,
+            links: part(11),
         })
+    }
+
+    /// Where everything is in each of two turns, with nobody's number in places that links leave theirs in.
+    fn turns(&self, work: &Work) -> Result<Vec<Bases>> {
+        let half = i64::try_from(work.fresh / 2).map_err(|_| too_large())?;
+        // SAFETY: the workspace has as much there.
+        unsafe { self.stream.fill(self.bases.fresh, 0xff, work.fresh)? };
+        let first = Bases { next: half, ..self.bases };
+        let fresh = first.fresh + half as u64;
+        let links = first.links + work.links as u64 / 2;
+        Ok(vec![first, Bases { fresh, next: -half, links, ..first }])
+    }
+
+    /// The parameters of links go up once.
+    fn send_links(&self, made: &[Launch], bases: &Bases) -> Result<()> {
+        for launch in made {
+            let Parameters::Chain(p) = &launch.parameters else { continue };
+            // SAFETY: the workspace has room for the links of both turns.
+            unsafe { self.stream.upload(p.chain.links, &table(&p.links, bases))? };
+            self.stream.wait()?;
+        }
+        Ok(())
     }
 
     /// Nodes of the captured step, and how many of them are kernels: all must be, or something
@@ -205,7 +256,7 @@ impl CudaSession {
     /// # Errors
     /// When the driver cannot say.
     pub fn graph_nodes(&self) -> Result<Option<(usize, usize)>> {
-        self.graph.as_ref().map(Graph::nodes).transpose()
+        self.graphs.first().map(Graph::nodes).transpose()
     }
 
     /// Bytes of device memory that can be allocated now.
@@ -292,17 +343,13 @@ impl Session for CudaSession {
             return Err(Error::Context { context, what, wants: context.saturating_mul(2) });
         }
         let token = self.alive(|s| {
-            let Some(graph) = &s.graph else {
-                return Err(Error::Invalid("the graph does not sample".to_string()));
-            };
-            graph.launch(&s.stream)?;
+            s.replay_graph()?;
             s.stream.wait()?;
             Ok(s.result.word(0))
         })?;
         self.traffic.steps += 1;
         self.traffic.bytes_out += 4;
-        let holds = |r: &Ready| r.program.plan.limits().outs >= 1;
-        self.state.program = self.programs.iter().position(holds).unwrap_or(0);
+        self.state.program = self.sampling().unwrap_or(0);
         (self.state.rows, self.state.outs, self.state.last) = (1, 1, (position + 1, slot));
         self.state.sampled.clear();
         if token == NO_TOKEN {

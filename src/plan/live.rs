@@ -5,7 +5,7 @@ use crate::graph::{Graph, NodeId, Op};
 
 /// A value that needs memory.
 #[derive(Clone, PartialEq, Debug)]
-pub(super) struct Value {
+pub(crate) struct Value {
     pub id: NodeId,
     /// The group that makes it.
     pub born: usize,
@@ -14,7 +14,7 @@ pub(super) struct Value {
 }
 
 /// The values that another group reads or that the caller wants, in the order they are made.
-pub(super) fn live(graph: &Graph, groups: &[Group]) -> Vec<Value> {
+pub(crate) fn live(graph: &Graph, groups: &[Group]) -> Vec<Value> {
     let mut born = vec![None; graph.nodes().len()];
     for (g, group) in groups.iter().enumerate() {
         group.nodes().for_each(|n| born[n.index()] = Some(g));

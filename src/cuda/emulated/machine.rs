@@ -134,13 +134,18 @@ impl Machine {
             }
             Parameters::Attend(p) => self.attend(p, n),
             Parameters::AttendOne(p) => self.attend_one(p),
+            Parameters::Chain(p) => {
+                for link in &p.links {
+                    self.run(&link.parameters, link.shape.grid, link.shape.shared as usize, n);
+                }
+            }
             Parameters::Sample(_) => {}
         }
     }
 
     pub(super) fn place(&self, o: &Operand, row: u64, col: u64) -> u64 {
         match o.place {
-            ROWS => o.at + 4 * (row * u64::from(o.n) + col),
+            ROWS | FRESH => o.at + 4 * (row * u64::from(o.n) + col),
             VECTOR => o.at + 4 * col,
             _ => panic!("a register"),
         }

@@ -38,7 +38,7 @@ fn load(program: &Program, w: &dyn Weights) -> Machine {
     let (weights, kv, scratch) = (region(bytes.weights), region(bytes.kv), region(bytes.scratch));
     let (logits, tables) = (region(bytes.logits), region(bytes.tables));
     let part = |i: usize, work: u64| work + offsets[i] as u64;
-    let work = region(offsets[10] as u64);
+    let work = region(offsets[12] as u64);
     let list = |i: u64| part(9, work) + (limits.rows as u64 * 4).next_multiple_of(256) * i;
     let bases = Bases {
         weights,
@@ -54,6 +54,9 @@ fn load(program: &Program, w: &dyn Weights) -> Machine {
         positions: list(1),
         slots: list(2),
         outs: list(3),
+        fresh: part(10, work),
+        next: program.work.fresh as i64 / 2,
+        links: part(11, work),
         ..Bases::default()
     };
     // What nobody wrote is not a number.

@@ -3,6 +3,7 @@
 use super::{load, tiny};
 use crate::cuda::CudaTarget;
 use crate::cuda::lower::{self, launches};
+use crate::cuda::program::unchained;
 use crate::cuda::session::times;
 use crate::graph::{Graph, Op, Weights, arch};
 use crate::plan::{Limits, Part, Plan, Rate, Role, Times};
@@ -17,8 +18,9 @@ fn profile(graph: &Graph, w: &dyn Weights, capability: u32) -> (Plan, Profile) {
     let bases = load(&program, w).bases;
     let mut made = launches(&target.0, &program, &bases).unwrap();
     made.iter_mut().for_each(|l| l.set_rows(1));
+    let made = unchained(&made);
     let ends: Vec<f64> = (0..made.len()).map(|i| ((i + 1) * (i + 2) / 2) as f64 * 1e-6).collect();
-    let launches = times(&plan, &made.iter().collect::<Vec<_>>(), &bases, 0.0, &ends);
+    let launches = times(&plan, &made, &bases, 0.0, &ends);
     let replay = ends.last().copied().unwrap_or(0.0);
     let times = Times {
         launches,

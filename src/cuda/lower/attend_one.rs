@@ -25,11 +25,29 @@ pub(super) struct Chunks {
 const CHUNKS: [(usize, usize); 4] =
     [(16 * WARPS, 2), (16 * WARPS, 1), (8 * WARPS, 1), (4 * WARPS, 1)];
 
-/// Shared memory of such a block: tiles of keys and values, and the sums of all warps.
+/// Shared memory of such a block: tiles of keys and values, then the sums of all warps.
 fn one_shared(group: usize, dim: usize, chunks: Chunks) -> usize {
-    let line = 64 * pairs(dim) as usize + 8;
-    let sums = taken(group) * (WARPS * (line - 4) + 4) * 4;
-    sums + chunks.buffers * 2 * chunks.positions * line * 2
+    room(taken(group), pairs(dim) as usize, chunks)
+}
+
+fn room(heads: usize, pairs: usize, chunks: Chunks) -> usize {
+    let line = 64 * pairs + 8;
+    // Sums take the place of tiles that all have read.
+    let sums = heads * (WARPS * (line - 4) + 4) * 4;
+    sums.max(chunks.buffers * 2 * chunks.positions * line * 2)
+}
+
+/// What attention takes of a block that multiplies as well: two chunks at a time where heads are
+/// narrow. What is left for weights is enough; a second chunk that is asked for late is waited for.
+pub(super) fn one_room(p: &mut AttendOne) -> usize {
+    const MOST: usize = 80 << 10;
+    let (heads, pairs) = (p.taken as usize, pairs(p.dim as usize) as usize);
+    let all = CHUNKS.map(|(positions, buffers)| Chunks { positions, buffers });
+    let fits = |c: &&Chunks| room(heads, pairs, **c) <= MOST;
+    let least = &all[CHUNKS.len() - 1];
+    let chunks = all.iter().find(fits).unwrap_or(least);
+    (p.chunk, p.buffers) = (chunks.positions as u32, chunks.buffers as u32);
+    room(heads, pairs, *chunks)
 }
 
 /// Pairs of elements of a head that a lane makes: the kernels are made for 1, 2 and 4.

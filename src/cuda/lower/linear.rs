@@ -77,7 +77,7 @@ impl Lowering<'_> {
         let raw: usize =
             domains.iter().filter(|d| !d.rides_along()).map(|d| d.len * d.parts.len()).sum();
         let raw_stride = count(raw)?;
-        let mut raw_at = self.bases.raw;
+        let mut raw_at = self.raw();
         // What is multiplied: parts with their epilogue, by kernel.
         let mut products: Vec<Multiplied> = Vec::new();
         let mut later: Vec<(Columns, Vec<Operand>)> = Vec::new();

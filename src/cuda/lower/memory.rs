@@ -4,11 +4,12 @@
 use super::Chip;
 use super::attend::shares;
 use super::attend_one::one_work;
+use super::chain::Places;
 use super::columns::domains;
 use super::experts::experts_work;
 use super::product::split_size;
 use super::sample::scan_blocks;
-use crate::cuda::abi::{BEST_BYTES, CHUNK};
+use crate::cuda::abi::{BEST_BYTES, CHUNK, LINK_BYTES};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::{RopeTable, TensorKind, Work};
 use crate::graph::{DType, Graph, Lead, Op, TensorType};
@@ -91,6 +92,9 @@ pub(in crate::cuda) fn work(
     // Four lists of words, then the sampler.
     let words = limits.rows.checked_mul(3)?.checked_add(limits.outs)?;
     work.state = words.checked_mul(4)?.checked_add(5 * 256)?;
+    let places = Places::of(chip, graph, groups, limits)?;
+    work.fresh = places.bytes.checked_mul(2)?;
+    work.links = places.links.checked_mul(2 * LINK_BYTES)?;
     Some(work)
 }
 

@@ -24,23 +24,38 @@ const PAGE: usize = 20 << 10;
 impl Stream {
     /// For parts that share a ring; `None` if two pages do not fit.
     pub(super) fn of(chip: &Chip, parts: &[Layout]) -> Option<Stream> {
-        let units = parts.first()?.units;
+        let parts: Vec<Matrix> = parts.iter().map(|l| l.matrix(0)).collect();
+        Stream::with(chip.stream_shared(), &parts)
+    }
+
+    /// In so much memory.
+    fn with(room: usize, parts: &[Matrix]) -> Option<Stream> {
+        let first = parts.first()?;
+        let units = first.units as usize;
         // Units that a warp has at a time.
-        let wide = match parts.first()?.product()? {
-            Product::F32 | Product::F16 | Product::Bf16 => 32,
-            _ => 8,
-        };
+        let wide = if first.lo > 0 { 8 } else { 32 };
         let team = units.div_ceil(wide).next_power_of_two().min(WARPS);
         let passes = units.div_ceil(team * wide);
-        let slice = |l: &Layout| {
-            if passes == 1 { l.panel_bytes } else { team * wide / SPAN * l.span_bytes }
+        let slice = |m: &Matrix| match passes {
+            1 => m.panel_bytes as usize,
+            _ => team * wide / SPAN * m.span_bytes as usize,
         };
         let slice = parts.iter().map(slice).max()?;
         let batch = (PAGE / slice).clamp(1, 16);
         let stage_bytes = (batch * slice).next_multiple_of(128);
-        let stages = (chip.stream_shared() / stage_bytes).min(MAX_STAGES);
+        let stages = (room / stage_bytes).min(MAX_STAGES);
         (stages >= 2).then_some(Stream { team, batch, passes, stages, stage_bytes })
     }
+}
+
+/// Adapts a product to a chain's ring.
+pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<()> {
+    let parts = p.part.iter().take_while(|m| m.data != 0 || m.rows != 0);
+    let stream = Stream::with(room, &parts.copied().collect::<Vec<_>>())?;
+    p.team = stream.team.ilog2();
+    (p.batch, p.passes) = (stream.batch as u32, stream.passes as u32);
+    p.stage_bytes = stream.stage_bytes as u32;
+    Some(())
 }
 
 /// Columns of a product: the kernel, the weights and where they are, and what becomes of them.

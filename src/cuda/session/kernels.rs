@@ -1,7 +1,7 @@
 //! The functions of the cubins, by the kernel that launches ask for.
 
 use crate::cuda::CudaBackend;
-use crate::cuda::abi::{TILE_NAMES, TILES};
+use crate::cuda::abi::{CHAIN_SHARED, TILE_NAMES, TILES};
 use crate::cuda::driver::{Function, Module};
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
@@ -42,7 +42,7 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
     let most = device.block_shared.saturating_sub(4 << 10);
     let (mut modules, mut functions) = (Vec::new(), BTreeMap::new());
     let chip = &backend.target.0;
-    for cubin in &backend.cubins.cubins {
+    for cubin in backend.cubins.cubins {
         let module = Module::load(device, cubin.bytes)?;
         match cubin.name {
             "gemv" => {
@@ -82,6 +82,10 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                     let most = most.saturating_sub(10 << 10);
                     functions.insert(Some(kernel), one(&module, name, most)?);
                 }
+            }
+            "chain" => {
+                let most = device.block_shared.saturating_sub(CHAIN_SHARED as u32);
+                functions.insert(Some(Kernel::Chain), one(&module, c"chain", most)?);
             }
             _ => {
                 functions.insert(Some(Kernel::Scan), one(&module, c"scan", most)?);

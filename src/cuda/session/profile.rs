@@ -6,12 +6,14 @@
 //! leaves caches and memory as a step in a row of steps finds them, and takes longer than the host
 //! needs to ask for what follows. In all these the sampler picks and does not advance: every run is
 //! at the same position.
+//!
+//! A chain says itself when each of its links ended in each block, if it is given memory for that.
 
-use super::{CudaSession, Ready, set_rows, too_large};
+use super::{CudaSession, Ready, too_large};
 use crate::cuda::abi::{Epilogue, Heads, Operand, R_NORM, RowList, VECTOR};
 use crate::cuda::driver::{Event, Function, Graph, Memory, Shape};
 use crate::cuda::layout::Product;
-use crate::cuda::program::{Bases, Kernel, Launch, Parameters};
+use crate::cuda::program::{Bases, Kernel, Launch, Parameters, unchained};
 use crate::graph::NodeId;
 use crate::plan::{Part, Plan, Rate, Role, StepInput, Timed, Times, median};
 use crate::{Error, Result};
@@ -35,9 +37,7 @@ impl CudaSession {
             let (what, wants) = (format!("a profile at position {position}"), position + 64);
             return Err(Error::Context { context, what, wants });
         }
-        let holds = |r: &Ready| r.program.plan.limits().outs >= 1;
-        let index = self.programs.iter().position(holds);
-        let (Some(index), Some(_)) = (index, &self.graph) else {
+        let (Some(index), false) = (self.sampling(), self.graphs.is_empty()) else {
             return Err(Error::Invalid("the graph does not sample".to_string()));
         };
         self.set_advance(index, false);
@@ -49,7 +49,7 @@ impl CudaSession {
         let (ceiling, beside) = self.ceiling()?;
         self.replay(input)?;
         let Some(ready) = self.programs.get(index) else { return Err(too_large()) };
-        let made: Vec<&Launch> = ready.launches.iter().map(|(l, _)| l).collect();
+        let made = unchained(ready.launches().iter().map(|(l, _)| l));
         let launches = times(&ready.program.plan, &made, &self.bases, clock, &ends);
         let steps = rounds.max(1) * RUNS;
         Ok(Times { launches, clock, replay, token, empty, ceiling, beside, steps })
@@ -57,7 +57,8 @@ impl CudaSession {
 
     /// Whether the sampler of this program advances the state.
     fn set_advance(&mut self, index: usize, advance: bool) {
-        for (launch, _) in self.programs.get_mut(index).iter_mut().flat_map(|r| &mut r.launches) {
+        let turns = self.programs.get_mut(index).into_iter().flat_map(|r| &mut r.turns);
+        for (launch, _) in turns.flatten() {
             if let Parameters::Sample(p) = &mut launch.parameters {
                 p.advance = u32::from(advance);
             }
@@ -74,11 +75,8 @@ impl CudaSession {
     ) -> Result<(f64, Option<f64>, Vec<f64>)> {
         // Token, position and slot go up; this run does not advance.
         self.replay(input)?;
-        if let Some(ready) = self.programs.get_mut(index) {
-            set_rows(ready, 1, 1);
-        }
-        let count = self.programs.get(index).map_or(0, |r| r.launches.len());
-        let whole = self.stream.capture(|| self.launch(index, 1, 1, count))?;
+        let count = self.programs.get(index).map_or(0, |r| r.launches().len());
+        let whole = self.part(index, count)?;
         let nothing = self.nothing(index)?;
         let marks = (Event::new(&self.device)?, Event::new(&self.device)?);
         let mut clock = Vec::new();
@@ -86,39 +84,128 @@ impl CudaSession {
         let mut ends = vec![Vec::new(); count];
         for _ in 0..rounds {
             for _ in 0..RUNS {
-                clock.push(self.timed(&whole, &marks, None)?);
+                clock.push(self.timed(index, &whole, &marks, None)?);
             }
             if let Some(nothing) = &nothing {
-                self.warm(nothing)?;
+                self.go(index, nothing)?;
+                self.stream.wait()?;
                 for _ in 0..RUNS {
-                    empty.push(self.timed(&whole, &marks, Some(nothing))?);
+                    empty.push(self.timed(index, &whole, &marks, Some(nothing))?);
                 }
             }
             for (i, end) in ends.iter_mut().enumerate() {
-                let prefix = self.stream.capture(|| self.launch(index, 1, 1, i + 1))?;
-                self.warm(&prefix)?;
+                let prefix = self.part(index, i + 1)?;
+                // A new graph goes up when it is first launched: one for each turn.
+                for _ in 0..prefix.graphs.len() {
+                    self.go(index, &prefix)?;
+                }
+                self.stream.wait()?;
                 for _ in 0..RUNS {
-                    end.push(self.timed(&whole, &marks, Some(&prefix))?);
+                    end.push(self.timed(index, &whole, &marks, Some(&prefix))?);
                 }
             }
         }
         let clock = median(clock);
         let empty = (!empty.is_empty()).then(|| median(empty) - clock);
-        Ok((clock, empty, ends.into_iter().map(median).collect()))
+        let ends = ends.into_iter().map(median).collect();
+        Ok((clock, empty, self.with_links(index, clock, ends, rounds)?))
     }
 
-    /// A new graph goes up when it is first launched.
-    fn warm(&self, graph: &Graph) -> Result<()> {
-        graph.launch(&self.stream)?;
-        self.stream.wait()
+    /// The first launches of a step over one row.
+    fn part(&mut self, index: usize, most: usize) -> Result<Graphs> {
+        let graphs = self.capture_turns(index, most)?;
+        let launches = self.programs.get(index).map_or(&[][..], Ready::launches);
+        let chained = launches.iter().take(most).any(|(l, _)| l.kernel == Kernel::Chain);
+        Ok(Graphs { graphs, chained })
     }
 
-    /// Seconds that `graph` takes behind a whole step.
-    fn timed(&self, whole: &Graph, marks: &(Event, Event), graph: Option<&Graph>) -> Result<f64> {
-        whole.launch(&self.stream)?;
+    fn go(&mut self, index: usize, of: &Graphs) -> Result<()> {
+        let Some(ready) = self.programs.get_mut(index) else { return Ok(()) };
+        let graph = of.graphs.get(ready.turn).or(of.graphs.first());
+        graph.map_or(Ok(()), |g| g.launch(&self.stream))?;
+        if of.chained {
+            ready.pass();
+        }
+        Ok(())
+    }
+
+    /// The ends of launches, those of chains parted into the ends of their links.
+    fn with_links(
+        &mut self,
+        index: usize,
+        clock: f64,
+        ends: Vec<f64>,
+        rounds: usize,
+    ) -> Result<Vec<f64>> {
+        let (mut all, mut before) = (Vec::new(), clock);
+        for (i, end) in ends.into_iter().enumerate() {
+            let mut steps = self.links(index, i, rounds)?;
+            let rest: f64 = steps.iter().sum();
+            let whole = (end - before).max(0.0);
+            if rest > whole {
+                steps.iter_mut().for_each(|s| *s *= whole / rest);
+            }
+            // The first link has what the others leave.
+            let mut at = end - rest.min(whole);
+            all.push(at);
+            for step in steps {
+                at += step;
+                all.push(at);
+            }
+            before = end;
+        }
+        Ok(all)
+    }
+
+    /// What each link after the first takes of a launch, a chain; nothing of any other.
+    fn links(&mut self, index: usize, launch: usize, rounds: usize) -> Result<Vec<f64>> {
+        let Some((launched, _)) = self.programs.get(index).and_then(|r| r.launches().get(launch))
+        else {
+            return Ok(Vec::new());
+        };
+        let Parameters::Chain(p) = &launched.parameters else { return Ok(Vec::new()) };
+        let (links, blocks) = (p.links.len(), launched.shape.grid.0 as usize);
+        let memory = Memory::new(&self.device, &self.stream, links * blocks * 8)?;
+        self.set_times(index, launch, memory.address);
+        let count = self.programs.get(index).map_or(0, |r| r.launches().len());
+        let whole = self.part(index, count);
+        self.set_times(index, launch, 0);
+        let (whole, mut steps) = (whole?, vec![Vec::new(); links.saturating_sub(1)]);
+        let mut bytes = vec![0; memory.bytes];
+        for _ in 0..RUNS * rounds {
+            // In a row, as steps are.
+            self.go(index, &whole)?;
+            self.go(index, &whole)?;
+            // SAFETY: as large as the memory.
+            unsafe { self.stream.download(&mut bytes, memory.address)? };
+            let times: Vec<u64> =
+                bytes.as_chunks().0.iter().map(|w| u64::from_le_bytes(*w)).collect();
+            steps.iter_mut().zip(taken(&times, links)).for_each(|(all, t)| all.push(t));
+        }
+        Ok(steps.into_iter().map(median).collect())
+    }
+
+    fn set_times(&mut self, index: usize, launch: usize, times: u64) {
+        for turn in self.programs.get_mut(index).into_iter().flat_map(|r| &mut r.turns) {
+            if let Some(Parameters::Chain(p)) = turn.get_mut(launch).map(|(l, _)| &mut l.parameters)
+            {
+                p.chain.times = times;
+            }
+        }
+    }
+
+    /// Seconds that `part` takes behind a whole step.
+    fn timed(
+        &mut self,
+        index: usize,
+        whole: &Graphs,
+        marks: &(Event, Event),
+        part: Option<&Graphs>,
+    ) -> Result<f64> {
+        self.go(index, whole)?;
         marks.0.record(&self.stream)?;
-        if let Some(graph) = graph {
-            graph.launch(&self.stream)?;
+        if let Some(part) = part {
+            self.go(index, part)?;
         }
         marks.1.record(&self.stream)?;
         self.stream.wait()?;
@@ -127,9 +214,9 @@ impl CudaSession {
 
     /// As many launches as the step has, of the same shapes, that do nothing: lists of row-local
     /// work without a job.
-    fn nothing(&self, index: usize) -> Result<Option<Graph>> {
+    fn nothing(&self, index: usize) -> Result<Option<Graphs>> {
         let Some(ready) = self.programs.get(index) else { return Ok(None) };
-        let all = self.programs.iter().flat_map(|r| &r.launches);
+        let all = self.programs.iter().flat_map(Ready::launches);
         let lists = all.filter_map(|(l, f)| match &l.parameters {
             Parameters::Rows(list) => Some((f.first().copied()?, list)),
             _ => None,
@@ -137,15 +224,15 @@ impl CudaSession {
         let Some((function, list)) = lists.into_iter().next() else { return Ok(None) };
         let list = RowList { jobs: 0, blocks: 0, ..**list };
         let graph = self.stream.capture(|| {
-            let mut shapes = ready.launches.iter().map(|(l, _)| l.shape);
+            let mut shapes = ready.launches().iter().map(|(l, _)| l.shape);
             shapes.try_for_each(|shape| self.empty(&function, &list, shape))
         })?;
-        Ok(Some(graph))
+        Ok(Some(Graphs { graphs: vec![graph], chained: false }))
     }
 
     fn empty(&self, function: &Function, list: &RowList, shape: Shape) -> Result<()> {
         // A list has no larger blocks, and no clusters.
-        let shape = Shape { block: shape.block.min(256), cluster: 1, ..shape };
+        let shape = Shape { block: shape.block.min(256), cluster: 1, together: false, ..shape };
         // SAFETY: the kernel of lists takes a list; without jobs it touches no memory.
         unsafe { function.launch(&shape, list, &self.stream) }
     }
@@ -157,19 +244,18 @@ impl CudaSession {
         let (mut device, mut host) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             self.replay(input)?;
-            let Some(graph) = &self.graph else { break };
             // The first gives the host a start.
-            graph.launch(&self.stream)?;
+            self.replay_graph()?;
             marks.0.record(&self.stream)?;
             for _ in 0..ROW {
-                graph.launch(&self.stream)?;
+                self.replay_graph()?;
             }
             marks.1.record(&self.stream)?;
             self.stream.wait()?;
             device.push(marks.1.since(&marks.0)? / ROW as f64);
             let start = Instant::now();
             for _ in 0..ROW {
-                graph.launch(&self.stream)?;
+                self.replay_graph()?;
                 self.stream.wait()?;
                 std::hint::black_box(self.result.word(0));
             }
@@ -225,6 +311,20 @@ impl CudaSession {
         }
         Ok((best > 0.0).then_some(best))
     }
+}
+
+/// A part of a step, as a graph for each turn, and whether chains are in it.
+struct Graphs {
+    graphs: Vec<Graph>,
+    chained: bool,
+}
+
+/// From when each link of a chain ended in each block, what each link after the first took.
+fn taken(times: &[u64], links: usize) -> Vec<f64> {
+    let blocks = (times.len() / links.max(1)).max(1);
+    let ends: Vec<u64> =
+        times.chunks(blocks).map(|of| of.iter().copied().max().unwrap_or(0)).collect();
+    ends.windows(2).map(|w| w[1].saturating_sub(w[0]) as f64 * 1e-9).collect()
 }
 
 /// Launches with their times: from the end of each, what it adds.
@@ -314,7 +414,8 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
         Parameters::AttendOne(p) => {
             [&p.q, &p.k, &p.v].into_iter().flat_map(heads).chain([p.sinks]).collect()
         }
-        Parameters::Sample(_) => Vec::new(),
+        // Its links have their own lines.
+        Parameters::Chain(_) | Parameters::Sample(_) => Vec::new(),
     }
 }
 
@@ -348,6 +449,7 @@ fn name(kernel: Kernel) -> String {
         Kernel::Rows => "rows".to_string(),
         Kernel::Attend => "attend".to_string(),
         Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),
+        Kernel::Chain => "chain".to_string(),
         Kernel::Scan => "scan".to_string(),
         Kernel::Pick => "pick".to_string(),
     }

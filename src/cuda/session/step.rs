@@ -2,7 +2,7 @@
 //! is captured once.
 
 use super::{CudaSession, NO_TOKEN, Ready, too_large};
-use crate::cuda::driver::Shape;
+use crate::cuda::driver::{Graph, Shape};
 use crate::cuda::program::{Kernel, Launch, Parameters};
 use crate::graph::Lead;
 use crate::plan::StepInput;
@@ -11,24 +11,49 @@ use crate::{Error, Result};
 impl CudaSession {
     /// Captures the step over one row that goes on from the last sampled token.
     pub(super) fn record(&mut self) -> Result<()> {
-        let holds = |r: &Ready| r.program.plan.limits().outs >= 1;
-        let Some(index) = self.programs.iter().position(holds) else { return Ok(()) };
-        if !self.programs[index].launches.iter().any(|(l, _)| l.kernel == Kernel::Pick) {
-            return Ok(());
+        let Some(index) = self.sampling() else { return Ok(()) };
+        if self.programs[index].samples() {
+            self.graphs = self.capture_turns(index, usize::MAX)?;
         }
+        Ok(())
+    }
+
+    /// The program of steps over one row.
+    pub(super) fn sampling(&self) -> Option<usize> {
+        self.programs.iter().position(|r| r.program.plan.limits().outs >= 1)
+    }
+
+    /// The first launches of a step over one row, as a graph for each turn.
+    pub(super) fn capture_turns(&mut self, index: usize, most: usize) -> Result<Vec<Graph>> {
         set_rows(&mut self.programs[index], 1, 1);
-        let graph = self.stream.capture(|| self.launch(index, 1, 1, usize::MAX))?;
-        self.graph = Some(graph);
+        let (turns, now) = (self.programs[index].turns.len(), self.programs[index].turn);
+        let mut graphs = Vec::new();
+        for turn in 0..turns {
+            self.programs[index].turn = turn;
+            graphs.push(self.stream.capture(|| self.launch(index, 1, 1, most)));
+        }
+        self.programs[index].turn = now;
+        graphs.into_iter().collect()
+    }
+
+    /// Launches the step that is captured, for the turn that it is.
+    pub(super) fn replay_graph(&mut self) -> Result<()> {
+        let missing = || Error::Invalid("the graph does not sample".to_string());
+        let index = self.sampling().ok_or_else(missing)?;
+        let ready = &mut self.programs[index];
+        self.graphs.get(ready.turn).ok_or_else(missing)?.launch(&self.stream)?;
+        ready.pass();
         Ok(())
     }
 
     /// Puts the first launches of a program into the stream. Rows must have been set.
     pub(super) fn launch(&self, index: usize, rows: usize, outs: usize, most: usize) -> Result<()> {
         let Some(ready) = self.programs.get(index) else { return Ok(()) };
-        for (launch, functions) in ready.launches.iter().take(most) {
+        for (launch, functions) in ready.launches().iter().take(most) {
             let Some(function) = functions.get(launch.tile) else { continue };
             let n = if launch.lead == Lead::Outs { outs } else { rows };
-            if n == 0 {
+            // A chain that was left out would leave the next one's places as they are.
+            if n == 0 && launch.kernel != Kernel::Chain {
                 continue;
             }
             let (s, on) = (&launch.shape, &self.stream);
@@ -43,6 +68,7 @@ impl CudaSession {
                     Parameters::Experts(p) => function.launch(s, &**p, on),
                     Parameters::Attend(p) => function.launch(s, p, on),
                     Parameters::AttendOne(p) => function.launch(s, &**p, on),
+                    Parameters::Chain(p) => function.launch(s, &p.chain, on),
                     Parameters::Sample(p) => function.launch(s, p, on),
                 }
             };
@@ -98,7 +124,14 @@ impl CudaSession {
         self.traffic.bytes_in += (3 * rows + outs) as u64 * 4;
         if let Some((note, parameters)) = &mut self.note {
             parameters.rows = rows as u32;
-            let shape = Shape { grid: (1, 1), cluster: 1, block: 256, shared: 0, early: false };
+            let shape = Shape {
+                grid: (1, 1),
+                cluster: 1,
+                block: 256,
+                shared: 0,
+                early: false,
+                together: false,
+            };
             // SAFETY: the history has a word for each slot and position, which were checked.
             unsafe { note.launch(&shape, parameters, &self.stream)? };
         }
@@ -106,10 +139,11 @@ impl CudaSession {
             set_rows(ready, rows, outs);
         }
         self.launch(index, rows, outs, usize::MAX)?;
+        self.programs[index].pass();
         self.stream.wait()?;
         self.traffic.steps += 1;
         // The graph was captured for one row; its parameters are its own.
-        let samples = self.programs[index].launches.iter().any(|(l, _)| l.kernel == Kernel::Pick);
+        let samples = self.programs[index].samples();
         let Some(&last) = input.outs.last().filter(|_| samples) else { return Ok(()) };
         let last = last as usize;
         self.state.last = (input.positions[last], input.slots[last]);
@@ -134,7 +168,7 @@ impl CudaSession {
 }
 
 pub(super) fn set_rows(ready: &mut Ready, rows: usize, outs: usize) {
-    for (launch, _) in &mut ready.launches {
+    for (launch, _) in ready.turns.iter_mut().flatten() {
         let n = if launch.lead == Lead::Outs { outs } else { rows };
         launch.set_rows(n as u32);
     }

@@ -1,0 +1,379 @@
+//! Launches over one row that are one kernel: a chain, in which each waits for the numbers of those before
+//! and for nothing else, so that weights of the next are on their way meanwhile.
+//!
+//! What products and attention leave lies in places of their own, which nobody else writes in a step:
+//! a place holds nobody's number until its own is there. There are two of each, for steps in turn.
+
+use super::attend_one::one_room;
+use super::product::chained;
+use super::{Chip, Lowering, count};
+use crate::Result;
+use crate::cuda::abi::*;
+use crate::cuda::driver::Shape;
+use crate::cuda::layout::Product;
+use crate::cuda::program::{Bases, Kernel, Launch, Links, Parameters};
+use crate::graph::{DType, Graph, NodeId, Op};
+use crate::plan::{Group, GroupKind, Limits, live};
+use std::collections::BTreeMap;
+
+/// Where values are that groups leave, from the start of a turn's memory.
+#[derive(Default)]
+pub(super) struct Places {
+    values: BTreeMap<NodeId, u64>,
+    /// Of products, by group, before what becomes of their columns.
+    raw: BTreeMap<usize, u64>,
+    /// Of all, and links at most.
+    pub bytes: usize,
+    pub links: usize,
+}
+
+impl Places {
+    /// None where there are no chains.
+    pub(super) fn of(
+        chip: &Chip,
+        graph: &Graph,
+        groups: &[Group],
+        limits: &Limits,
+    ) -> Option<Places> {
+        let mut all = Places::default();
+        if !chip.hopper || limits.rows != 1 {
+            return Some(all);
+        }
+        let mut end = 0usize;
+        let mut take = |width: usize| {
+            let at = end;
+            end = at.checked_add(width.checked_mul(4)?)?.checked_next_multiple_of(256)?;
+            Some(at as u64)
+        };
+        let links = |group: &Group| match &group.kind {
+            GroupKind::Linear { linear, .. } => match graph.node(*linear).op {
+                Op::Experts(_) => 0,
+                _ => graph.node(*linear).args.len(),
+            },
+            GroupKind::Attend(_) => 1,
+            _ => 0,
+        };
+        for value in live(graph, groups) {
+            let of_links = groups.get(value.born).is_some_and(|g| links(g) > 0);
+            let ty = graph.ty(value.id);
+            if of_links && value.dies < groups.len() && ty.dtype == DType::F32 {
+                all.values.insert(value.id, take(ty.width())?);
+            }
+        }
+        for (i, group) in groups.iter().enumerate() {
+            all.links = all.links.checked_add(links(group))?;
+            if let GroupKind::Linear { linear, .. } = &group.kind
+                && links(group) > 0
+            {
+                all.raw.insert(i, take(graph.ty(*linear).width())?);
+            }
+        }
+        all.bytes = end;
+        Some(all)
+    }
+
+    pub(super) fn value(&self, id: NodeId) -> Option<u64> {
+        self.values.get(&id).copied()
+    }
+
+    pub(super) fn raw(&self, group: usize) -> Option<u64> {
+        self.raw.get(&group).copied()
+    }
+}
+
+/// Puts launches that can be one kernel together.
+pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Result<Vec<Launch>> {
+    if bases.next == 0 {
+        return Ok(launches);
+    }
+    let (mut out, mut links, mut table) = (Vec::new(), Vec::new(), bases.links);
+    for launch in launches {
+        if attends(&launch) && !is_over(chip, bases, &links) {
+            close(chip, bases, &mut table, std::mem::take(&mut links), &mut out)?;
+        }
+        let joins = kind(&launch, bases).is_some();
+        let ends = !joins || !leaves(&launch, bases);
+        if !joins {
+            close(chip, bases, &mut table, std::mem::take(&mut links), &mut out)?;
+            out.push(launch);
+            continue;
+        }
+        links.push(launch);
+        if ends {
+            close(chip, bases, &mut table, std::mem::take(&mut links), &mut out)?;
+        }
+    }
+    close(chip, bases, &mut table, links, &mut out)?;
+    Ok(out)
+}
+
+fn attends(launch: &Launch) -> bool {
+    matches!(launch.parameters, Parameters::AttendOne(_))
+}
+
+/// Whether all warps of each block are through with the last attention before they start the last of
+/// these links, when they ask for what the next attention sees of the cache, in the same memory. They are
+/// after a product that every block has panels of, since its row takes all of that attention.
+fn is_over(chip: &Chip, bases: &Bases, links: &[Launch]) -> bool {
+    let Some(last) = links.iter().rposition(attends) else { return true };
+    let between = links.get(last + 1..links.len() - 1).unwrap_or(&[]);
+    between.iter().any(|link| match &link.parameters {
+        Parameters::Gemv(p) => p.first[MAX_DOMAINS] >= chip.processors && is_fresh(p.x, bases),
+        _ => false,
+    })
+}
+
+/// Links as one launch; one alone stays what it is.
+fn close(
+    chip: &Chip,
+    bases: &Bases,
+    table: &mut u64,
+    mut links: Vec<Launch>,
+    out: &mut Vec<Launch>,
+) -> Result<()> {
+    let [first, _, ..] = links.as_slice() else {
+        out.append(&mut links);
+        return Ok(());
+    };
+    let (lead, group) = (first.lead, first.group);
+    let mut made = links.clone();
+    let attend = made.iter_mut().map(|l| settle(l, bases)).max().unwrap_or(0);
+    let room = chip.block_shared.saturating_sub(CHAIN_SHARED + attend);
+    let fits = made.iter_mut().all(|l| match &mut l.parameters {
+        Parameters::Gemv(p) => chained(p, room).is_some(),
+        _ => true,
+    });
+    let page = made.iter().filter_map(page).max().unwrap_or(0);
+    let stages = room.checked_div(page).unwrap_or(0).min(MAX_STAGES);
+    if !fits || stages < 2 {
+        out.append(&mut links);
+        return Ok(());
+    }
+    let links = made;
+    let chain = Chain {
+        links: *table,
+        positions: bases.positions,
+        slots: bases.slots,
+        times: 0,
+        count: count(links.len())?,
+        stages: count(stages)?,
+        stage_bytes: count(page)?,
+        attend: count(stages * page)?,
+    };
+    *table += (links.len() * LINK_BYTES) as u64;
+    let shape = Shape {
+        grid: (chip.processors, 1),
+        cluster: 1,
+        block: GEMV_THREADS,
+        shared: count(stages * page + attend)?,
+        early: true,
+        together: true,
+    };
+    let parameters = Parameters::Chain(Box::new(Links { chain, links }));
+    out.push(Launch { kernel: Kernel::Chain, tile: 0, shape, parameters, lead, group });
+    Ok(())
+}
+
+/// Bytes of a product's pages.
+fn page(launch: &Launch) -> Option<usize> {
+    match &launch.parameters {
+        Parameters::Gemv(p) => Some(p.stage_bytes as usize),
+        _ => None,
+    }
+}
+
+fn is_fresh(at: u64, bases: &Bases) -> bool {
+    at >= bases.fresh && at - bases.fresh < bases.next.unsigned_abs()
+}
+
+/// What a link is in the kernel; none for a launch that cannot be one.
+fn kind(launch: &Launch, bases: &Bases) -> Option<u32> {
+    match (&launch.kernel, &launch.parameters) {
+        (Kernel::Gemv(product), Parameters::Gemv(p)) => {
+            // Byte code reads and writes where it likes; rows are read in fours.
+            let lines = p.domain.iter().take(p.domains as usize).all(|d| d.epilogue.form != CODE);
+            (lines && p.cols % 4 == 0).then_some(match product {
+                Product::P8 => 0,
+                Product::P4 => 1,
+                Product::P2 => 2,
+                Product::P1 => 3,
+                Product::P21 => 4,
+                Product::P41 => 5,
+                Product::P42 => 6,
+                Product::F32 => 7,
+                Product::F16 => 8,
+                Product::Bf16 => 9,
+            })
+        }
+        (Kernel::AttendOne(pairs), Parameters::AttendOne(p)) => {
+            let raw = [p.q.raw, p.k.raw, p.v.raw].into_iter().filter(|&at| at != 0);
+            let fresh: Vec<bool> = raw.map(|at| is_fresh(at, bases)).collect();
+            // What is read is polled, or is not.
+            let alike = fresh.windows(2).all(|w| w[0] == w[1]);
+            (alike && *pairs <= 2).then_some(10 + pairs.ilog2())
+        }
+        _ => None,
+    }
+}
+
+/// Whether links may wait for what this one leaves.
+fn leaves(launch: &Launch, bases: &Bases) -> bool {
+    match &launch.parameters {
+        Parameters::Gemv(p) => {
+            let mut domains = p.domain.iter().take(p.domains as usize);
+            domains.all(|d| is_fresh(d.epilogue.out, bases))
+        }
+        Parameters::AttendOne(p) => is_fresh(p.out, bases),
+        _ => false,
+    }
+}
+
+/// Adapts a launch to being a link; bytes of shared memory that it takes beside the ring.
+fn settle(launch: &mut Launch, bases: &Bases) -> usize {
+    match (&mut launch.parameters, launch.kernel) {
+        (Parameters::Gemv(p), _) => {
+            for d in &mut p.domain {
+                let e = &mut d.epilogue;
+                if e.form == RESIDUAL && is_fresh(e.residual.at, bases) {
+                    e.residual.place = FRESH;
+                }
+            }
+            0
+        }
+        (Parameters::AttendOne(p), Kernel::AttendOne(pairs)) => {
+            one_room(p) + attend_shared(pairs as usize)
+        }
+        _ => 0,
+    }
+}
+
+/// Links as the kernel reads them.
+pub(in crate::cuda) fn table(links: &[Launch], bases: &Bases) -> Vec<u8> {
+    let mut all = Vec::with_capacity(links.len() * LINK_BYTES);
+    for link in links {
+        let (polls, parameters) = match &link.parameters {
+            Parameters::Gemv(p) => (is_fresh(p.x, bases), p.bytes()),
+            Parameters::AttendOne(p) => (is_fresh(p.q.raw, bases), p.bytes()),
+            _ => continue,
+        };
+        let next = if leaves(link, bases) { bases.next } else { 0 };
+        let fresh = Fresh { polls: polls.into(), unused: 0, next };
+        let kind = kind(link, bases).unwrap_or(0);
+        all.extend_from_slice(LinkHead { kind, fresh, ..LinkHead::default() }.bytes());
+        all.extend_from_slice(parameters);
+        all.resize(all.len().next_multiple_of(LINK_BYTES), 0);
+    }
+    all
+}
+
+impl Lowering<'_> {
+    /// Where a product leaves its columns for a launch of its own.
+    pub(super) fn raw(&self) -> u64 {
+        self.places.raw(self.group).map_or(self.bases.raw, |at| self.bases.fresh + at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::launches;
+    use crate::graph::{AttendOptions, Builder, MemoryWeights, RopeOptions, arch};
+    use crate::plan::Plan;
+
+    fn chains(graph: &Graph, capability: u32) -> (Bases, Vec<Launch>) {
+        let limits = Limits { rows: 1, outs: 1, slots: 1, context: 64 };
+        let target = CudaTarget::of(capability).unwrap();
+        let program = target.lower(&Plan::new(graph, &target, limits).unwrap()).unwrap();
+        let bases = Bases::unknown(&program.work);
+        let made = launches(&target.0, &program, &bases).unwrap();
+        (bases, made)
+    }
+
+    /// Layers of attention and a product of `dim` outputs that returns to it.
+    fn layers(dim: usize, layers: usize) -> Graph {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, dim], &vec![0.0; 4 * dim]).unwrap();
+        for name in ["q", "k", "v", "o", "up"] {
+            w.insert(&format!("{name}.weight"), &[dim, dim], &vec![0.0; dim * dim]).unwrap();
+        }
+        let mut b = Builder::new(&w);
+        let mut x = b.embed("x").unwrap();
+        for layer in 0..layers {
+            let mut head = |name: &str| {
+                let y = b.linear(x, name).unwrap();
+                b.heads(y, dim / 64).unwrap()
+            };
+            let (q, k, v) = (head("q"), head("k"), head("v"));
+            let mut turned = |x| b.rope(x, RopeOptions { base: 1e4, ..RopeOptions::default() });
+            let (q, k) = (turned(q).unwrap(), turned(k).unwrap());
+            let options = AttendOptions { layer, scale: 0.1, window: None, softcap: None };
+            let y = b.attend(q, k, v, options).unwrap();
+            let y = b.linear(y, "o").unwrap();
+            let y = b.linear(y, "up").unwrap();
+            x = b.add(x, y).unwrap();
+        }
+        b.output(x);
+        b.finish()
+    }
+
+    #[test]
+    fn layers_are_one_chain_if_every_block_waits_between_attentions() {
+        let links = |dim| {
+            let (_, made) = chains(&layers(dim, 3), 90);
+            let chained = made.iter().filter_map(|l| match &l.parameters {
+                Parameters::Chain(p) => Some(p.links.iter().filter(|l| attends(l)).count()),
+                _ => None,
+            });
+            chained.collect::<Vec<_>>()
+        };
+        // 256 panels, more than there are blocks; 32 panels.
+        assert_eq!(links(1024), [3]);
+        assert_eq!(links(128), [1, 1, 1]);
+    }
+
+    #[test]
+    fn what_links_read_of_each_other_is_theirs_alone() {
+        let graph = arch::build(&crate::embedded::tiny().unwrap()).unwrap();
+        let (bases, made) = chains(&graph, 90);
+        let mut left = Vec::new();
+        for launch in &made {
+            let Parameters::Chain(p) = &launch.parameters else { continue };
+            assert!(launch.shape.together && launch.shape.grid.0 == 132);
+            assert!(launch.shape.shared as usize + CHAIN_SHARED <= 227 << 10);
+            let bytes = table(&p.links, &bases);
+            assert_eq!(bytes.len(), p.links.len() * LINK_BYTES);
+            for link in &p.links {
+                // No place is written twice, and all but the last link's are kept apart.
+                for (at, len) in outputs(link) {
+                    assert!(left.iter().all(|&(a, n)| at + len <= a || a + n <= at));
+                    left.push((at, len));
+                }
+                if let Parameters::Gemv(p) = &link.parameters
+                    && is_fresh(p.x, &bases)
+                {
+                    assert!(left.iter().any(|&(a, n)| a <= p.x && p.x < a + n));
+                }
+            }
+        }
+        assert!(left.len() > 20);
+        // Before sm_90 there are none.
+        let (_, made) = chains(&graph, 80);
+        assert!(made.iter().all(|l| l.kernel != Kernel::Chain));
+    }
+
+    fn outputs(link: &Launch) -> Vec<(u64, u64)> {
+        match &link.parameters {
+            Parameters::Gemv(p) => {
+                let domains = p.domain.iter().take(p.domains as usize);
+                let rows = |d: &Domain| u64::from(p.part[d.part[0] as usize].rows);
+                domains.map(|d| (d.epilogue.out, 4 * rows(d))).collect()
+            }
+            Parameters::AttendOne(p) => {
+                vec![(p.out, 4 * u64::from(p.kv_heads * p.group * p.dim))]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
