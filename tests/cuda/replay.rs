@@ -52,7 +52,7 @@ fn a_step_allocates_nothing_and_moves_a_token() {
     generator.next_token().unwrap();
     generator.next_token().unwrap();
     let (nodes, kernels) = generator.session().graph_nodes().unwrap().unwrap();
-    assert!(nodes == kernels && nodes > 10, "{kernels} of {nodes} nodes are kernels");
+    assert!(nodes == kernels && nodes > 2, "{kernels} of {nodes} nodes are kernels");
     let (before, free) =
         (generator.session().traffic(), generator.session().free_memory().unwrap());
     let count = COUNT.with(std::cell::Cell::get);
@@ -127,7 +127,8 @@ fn a_profile_is_the_step_and_leaves_it_as_it_was() {
     let measured = profile(&mut generator, &plans.one, 100, 3, || true).unwrap().unwrap();
     println!("{measured}");
     let (nodes, _) = generator.session().graph_nodes().unwrap().unwrap();
-    assert_eq!(measured.launches.len(), nodes);
+    // Links of a chain have a line each.
+    assert!(measured.launches.len() >= nodes && measured.launches.len() > 10);
     assert!(measured.timed().all(|(l, _)| l.line.line > 0 && !l.name.is_empty()));
     // A step of so small a model is launches alone, and a microsecond at a graph's start is much of
     // it; that of a real one must be within 3%.
@@ -141,6 +142,23 @@ fn a_profile_is_the_step_and_leaves_it_as_it_was() {
     let last = StepInput { tokens: &[1], positions: &[570], slots: &[0], outs: &[0] };
     assert!(generator.session().profile(&last, 1).is_err());
     generator.next_token().unwrap();
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn sessions_of_two_threads_step_at_once() {
+    // Blocks of a chain wait for each other: two chains must not have half of the chip each.
+    let tokens = |start: u32| {
+        let mut generator = Generator::new(session(2_100).unwrap());
+        generator.prefill(&[start, 2, 3], || true).unwrap();
+        (0..2_000).map(|_| generator.next_token().unwrap()).collect::<Vec<u32>>()
+    };
+    let alone = [tokens(1), tokens(7)];
+    let both = std::thread::scope(|s| {
+        let threads = [1, 7].map(|start| s.spawn(move || tokens(start)));
+        threads.map(|t| t.join().unwrap())
+    });
+    assert_eq!(both, alone);
 }
 
 #[test]
