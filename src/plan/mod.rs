@@ -33,7 +33,7 @@ pub use backend::{Backend, Progress, Session, StepInput, Target, Traffic};
 pub use draw::Page;
 pub(crate) use draw::{HEAD, STYLE, cut, esc, segments, starred, title};
 pub(crate) use fuse::weight_ranges;
-pub(crate) use live::live;
+pub(crate) use live::live as live_values;
 pub(crate) use merge::inputs;
 pub use times::{Part, Rate, Timed, Times, median};
 

@@ -13,7 +13,7 @@ use crate::cuda::driver::Shape;
 use crate::cuda::layout::Product;
 use crate::cuda::program::{Bases, Kernel, Launch, Links, Parameters};
 use crate::graph::{DType, Graph, NodeId, Op};
-use crate::plan::{Group, GroupKind, Limits, live};
+use crate::plan::{Group, GroupKind, Limits, live_values};
 use std::collections::BTreeMap;
 
 /// Where values are that groups leave, from the start of a turn's memory.
@@ -53,7 +53,7 @@ impl Places {
             GroupKind::Attend(_) => 1,
             _ => 0,
         };
-        for value in live(graph, groups) {
+        for value in live_values(graph, groups) {
             let of_links = groups.get(value.born).is_some_and(|g| links(g) > 0);
             let ty = graph.ty(value.id);
             if of_links && value.dies < groups.len() && ty.dtype == DType::F32 {
