@@ -80,6 +80,20 @@ pub unsafe fn matmul(
     }
 }
 
+/// Where the rows of a block from `row` on leave their outputs of the tiles from `tile` on; those that there
+/// are not, in `nobody`.
+pub(super) fn outputs(
+    (out, stride): (*mut f32, usize),
+    tile: usize,
+    row: usize,
+    rows: usize,
+    nobody: *mut f32,
+) -> [*mut f32; BLOCK] {
+    std::array::from_fn(|r| {
+        if row + r < rows { out.wrapping_add((row + r) * stride + tile * TILE) } else { nobody }
+    })
+}
+
 /// [`matmul`] for some of the rows, up to 8 of them at a time.
 ///
 /// # Safety

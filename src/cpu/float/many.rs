@@ -9,6 +9,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use crate::cpu::matmul::outputs;
 use crate::cpu::quantize::{Activations, BLOCK};
 use crate::cpu::repack::{GROUP, Layout, SPAN, Store, TILE, Width};
 use crate::cpu::simd::{Simd, ask};
@@ -217,13 +218,7 @@ pub(in crate::cpu) unsafe fn product(
                 ask(next.wrapping_add(row / BLOCK * share), share);
             }
             let x = acts.at(row).cast::<f32>().wrapping_add(from * BLOCK);
-            let y = std::array::from_fn(|r| {
-                if row + r < rows {
-                    out.wrapping_add((row + r) * stride + tile * TILE)
-                } else {
-                    nobody.as_mut_ptr()
-                }
-            });
+            let y = outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
             let (opened, first, next) = (opened.as_ptr(), from == 0, cols * BLOCK * 4);
             let args = RowsArgs { opened, columns, x, next, even, y, first };
             // SAFETY: the span was opened; a block has numbers of 8 rows whatever they are; outputs

@@ -270,13 +270,7 @@ pub(super) unsafe fn product(
             }
             for row in (0..rows).step_by(BLOCK) {
                 let x = acts.words_at(row).wrapping_add(span * WORDS);
-                let y = std::array::from_fn(|r| {
-                    if row + r < rows {
-                        out.wrapping_add((row + r) * stride + tile * TILE)
-                    } else {
-                        nobody.as_mut_ptr()
-                    }
-                });
+                let y = super::outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
                 let (opened, first) = (opened.as_ptr(), span == 0);
                 let args =
                     RowsArgs { opened, groups, x, next: acts.groups() * WORDS, pairs, y, first };
