@@ -88,22 +88,18 @@ pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Resul
     }
     let (mut out, mut links, mut table) = (Vec::new(), Vec::new(), bases.links);
     for launch in launches {
-        if attends(&launch) && !is_over(chip, bases, &links) {
-            close(chip, bases, &mut table, std::mem::take(&mut links), &mut out)?;
-        }
         let joins = kind(&launch, bases).is_some();
-        let ends = !joins || !leaves(&launch, bases);
-        if !joins {
-            close(chip, bases, &mut table, std::mem::take(&mut links), &mut out)?;
-            out.push(launch);
-            continue;
+        let waits = attends(&launch) && !is_over(chip, bases, &links);
+        if !joins || waits {
+            close(chip, bases, &mut table, &mut links, &mut out)?;
         }
-        links.push(launch);
+        let ends = !leaves(&launch, bases);
+        if joins { &mut links } else { &mut out }.push(launch);
         if ends {
-            close(chip, bases, &mut table, std::mem::take(&mut links), &mut out)?;
+            close(chip, bases, &mut table, &mut links, &mut out)?;
         }
     }
-    close(chip, bases, &mut table, links, &mut out)?;
+    close(chip, bases, &mut table, &mut links, &mut out)?;
     Ok(out)
 }
 
@@ -123,16 +119,16 @@ fn is_over(chip: &Chip, bases: &Bases, links: &[Launch]) -> bool {
     })
 }
 
-/// Links as one launch; one alone stays what it is.
+/// Moves links to the launches, as one of them; one alone stays what it is.
 fn close(
     chip: &Chip,
     bases: &Bases,
     table: &mut u64,
-    mut links: Vec<Launch>,
+    links: &mut Vec<Launch>,
     out: &mut Vec<Launch>,
 ) -> Result<()> {
     let [first, _, ..] = links.as_slice() else {
-        out.append(&mut links);
+        out.append(links);
         return Ok(());
     };
     let (lead, group) = (first.lead, first.group);
@@ -146,9 +142,10 @@ fn close(
     let page = made.iter().filter_map(page).max().unwrap_or(0);
     let stages = room.checked_div(page).unwrap_or(0).min(MAX_STAGES);
     if !fits || stages < 2 {
-        out.append(&mut links);
+        out.append(links);
         return Ok(());
     }
+    links.clear();
     let links = made;
     let chain = Chain {
         links: *table,
