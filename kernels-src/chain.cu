@@ -15,7 +15,6 @@ enum LinkKind : u32 { L8, L4, L2, L1, L21, L41, L42, LF32, LF16, LBF16, ATTEND1,
 struct Link {
   u32 kind, unused;
   Fresh fresh;
-  u64 more;
   union {
     Gemv gemv;
     AttendOne attend;
@@ -47,7 +46,7 @@ struct Links {
 struct Block {
   Links links;
   Sums sums;
-  uint4 words[WARPS * 32];
+  uint4 words[WARPS][64];
   __align__(16) Page said[MAX_STAGES];
   u64 full[MAX_STAGES], empty[MAX_STAGES];
 };
@@ -115,8 +114,7 @@ KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p)
           __syncwarp();
         }
         LINK
-        if (link.kind < LF32) produce<Planes<4, 0>, true>(link.gemv, ring, lane);
-        else if (!attends) produce<Floats<BF16>, true>(link.gemv, ring, lane);
+        if (!attends) produce<true>(link.gemv, ring, lane);
       DONE(false)
     } else {
       pdl_wait();
@@ -143,15 +141,19 @@ KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p)
         if (next.kind == ATTEND1) ASK(1, next.attend);
         if (next.kind == ATTEND2) ASK(2, next.attend);
       }
-#define CONSUME(...) consume<__VA_ARGS__, true>(link.gemv, link.fresh, ring, b.sums, turn, b.words, thread)
+#define CONSUME(...) consume<__VA_ARGS__, true>(link.gemv, link.fresh, ring, b.sums, turn, b.words[warp], thread)
+  // Of long rows a warp may have twice as many columns at a time: fewer passes.
+#define PLANES(LO, HI) \
+  if (link.gemv.wide > 8) CONSUME(Planes<LO, HI, 2>); \
+  else CONSUME(Planes<LO, HI>)
 #define ATTEND(PAIRS) \
   attend_one<PAIRS, true>(link.attend, link.fresh, position, slot, *(AttendShared<PAIRS>*)mine, mine + sizeof(AttendShared<PAIRS>), thread)
       switch (link.kind) {
         case L8: CONSUME(Planes<8, 0>); break;
-        case L4: CONSUME(Planes<4, 0>); break;
-        case L2: CONSUME(Planes<2, 0>); break;
-        case L1: CONSUME(Planes<1, 0>); break;
-        case L21: CONSUME(Planes<2, 1>); break;
+        case L4: PLANES(4, 0); break;
+        case L2: PLANES(2, 0); break;
+        case L1: PLANES(1, 0); break;
+        case L21: PLANES(2, 1); break;
         case L41: CONSUME(Planes<4, 1>); break;
         case L42: CONSUME(Planes<4, 2>); break;
         case LF32: CONSUME(Floats<F32>); break;

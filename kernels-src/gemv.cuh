@@ -152,13 +152,13 @@ struct Place {
   bool again;
 };
 // A page, and those after it that are like it: few instructions, which stay near. Whether a chunk ends.
-template <class F, Path PATH>
+template <class F, Path PATH, bool CHAIN>
 DEV bool multiply_pages(const Matrix& m, Ring& ring, Page& page, const typename F::Lane& at, const typename F::Unit& x,
                         const Place& to, u32 lane) {
 #pragma unroll 1
   while (true) {
-    F::template multiply<PATH>(m, ring.page(), page.slice, to.group, to.groups, page.n, at, x, to.again,
-                               to.sums + page.to + to.member, lane);
+    F::template multiply<PATH, CHAIN>(m, ring.page(), page.slice, to.group, to.groups, page.n, at, x, to.again,
+                                      to.sums + page.to + to.member, lane);
     // All lanes have read the page before it is overwritten.
     __syncwarp();
     if (lane == 0) barrier_arrive(ring.empty + ring.at);
@@ -171,27 +171,27 @@ DEV bool multiply_pages(const Matrix& m, Ring& ring, Page& page, const typename 
   }
 }
 
-// What a warp multiplies.
+// What a warp multiplies; `words` are its own.
 template <class F, bool CHAIN>
 DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uint4* words, u32 thread) {
-  constexpr bool WHOLE = F::WARP_UNITS == 8;
   u32 warp = thread / 32, lane = thread % 32;
   u32 team = p.team, member = warp & ((1u << team) - 1), group = warp >> team, groups = WARPS >> team;
-  u32 per_pass = F::WARP_UNITS << team, unit = member * F::WARP_UNITS + lane % F::WARP_UNITS;
+  u32 per_pass = F::WARP_UNITS << team, unit = member * F::WARP_UNITS;
   // From here on all has a value: what had none on some way would be kept for it through a whole chain.
   float4 v[F::QUADS] = {}, norm[F::QUADS] = {};
   const float *in = p.x, *weights = p.norm;
   u32 passes = p.passes, cols = p.cols;
   auto load_norm = [&](u32 pass) {
 #pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<WHOLE>(weights, F::column(pass * per_pass + unit, q, lane), cols);
+    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<F::WHOLE>(weights, F::column(pass * per_pass + unit, q, lane), cols);
   };
-  auto load = [&](u32 pass) {
+  auto load = [&](u32 pass, bool all) {
 #pragma unroll
     for (u32 q = 0; q < F::QUADS; q++) {
       u32 c = F::column(pass * per_pass + unit, q, lane);
+      if (!all && !is_nobody(v[q])) continue;
       if constexpr (CHAIN) v[q] = c + 4 <= cols ? fresh_f32x4(in + c) : make_float4(0, 0, 0, 0);
-      else v[q] = quad_of<WHOLE>(in, c, cols);
+      else v[q] = quad_of<F::WHOLE>(in, c, cols);
     }
   };
   // Until all numbers are there.
@@ -201,7 +201,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
 #pragma unroll
       for (u32 q = 0; q < F::QUADS; q++) there &= !is_nobody(v[q]);
       if (__all_sync(FULL, there)) return;
-      load(pass);
+      load(pass, false);
     }
   };
   // Weights are nobody's output: where they are, and those of the norm, may be known early.
@@ -210,7 +210,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
   Stretch mine(p);
   if (!CHAIN) pdl_wait();
   if (mine.begin >= mine.end) return;
-  load(0);
+  load(0, true);
   typename F::Lane at = {};
   typename F::Unit x = {};
   bool first = true;
@@ -242,19 +242,19 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
           if (lane == 0) sums.squares[which][warp] = sum;
         }
       }
-      x.make(v, words + warp * 32, lane);
+      x.make(v, words, lane);
       // The next pass's columns come while this one's are multiplied.
       u32 next = pass + 1 == passes ? 0 : pass + 1;
       if (next != now) {
         if (weights) load_norm(next);
-        load(next);
+        load(next, true);
       }
     }
     Place to = {group, groups, member, sums.part[which], pass != 0};
     Path path = F::path_of(at);
-    bool ends = path == ONE_SCALE       ? multiply_pages<F, ONE_SCALE>(m, ring, page, at, x, to, lane)
-                : path == SCALE_AND_MIN ? multiply_pages<F, SCALE_AND_MIN>(m, ring, page, at, x, to, lane)
-                                        : multiply_pages<F, ANY>(m, ring, page, at, x, to, lane);
+    bool ends = path == ONE_SCALE       ? multiply_pages<F, ONE_SCALE, CHAIN>(m, ring, page, at, x, to, lane)
+                : path == SCALE_AND_MIN ? multiply_pages<F, SCALE_AND_MIN, CHAIN>(m, ring, page, at, x, to, lane)
+                                        : multiply_pages<F, ANY, CHAIN>(m, ring, page, at, x, to, lane);
     if (!ends) continue;
     first = false;
     sum_up(which);
@@ -268,7 +268,7 @@ DEV void gemv(const Gemv& p) {
   extern __shared__ __align__(128) u8 shared[];
   __shared__ Sums sums;
   __shared__ float regs[MAX_REGISTERS * CHUNK * PANEL];
-  __shared__ uint4 words[F::WARP_UNITS == 8 ? WARPS * 32 : 1];
+  __shared__ uint4 words[F::WHOLE ? WARPS * 32 : 1];
   __shared__ __align__(16) Page said[MAX_STAGES];
   __shared__ u64 full[MAX_STAGES], empty[MAX_STAGES];
   if (threadIdx.x < p.stages) {
@@ -285,7 +285,7 @@ DEV void gemv(const Gemv& p) {
   u32 warp = threadIdx.x / 32;
   Ring ring = {shared, said, full, empty, p.stages, p.stage_bytes, 0, 0, 0};
   Turn turn;
-  if (warp == WARPS) produce<F, false>(p, ring, threadIdx.x % 32);
+  if (warp == WARPS) produce<false>(p, ring, threadIdx.x % 32);
   else if (warp > WARPS) finish_chunks<false>(p, Fresh{}, sums, turn, regs, threadIdx.x % 32);
-  else consume<F, false>(p, Fresh{}, ring, sums, turn, words, threadIdx.x);
+  else consume<F, false>(p, Fresh{}, ring, sums, turn, words + (F::WHOLE ? warp * 32 : 0), threadIdx.x);
 }

@@ -18,14 +18,14 @@ struct Gemv {
   float eps;
   u32 cols, domains, stages, stage_bytes;
   // Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
-  // through, a unit a lane each time.
-  u32 team, batch, passes;
+  // through, and how many units a warp has each time.
+  u32 team, batch, passes, wide, unused;
   // Panels before each domain; the last entry counts all.
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
   Matrix part[2 * MAX_DOMAINS];
 };
-static_assert(sizeof(Gemv) == 2752, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
 
 // Panels that are added up at a time; depth of a ring.
 constexpr u32 CHUNK = 16;
@@ -99,12 +99,11 @@ DEV u32 domain_of(const Gemv& p, u32 panel) {
 }
 
 // Bytes of a pass over a panel: of the spans that the warps of a team have units for.
-template <class F>
 DEV u32 slice_bytes(const Gemv& p, const Matrix& m) {
-  return p.passes == 1 ? m.panel_bytes : (F::WARP_UNITS << p.team) / SPAN * m.span_bytes;
+  return p.passes == 1 ? m.panel_bytes : (p.wide << p.team) / SPAN * m.span_bytes;
 }
 
-template <class F, bool CHAIN>
+template <bool CHAIN>
 DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
   u32 passes = p.passes, batch = p.batch;
   // Slices of `said.n` panels, one page.
@@ -158,7 +157,7 @@ DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
         u32 index0 = p.domain[d].part[0], index1 = p.domain[d].alike ? index0 : p.domain[d].part[parts - 1];
         const Matrix &m0 = p.part[p.domain[d].part[0]], &m1 = p.part[p.domain[d].part[parts - 1]];
         u32 panel0 = m0.panel_bytes, panel1 = m1.panel_bytes;
-        u32 slice0 = slice_bytes<F>(p, m0), slice1 = slice_bytes<F>(p, m1);
+        u32 slice0 = slice_bytes(p, m0), slice1 = slice_bytes(p, m1);
         const u8* at0 = m0.data + (u64)(i - p.first[d]) * panel0 + pass * slice0;
         const u8* at1 = m1.data + (u64)(i - p.first[d]) * panel1 + pass * slice1;
         // The last pass has what is left.

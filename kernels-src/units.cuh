@@ -46,84 +46,136 @@ DEV void summed(u32 which) {
 // How scales are read: of most formats in few instructions, of the others as the matrix says.
 enum Path : u32 { ONE_SCALE, SCALE_AND_MIN, ANY };
 
-// Planes of LO and HI bits: a lane has one row of a panel, and units of 32 columns.
-template <int LO, int HI>
+// Sums of COUNT values over LANES neighbours, several at once: what is left of the values goes half to one half of
+// the lanes and half to the other. The first COUNT-th of the neighbours end up with the first sum, and so on.
+template <u32 COUNT, u32 LANES>
+DEV float sums_over(float* v, u32 lane) {
+#pragma unroll
+  for (u32 o = LANES / 2, left = COUNT; o; o /= 2) {
+    if (left == 1) {
+      v[0] += __shfl_xor_sync(FULL, v[0], o);
+      continue;
+    }
+    left /= 2;
+    bool upper = lane & o;
+#pragma unroll
+    for (u32 i = 0; i < COUNT / 2; i++)
+      if (i < left) v[i] = (upper ? v[i + left] : v[i]) + __shfl_xor_sync(FULL, upper ? v[i] : v[i + left], o);
+  }
+  return v[0];
+}
+
+// Planes of LO and HI bits: a lane has one row of a panel, and EACH units of 32 columns at a time.
+template <int LO, int HI, u32 EACH = 1>
 struct Planes {
-  static constexpr u32 WARP_UNITS = 8, QUADS = 2;
+  static constexpr u32 WARP_UNITS = 8 * EACH, QUADS = 2 * EACH;
+  // Rows end with a unit.
+  static constexpr bool WHOLE = true;
 
-  // The lane's part of a unit's columns: eight, in two quads.
-  static DEV u32 column(u32 unit, u32 quad, u32 lane) { return unit * 32 + lane / 8 * 8 + quad * 4; }
+  // The lane's part of a unit's columns: a quad of the first half, and one of the second. Four lanes read 64 bytes in
+  // a row: all blocks read the row at the same time, of the same few places of the second-level cache.
+  static DEV u32 column(u32 first, u32 quad, u32 lane) {
+    return (first + quad / 2 * 8 + lane % 8) * 32 + quad % 2 * 16 + lane / 8 * 4;
+  }
 
-  // A unit of the row as integers of 16 bits, two to a word, which four lanes make together.
-  struct Unit {
+  // A unit of the row as integers of 16 bits, two to a word.
+  struct Integers {
     u32 pair[16];
     float scale;
     int sum0, sum1;
+    // Four lanes make a unit together, and leave the integers for all.
     DEV void make(const float4* v, uint4* words, u32 lane) {
       const float in[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
-      u32 most = 0;
+      float most = fabsf(in[0]);
 #pragma unroll
-      for (int i = 0; i < 8; i++) most = max(most, __float_as_uint(in[i]) & 0x7fffffffu);
-      most = max(most, __shfl_xor_sync(FULL, most, 8));
-      most = max(most, __shfl_xor_sync(FULL, most, 16));
-      float m = __uint_as_float(most);
+      for (int i = 1; i < 8; i++) most = greater(most, fabsf(in[i]));
+      most = greater(most, __shfl_xor_sync(FULL, most, 8));
+      most = greater(most, __shfl_xor_sync(FULL, most, 16));
       // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
-      bool finite = most < 0x7f800000u, some = m > 1e-30f;
-      float inverse = some ? __fdividef(32512.0f, m) : 0.0f;
-      scale = !finite ? __uint_as_float(0x7fc00000u) : some ? m * (1.0f / 32512.0f) : 0.0f;
+      bool finite = most < INFINITY, some = most > 1e-30f;
+      float inverse = some ? 32512.0f * reciprocal(most) : 0.0f;
+      scale = !finite ? __uint_as_float(0x7fc00000u) : some ? most * (1.0f / 32512.0f) : 0.0f;
       // An integer added to 1.5 * 2^23 is in the low bits of the float.
       constexpr float MAGIC = 12582912.0f;
       constexpr u32 BASE = 0x4b400000u;
-      u32 n[8], sum = 0u - 8 * BASE;
+      u32 n[8], sum[2] = {0u - 4 * BASE, 0u - 4 * BASE};
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        n[i] = __float_as_uint(__fadd_rn(__fmul_rn(in[i], inverse), MAGIC));
-        sum += n[i];
+        n[i] = __float_as_uint(__fmaf_rn(in[i], inverse, MAGIC));
+        sum[i / 4] += n[i];
       }
       auto two = [&](int i) { return __byte_perm(n[i], n[i + 1], 0x5410); };
       words[lane] = make_uint4(two(0), two(2), two(4), two(6));
-      sum += __shfl_xor_sync(FULL, sum, 8);
-      sum0 = (int)__shfl_sync(FULL, sum, lane % 8);
-      sum1 = (int)__shfl_sync(FULL, sum, lane % 8 + 16);
-      __syncwarp();
+#pragma unroll
+      for (u32 o = 8; o < 32; o *= 2)
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) sum[half] += __shfl_xor_sync(FULL, sum[half], o);
+      sum0 = (int)sum[0], sum1 = (int)sum[1];
+    }
+    DEV void take(const uint4* words, u32 lane) {
 #pragma unroll
       for (int q = 0; q < 4; q++) {
         uint4 w = words[lane % 8 + 8 * q];
-        pair[4 * q] = w.x, pair[4 * q + 1] = w.y, pair[4 * q + 2] = w.z, pair[4 * q + 3] = w.w;
+        pair[2 * q] = w.x, pair[2 * q + 1] = w.y, pair[8 + 2 * q] = w.z, pair[9 + 2 * q] = w.w;
       }
+    }
+    // NaN if either is.
+    static DEV float greater(float a, float b) {
+      float r;
+      asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+      return r;
+    }
+    static DEV float reciprocal(float v) {
+      float r;
+      asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+      return r;
+    }
+  };
+  struct Unit {
+    Integers of[EACH];
+    DEV void make(const float4* v, uint4* words, u32 lane) {
+#pragma unroll
+      for (u32 e = 0; e < EACH; e++) of[e].make(v + 2 * e, words + 32 * e, lane);
+      __syncwarp();
+#pragma unroll
+      for (u32 e = 0; e < EACH; e++) of[e].take(words + 32 * e, lane);
       __syncwarp();
     }
   };
 
-  // Where a lane's unit of a part is, from the start of a slice, and how the part is to be read.
+  // Where a lane's units of a part are, from the start of a slice, and how the part is to be read.
   struct Lane {
-    u32 lo, hi, scales, d;
+    u32 lo[EACH], hi[EACH], scales[EACH], d[EACH];
     u32 levels, min, halves, codes;
     int zero;
     Path path;
     DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
-      u32 row = lane / 8, each = scale_bytes(m), local = member * 8 + lane % 8;
+      u32 row = lane / 8, each = scale_bytes(m);
       levels = m.levels, min = m.min, halves = m.halves, codes = m.codes, zero = m.zero;
       path = codes != TABLE && levels == LEVEL_ONE && min == ZERO ? ONE_SCALE
              : codes == PLAIN && levels == LEVEL_TWO && min == TWO && halves == 1 ? SCALE_AND_MIN : ANY;
-      // Beyond the last unit a lane does the first one again, with a row of zeros.
-      if (first + local >= m.units) local = 0;
-      u32 span = local / SPAN, n = span_units(m, first / SPAN + span), in = local % SPAN;
-      u32 begin = span * m.span_bytes, unit = row * n + in;
-      SpanAt at = span_at(m, n);
-      lo = begin + (LO == 8 ? (2 * row * n + in) * 16 : unit * 4 * LO);
-      hi = begin + at.hi + unit * 4 * HI;
-      scales = begin + at.scales + unit * each;
-      d = LO == 8 ? n * 16 : begin + at.d + (row * ((n + 7) / 8) + in / 8) * d_bytes(m);
+#pragma unroll
+      for (u32 e = 0; e < EACH; e++) {
+        u32 local = member * WARP_UNITS + 8 * e + lane % 8;
+        // Beyond the last unit a lane does the first one again, with a row of zeros.
+        if (first + local >= m.units) local = 0;
+        u32 span = local / SPAN, n = span_units(m, first / SPAN + span), in = local % SPAN;
+        u32 begin = span * m.span_bytes, unit = row * n + in;
+        SpanAt at = span_at(m, n);
+        lo[e] = begin + (LO == 8 ? (2 * row * n + in) * 16 : unit * 4 * LO);
+        hi[e] = begin + at.hi + unit * 4 * HI;
+        scales[e] = begin + at.scales + unit * each;
+        d[e] = LO == 8 ? n * 16 : begin + at.d + (row * ((n + 7) / 8) + in / 8) * d_bytes(m);
+      }
     }
   };
 
   // What one unit of one row of weights adds.
   template <Path PATH>
-  static DEV float dot(const Matrix& m, const u8* panel, const Lane& at, const Unit& x) {
+  static DEV float dot(const Matrix& m, const u8* panel, const Lane& at, u32 e, const Integers& x) {
     u32 lo[LO], hi[HI ? HI : 1];
-    load<LO>(panel + at.lo, LO == 8 ? at.d : 0, lo);
-    if constexpr (HI != 0) load<HI>(panel + at.hi, 0, hi);
+    load<LO>(panel + at.lo[e], LO == 8 ? at.d[e] : 0, lo);
+    if constexpr (HI != 0) load<HI>(panel + at.hi[e], 0, hi);
     int t0 = 0, t1 = 0;
 #pragma unroll
     for (int q = 0; q < 8; q++) {
@@ -134,13 +186,13 @@ struct Planes {
       t = dot_low(x.pair[2 * q], c, t);
       t = dot_high(x.pair[2 * q + 1], c, t);
     }
-    const u8* s = panel + at.scales;
+    const u8* s = panel + at.scales[e];
     if constexpr (PATH != ANY) {
       int sum = x.sum0 + x.sum1, t = t0 + t1;
       if (LO == 1 && HI == 0 && at.codes == DOUBLE) t *= 2;
       float v = (float)(t - at.zero * sum);
       if (PATH == ONE_SCALE) return half_to_f32(*(const u16*)s) * x.scale * v;
-      u32 steps = *(const u16*)s, d = *(const u32*)(panel + at.d);
+      u32 steps = *(const u16*)s, d = *(const u32*)(panel + at.d[e]);
       float less = half_to_f32(d >> 16) * (float)(steps >> 8) * (float)sum;
       return x.scale * (half_to_f32(d & 0xffff) * (float)(i8)steps * v - less);
     }
@@ -155,7 +207,7 @@ struct Planes {
       u32 e = *s;
       s0 = s1 = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     } else {
-      const u8* d = panel + at.d;
+      const u8* d = panel + at.d[e];
       float all = half_to_f32(*(const u16*)d);
       s0 = all * (float)(i8)s[0];
       s1 = at.halves == 2 ? all * (float)(i8)s[1] : s0;
@@ -205,35 +257,29 @@ struct Planes {
 
   // Slices `k`, `k + step`, … of the `n` of a page; sums go to `to`. `again` adds to those of the
   // passes before.
-  template <Path PATH>
+  template <Path PATH, bool MANY>
   static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to, u32 lane) {
-    some<PATH == ANY || LO == 8 ? 2 : 4, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
+    constexpr u32 COUNT = PATH == ANY || LO == 8 ? 2 : 4;
+    if (MANY && EACH == 1 && n > COUNT * step) some<2 * COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
+    else some<COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
   }
   // Several at a time, so that no warp waits for one.
   template <u32 COUNT, Path PATH>
   static DEV void some(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                        const Unit& x, bool again, float* to, u32 lane) {
-    bool b4 = lane & 4, b2 = lane & 2;
 #pragma unroll 1
     for (; k < n; k += COUNT * step) {
       float f[COUNT];
 #pragma unroll
-      for (u32 i = 0; i < COUNT; i++) f[i] = dot<PATH>(m, page + min(k + i * step, n - 1) * slice, at, x);
-      // Sums over eight lanes, several at once: lanes 2 i and 2 i + 1 end up with the sum i of four.
-      float v;
-      u32 mine;
-      if constexpr (COUNT == 4) {
-        float a0 = (b4 ? f[2] : f[0]) + __shfl_xor_sync(FULL, b4 ? f[0] : f[2], 4);
-        float a1 = (b4 ? f[3] : f[1]) + __shfl_xor_sync(FULL, b4 ? f[1] : f[3], 4);
-        v = (b2 ? a1 : a0) + __shfl_xor_sync(FULL, b2 ? a0 : a1, 2);
-        mine = k + lane % 8 / 2 * step;
-      } else {
-        v = (b4 ? f[1] : f[0]) + __shfl_xor_sync(FULL, b4 ? f[0] : f[1], 4);
-        v += __shfl_xor_sync(FULL, v, 2);
-        mine = k + lane % 8 / 4 * step;
+      for (u32 i = 0; i < COUNT; i++) {
+        const u8* panel = page + min(k + i * step, n - 1) * slice;
+        f[i] = dot<PATH>(m, panel, at, 0, x.of[0]);
+#pragma unroll
+        for (u32 e = 1; e < EACH; e++) f[i] += dot<PATH>(m, panel, at, e, x.of[e]);
       }
-      v += __shfl_xor_sync(FULL, v, 1);
+      float v = sums_over<COUNT, 8>(f, lane);
+      u32 mine = k + lane % 8 / (8 / COUNT) * step;
       float* put = to + mine * NEXT_PANEL + lane / 8 * WARPS;
       if (lane % (8 / COUNT) == 0 && mine < n) *put = again ? *put + v : v;
     }
@@ -245,7 +291,9 @@ template <u32 KIND>
 struct Floats {
   static constexpr u32 WARP_UNITS = 32, COLUMNS = KIND == F32 ? 4 : 8, QUADS = COLUMNS / 4;
 
-  static DEV u32 column(u32 unit, u32 quad, u32) { return unit * COLUMNS + quad * 4; }
+  static constexpr bool WHOLE = false;
+
+  static DEV u32 column(u32 first, u32 quad, u32 lane) { return (first + lane) * COLUMNS + quad * 4; }
 
   struct Unit {
     float4 v[QUADS];
@@ -268,38 +316,39 @@ struct Floats {
   };
 
   static DEV Path path_of(const Lane&) { return ANY; }
-  template <Path>
+  template <Path, bool MANY>
   static DEV void multiply(const Matrix&, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to, u32 lane) {
-#pragma unroll 1
-    for (; k < n; k += step) one(page + k * slice + at.at, at.line, x, again, to + k * NEXT_PANEL, lane);
+    if (MANY && n > step) some<2>(page, slice, k, step, n, at, x, again, to, lane);
+    else some<1>(page, slice, k, step, n, at, x, again, to, lane);
   }
-  static DEV void one(const u8* from, u32 line, const Unit& x, bool again, float* to, u32 lane) {
-    float acc[PANEL] = {};
+  template <u32 COUNT>
+  static DEV void some(const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at, const Unit& x, bool again,
+                       float* to, u32 lane) {
+    constexpr u32 ALL = COUNT * PANEL;
+#pragma unroll 1
+    for (; k < n; k += COUNT * step) {
+      float f[ALL];
 #pragma unroll
-    for (u32 r = 0; r < PANEL; r++) {
-      uint4 w = *(const uint4*)(from + r * line);
-      float4 a = x.v[0];
-      if constexpr (KIND == F32) {
-        acc[r] = __uint_as_float(w.x) * a.x + __uint_as_float(w.y) * a.y + __uint_as_float(w.z) * a.z +
-                 __uint_as_float(w.w) * a.w;
-      } else {
-        float4 b = x.v[QUADS - 1];
-        auto low = [](u32 v) { return KIND == BF16 ? bf16_low(v) : half_to_f32(v & 0xffff); };
-        auto high = [](u32 v) { return KIND == BF16 ? bf16_high(v) : half_to_f32(v >> 16); };
-        float half = low(w.x) * a.x + high(w.x) * a.y + low(w.y) * a.z + high(w.y) * a.w;
-        acc[r] = half + (low(w.z) * b.x + high(w.z) * b.y + low(w.w) * b.z + high(w.w) * b.w);
-      }
+      for (u32 i = 0; i < ALL; i++)
+        f[i] = dot(*(const uint4*)(page + min(k + i / PANEL * step, n - 1) * slice + at.at + i % PANEL * at.line), x);
+      float v = sums_over<ALL, 32>(f, lane);
+      u32 output = lane / (32 / ALL), mine = k + output / PANEL * step;
+      float* put = to + mine * NEXT_PANEL + output % PANEL * WARPS;
+      if (lane % (32 / ALL) == 0 && mine < n) *put = again ? *put + v : v;
     }
-    // Four sums over 32 lanes at once: lane 8 i ends up with output i.
-    bool b16 = lane & 16, b8 = lane & 8;
-    float a0 = (b16 ? acc[2] : acc[0]) + __shfl_xor_sync(FULL, b16 ? acc[0] : acc[2], 16);
-    float a1 = (b16 ? acc[3] : acc[1]) + __shfl_xor_sync(FULL, b16 ? acc[1] : acc[3], 16);
-    float v = (b8 ? a1 : a0) + __shfl_xor_sync(FULL, b8 ? a0 : a1, 8);
-    v += __shfl_xor_sync(FULL, v, 4);
-    v += __shfl_xor_sync(FULL, v, 2);
-    v += __shfl_xor_sync(FULL, v, 1);
-    float* put = to + lane / 8 * WARPS;
-    if (lane % 8 == 0) *put = again ? *put + v : v;
+  }
+  static DEV float dot(uint4 w, const Unit& x) {
+    float4 a = x.v[0];
+    if constexpr (KIND == F32) {
+      return __uint_as_float(w.x) * a.x + __uint_as_float(w.y) * a.y + __uint_as_float(w.z) * a.z +
+             __uint_as_float(w.w) * a.w;
+    } else {
+      float4 b = x.v[QUADS - 1];
+      auto low = [](u32 v) { return KIND == BF16 ? bf16_low(v) : half_to_f32(v & 0xffff); };
+      auto high = [](u32 v) { return KIND == BF16 ? bf16_high(v) : half_to_f32(v >> 16); };
+      float half = low(w.x) * a.x + high(w.x) * a.y + low(w.y) * a.z + high(w.y) * a.w;
+      return half + (low(w.z) * b.x + high(w.z) * b.y + low(w.w) * b.z + high(w.w) * b.w);
+    }
   }
 };

@@ -159,10 +159,12 @@ pub(super) struct Gemv {
     pub stages: u32,
     pub stage_bytes: u32,
     /// Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
-    /// through, a unit a lane each time.
+    /// through, and how many units a warp has each time.
     pub team: u32,
     pub batch: u32,
     pub passes: u32,
+    pub wide: u32,
+    pub unused: u32,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
@@ -380,11 +382,10 @@ pub(super) struct LinkHead {
     pub kind: u32,
     pub unused: u32,
     pub fresh: Fresh,
-    pub more: u64,
 }
 pub(super) const LINK_BYTES: usize = 2784;
 /// A chain's own shared memory, rounded up.
-pub(super) const CHAIN_SHARED: usize = 29 << 10;
+pub(super) const CHAIN_SHARED: usize = 32 << 10;
 
 /// What a block of attention of one row has in shared memory beside its tiles.
 pub(super) fn attend_shared(pairs: usize) -> usize {
@@ -482,7 +483,7 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2752, 2760, 3664, 456, 144, 256, 32, 0, 48, 112, 40, 24]);
+        assert_eq!(sizes, [2760, 2760, 3664, 456, 144, 256, 24, 0, 48, 112, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

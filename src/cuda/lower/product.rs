@@ -14,26 +14,34 @@ pub(super) struct Stream {
     team: usize,
     batch: usize,
     passes: usize,
+    wide: usize,
     stages: usize,
     stage_bytes: usize,
 }
 
-/// What pages of several panels are filled up to.
+/// What pages of several panels are filled up to; in a chain, whose ring is larger and whose warps multiply more panels
+/// at a time.
 const PAGE: usize = 20 << 10;
+const LINK_PAGE: usize = 40 << 10;
 
 impl Stream {
     /// For parts that share a ring; `None` if two pages do not fit.
     pub(super) fn of(chip: &Chip, parts: &[Layout]) -> Option<Stream> {
         let parts: Vec<Matrix> = parts.iter().map(|l| l.matrix(0)).collect();
-        Stream::with(chip.stream_shared(), &parts)
+        Stream::with(chip.stream_shared(), &parts, false)
     }
 
-    /// In so much memory.
-    fn with(room: usize, parts: &[Matrix]) -> Option<Stream> {
+    /// In so much memory, alone or as a link.
+    fn with(room: usize, parts: &[Matrix], link: bool) -> Option<Stream> {
         let first = parts.first()?;
         let units = first.units as usize;
         // Units that a warp has at a time.
-        let wide = if first.lo > 0 { 8 } else { 32 };
+        let wide = match first.lo {
+            0 => 32,
+            // More bits would be more registers than there are.
+            bits if link && units > 8 * WARPS && bits + first.hi <= 4 => 16,
+            _ => 8,
+        };
         let team = units.div_ceil(wide).next_power_of_two().min(WARPS);
         let passes = units.div_ceil(team * wide);
         let slice = |m: &Matrix| match passes {
@@ -41,20 +49,21 @@ impl Stream {
             _ => team * wide / SPAN * m.span_bytes as usize,
         };
         let slice = parts.iter().map(slice).max()?;
-        let batch = (PAGE / slice).clamp(1, 16);
+        let page = if link { LINK_PAGE.min(room / 256 * 128) } else { PAGE };
+        let batch = (page / slice).clamp(1, 16);
         let stage_bytes = (batch * slice).next_multiple_of(128);
         let stages = (room / stage_bytes).min(MAX_STAGES);
-        (stages >= 2).then_some(Stream { team, batch, passes, stages, stage_bytes })
+        (stages >= 2).then_some(Stream { team, batch, passes, wide, stages, stage_bytes })
     }
 }
 
 /// Adapts a product to a chain's ring.
 pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<()> {
     let parts = p.part.iter().take_while(|m| m.data != 0 || m.rows != 0);
-    let stream = Stream::with(room, &parts.copied().collect::<Vec<_>>())?;
+    let stream = Stream::with(room, &parts.copied().collect::<Vec<_>>(), true)?;
     p.team = stream.team.ilog2();
     (p.batch, p.passes) = (stream.batch as u32, stream.passes as u32);
-    p.stage_bytes = stream.stage_bytes as u32;
+    (p.wide, p.stage_bytes) = (stream.wide as u32, stream.stage_bytes as u32);
     Some(())
 }
 
@@ -115,6 +124,8 @@ impl Lowering<'_> {
                 team: stream.team.ilog2(),
                 batch: count(stream.batch)?,
                 passes: count(stream.passes)?,
+                wide: count(stream.wide)?,
+                unused: 0,
                 first,
                 domain,
                 part,
