@@ -45,6 +45,27 @@ fn a_small_model_in_every_format() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// Rows that warps go through in several passes, the last one short.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn long_rows_in_every_format() {
+    let backend = cuda();
+    let s = Shape { ffn: 4352, ..SMALL };
+    let mut failed = Vec::new();
+    for &format in Format::all() {
+        let w = llama_weights(&s, format);
+        let g = llama(&s, &w);
+        let tokens = tokens(9, s.vocabulary);
+        let want = reference(&g, &w, 16, &tokens);
+        let error = nmse(&run(&g, &w, &backend, true, 1, 16, &tokens), &want);
+        println!("{:<8} {error:.1e}", format.name());
+        if error > NMSE {
+            failed.push(format!("{} {error:.1e}", format.name()));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 /// Heads, heads of keys, width, window, whether heads have norms, positions. Of the last two, several
 /// blocks add up a head.
 const HEADS: [(usize, usize, usize, Option<usize>, bool, usize); 7] = [

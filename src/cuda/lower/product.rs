@@ -334,6 +334,22 @@ mod tests {
     }
 
     #[test]
+    fn a_link_goes_through_long_rows_in_fewer_passes() {
+        let stream = |format, cols, link| {
+            let parts = [Layout::of(format, 2048, cols).unwrap().matrix(0)];
+            let s = Stream::with(120 << 10, &parts, link).unwrap();
+            assert!(s.stages >= 2 && s.stages * s.stage_bytes <= 120 << 10);
+            assert!(s.passes * s.team * s.wide >= parts[0].units as usize);
+            (s.wide, s.team, s.passes, s.batch)
+        };
+        assert_eq!(stream(Format::Q4_0, 8192, false), (8, 8, 4, 4));
+        assert_eq!(stream(Format::Q4_0, 8192, true), (16, 8, 2, 4));
+        assert_eq!(stream(Format::Q4_0, 2048, true), (8, 8, 1, 8));
+        assert_eq!(stream(Format::Q8_0, 8192, true), (8, 8, 4, 4));
+        assert_eq!(stream(Format::BF16, 8192, true), (32, 8, 4, 2));
+    }
+
+    #[test]
     fn rows_are_split_as_the_product_reads_them() {
         for (format, kind) in [(Format::BF16, NARROW_TILES), (Format::Q4_0, WIDE_TILES)] {
             let all = square(format, 100);
