@@ -17,27 +17,19 @@ fn tokens(n: usize, vocabulary: usize) -> Vec<u32> {
     (0..n).map(|i| (i * 71 % vocabulary) as u32).collect()
 }
 
-#[test]
-#[ignore = "needs a CUDA device"]
-fn a_small_model_in_every_format() {
+/// A model in every format, over so many positions in chunks of each size.
+fn check_formats(s: &Shape, positions: usize, chunks: &[usize]) {
     let backend = cuda();
+    let (tokens, context) = (tokens(positions, s.vocabulary), positions + 10);
     let mut failed = Vec::new();
     for &format in Format::all() {
-        let w = llama_weights(&SMALL, format);
-        let g = llama(&SMALL, &w);
-        let tokens = tokens(150, SMALL.vocabulary);
-        let want = reference(&g, &w, 160, &tokens);
-        let errors: Vec<f64> = [1, 50, 150]
-            .iter()
-            .map(|&chunk| nmse(&run(&g, &w, &backend, true, chunk, 160, &tokens), &want))
-            .collect();
-        println!(
-            "{:<8} chunks of 1, 50, 150: {:.1e} {:.1e} {:.1e}",
-            format.name(),
-            errors[0],
-            errors[1],
-            errors[2]
-        );
+        let w = llama_weights(s, format);
+        let g = llama(s, &w);
+        let want = reference(&g, &w, context, &tokens);
+        let error = |&chunk| nmse(&run(&g, &w, &backend, true, chunk, context, &tokens), &want);
+        let errors: Vec<f64> = chunks.iter().map(error).collect();
+        let shown: Vec<String> = errors.iter().map(|e| format!("{e:.1e}")).collect();
+        println!("{:<8} chunks of {chunks:?}: {}", format.name(), shown.join(" "));
         if errors.iter().any(|&e| e > NMSE) {
             failed.push(format!("{} {errors:?}", format.name()));
         }
@@ -45,25 +37,17 @@ fn a_small_model_in_every_format() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_small_model_in_every_format() {
+    check_formats(&SMALL, 150, &[1, 50, 150]);
+}
+
 /// Rows that warps go through in several passes, the last one short.
 #[test]
 #[ignore = "needs a CUDA device"]
 fn long_rows_in_every_format() {
-    let backend = cuda();
-    let s = Shape { ffn: 4352, ..SMALL };
-    let mut failed = Vec::new();
-    for &format in Format::all() {
-        let w = llama_weights(&s, format);
-        let g = llama(&s, &w);
-        let tokens = tokens(9, s.vocabulary);
-        let want = reference(&g, &w, 16, &tokens);
-        let error = nmse(&run(&g, &w, &backend, true, 1, 16, &tokens), &want);
-        println!("{:<8} {error:.1e}", format.name());
-        if error > NMSE {
-            failed.push(format!("{} {error:.1e}", format.name()));
-        }
-    }
-    assert!(failed.is_empty(), "{failed:#?}");
+    check_formats(&Shape { ffn: 4352, ..SMALL }, 9, &[1]);
 }
 
 /// Heads, heads of keys, width, window, whether heads have norms, positions. Of the last two, several

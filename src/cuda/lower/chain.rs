@@ -135,13 +135,15 @@ fn close(
     let mut made = links.clone();
     let attend = made.iter_mut().map(|l| settle(l, bases)).max().unwrap_or(0);
     let room = chip.block_shared.saturating_sub(CHAIN_SHARED + attend);
-    let fits = made.iter_mut().all(|l| match &mut l.parameters {
-        Parameters::Gemv(p) => chained(p, room).is_some(),
-        _ => true,
+    let pages = made.iter_mut().filter_map(|l| match &mut l.parameters {
+        Parameters::Gemv(p) => Some(chained(p, room)),
+        _ => None,
     });
-    let page = made.iter().filter_map(page).max().unwrap_or(0);
+    // None where a product's pages do not fit.
+    let pages: Option<Vec<usize>> = pages.collect();
+    let page = pages.into_iter().flatten().max().unwrap_or(0);
     let stages = room.checked_div(page).unwrap_or(0).min(MAX_STAGES);
-    if !fits || stages < 2 {
+    if stages < 2 {
         out.append(links);
         return Ok(());
     }
@@ -169,14 +171,6 @@ fn close(
     let parameters = Parameters::Chain(Box::new(Links { chain, links }));
     out.push(Launch { kernel: Kernel::Chain, tile: 0, shape, parameters, lead, group });
     Ok(())
-}
-
-/// Bytes of a product's pages.
-fn page(launch: &Launch) -> Option<usize> {
-    match &launch.parameters {
-        Parameters::Gemv(p) => Some(p.stage_bytes as usize),
-        _ => None,
-    }
 }
 
 fn is_fresh(at: u64, bases: &Bases) -> bool {

@@ -55,16 +55,23 @@ impl Stream {
         let stages = (room / stage_bytes).min(MAX_STAGES);
         (stages >= 2).then_some(Stream { team, batch, passes, wide, stages, stage_bytes })
     }
+
+    /// Tells a product of it.
+    fn tell(&self, p: &mut Gemv) -> Result<()> {
+        p.team = self.team.ilog2();
+        (p.batch, p.passes) = (count(self.batch)?, count(self.passes)?);
+        (p.wide, p.stages) = (count(self.wide)?, count(self.stages)?);
+        p.stage_bytes = count(self.stage_bytes)?;
+        Ok(())
+    }
 }
 
-/// Adapts a product to a chain's ring.
-pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<()> {
+/// Adapts a product to a chain's ring; bytes of its pages.
+pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<usize> {
     let parts = p.part.iter().take_while(|m| m.data != 0 || m.rows != 0);
     let stream = Stream::with(room, &parts.copied().collect::<Vec<_>>(), true)?;
-    p.team = stream.team.ilog2();
-    (p.batch, p.passes) = (stream.batch as u32, stream.passes as u32);
-    (p.wide, p.stage_bytes) = (stream.wide as u32, stream.stage_bytes as u32);
-    Some(())
+    stream.tell(p).ok()?;
+    Some(stream.stage_bytes)
 }
 
 /// Columns of a product: the kernel, the weights and where they are, and what becomes of them.
@@ -113,23 +120,18 @@ impl Lowering<'_> {
         if one {
             let stream = Stream::of(self.chip, &layouts)
                 .ok_or_else(|| Error::Plan("its rows are too wide".to_string()))?;
-            let p = Gemv {
+            let mut p = Gemv {
                 x: row.at,
                 norm: norm.0,
                 eps: norm.1,
                 cols: count(cols)?,
                 domains,
-                stages: count(stream.stages)?,
-                stage_bytes: count(stream.stage_bytes)?,
-                team: stream.team.ilog2(),
-                batch: count(stream.batch)?,
-                passes: count(stream.passes)?,
-                wide: count(stream.wide)?,
-                unused: 0,
                 first,
                 domain,
                 part,
+                ..Gemv::default()
             };
+            stream.tell(&mut p)?;
             let grid = (end.clamp(1, self.chip.processors.max(1)), 1);
             let shared = stream.stages * stream.stage_bytes;
             let p = Parameters::Gemv(Box::new(p));
