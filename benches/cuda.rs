@@ -3,11 +3,12 @@
 //! `cargo bench --bench cuda -- [SHAPE] [FORMAT…]`, by default a Llama of 1B in five formats.
 //! With `where` among them, it says instead where a step's time goes, launch by launch; `pages=DIR`
 //! puts drawings there. Milliseconds are a token's, wall clock, sampling and the token's way to the host included:
-//! medians of 5.
+//! medians of 5. Batches are sequences of 128 tokens that go on a token a step each, sampled on the device.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use gllm_kernels::cuda::CudaBackend;
+use gllm_kernels::cuda::CudaSession;
 use gllm_kernels::graph::{AttendOptions, Builder, Graph, RopeOptions, Weights};
 use gllm_kernels::model::Format;
 use gllm_kernels::plan::{Limits, Session, StepInput};
@@ -181,6 +182,40 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
+/// Steps a second of `rows` sequences, each behind 128 tokens: the median of 5.
+fn batch(session: &mut CudaSession, rows: u32, steps: u32) -> f64 {
+    let prompt: Vec<u32> = (0..96).map(|i| i * 7919 % 128_000).collect();
+    let positions: Vec<u32> = (0..96).collect();
+    for slot in 0..rows {
+        let slots = vec![slot; 96];
+        let outs: &[u32] = &[];
+        let input = StepInput { tokens: &prompt, positions: &positions, slots: &slots, outs };
+        session.run(&input).unwrap();
+    }
+    let slots: Vec<u32> = (0..rows).collect();
+    let times = (0..5).map(|_| {
+        let mut tokens: Vec<u32> = slots.iter().map(|s| s * 7919 % 128_000).collect();
+        let mut start = Instant::now();
+        for position in 96..96 + 8 + steps {
+            if position == 96 + 8 {
+                start = Instant::now();
+            }
+            let positions = vec![position; rows as usize];
+            session
+                .run(&StepInput {
+                    tokens: &tokens,
+                    positions: &positions,
+                    slots: &slots,
+                    outs: &slots,
+                })
+                .unwrap();
+            tokens.copy_from_slice(session.sampled());
+        }
+        start.elapsed().as_secs_f64() / f64::from(steps)
+    });
+    1.0 / median(times.collect())
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let backend = match CudaBackend::open() {
@@ -196,7 +231,7 @@ fn main() {
         vec![Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q4_K, Format::TQ2_0, Format::Q1_0];
     for format in if named.is_empty() { usual } else { named } {
         let w = Random::new(&shape, format);
-        let limits = Limits { rows: 512, outs: 1, slots: 1, context: 4608 };
+        let limits = Limits { rows: 512, outs: 32, slots: 32, context: 4608 };
         let g = graph(&shape, &w);
         let plans = Plans::new(&g, &backend, limits).unwrap();
         let start = Instant::now();
@@ -205,7 +240,7 @@ fn main() {
         let weights = plans.one.bytes().weights as f64;
         let mut generator = Generator::new(session);
         if args.iter().any(|a| a == "profile") {
-            // A chunk and two steps, launch by launch: for a profiler to look at.
+            // A chunk, two steps and two batches, launch by launch: for a profiler to look at.
             let tokens: Vec<u32> = (0..512).collect();
             generator.prefill(&tokens[..], || true).unwrap();
             let s = generator.session();
@@ -213,6 +248,17 @@ fn main() {
                 let positions = [position];
                 s.run(&StepInput { tokens: &[5], positions: &positions, slots: &[0], outs: &[0] })
                     .unwrap();
+            }
+            for rows in [8u32, 32] {
+                let slots: Vec<u32> = (0..rows).collect();
+                let positions = vec![140; rows as usize];
+                s.run(&StepInput {
+                    tokens: &slots,
+                    positions: &positions,
+                    slots: &slots,
+                    outs: &slots,
+                })
+                .unwrap();
             }
             continue;
         }
@@ -267,16 +313,19 @@ fn main() {
             generator.session().run(&input).unwrap();
             times.push(start.elapsed().as_secs_f64());
         }
+        let batches = [8, 32].map(|n| f64::from(n) * batch(generator.session(), n, 48));
         let token = plans.one.weight_bytes_per_token() as f64;
         println!(
-            "{:<6} load {:.2} s ({:.1} GB/s)  ctx 128: {:.3} ms ({:.0} GB/s)  ctx 4096: {:.3} ms  pp512: {:.0} tokens/s",
+            "{:<6} load {:.2} s ({:.1} GB/s)  ctx 128: {:.3} ms ({:.0} GB/s)  ctx 4096: {:.3} ms  pp512: {:.0} tokens/s  batch 8: {:.0}  batch 32: {:.0} tokens/s",
             format.name(),
             load,
             weights / load / 1e9,
             decode[0] * 1e3,
             token / decode[0] / 1e9,
             decode[1] * 1e3,
-            512.0 / median(times)
+            512.0 / median(times),
+            batches[0],
+            batches[1]
         );
     }
 }
