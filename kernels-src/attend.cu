@@ -5,32 +5,8 @@
 // spreads (key head x chunk) over the chip, and the block that finishes a head last merges it; a
 // prefill step gives each (row, key head) a block that takes the chunks one after the other. Both do
 // the same arithmetic in the same order: a row's bits do not depend on how it was run.
+#include "attend.cuh"
 #include "cache.cuh"
-
-constexpr u32 CHUNK = 64;
-
-struct Attend {
-  const float* q;
-  float* out;
-  const u16 *keys, *values;
-  // Null where keys and values are halves.
-  const u16 *key_scales, *value_scales;
-  const u32 *positions, *slots;
-  // Of each (row, query head, chunk): the values' sums, then maximum and sum of the weights.
-  float* partial;
-  u32* arrived;
-  // A score for each head that has no value; null for none.
-  const float* sinks;
-  u32 q_stride, out_stride, heads, kv_heads, dim, context, window, chunks;
-  float scale, softcap;
-  // Whether chunks are spread over blocks. Then there is one row.
-  u32 split;
-  // Greatest exponent of ALiBi's slopes, 0 for none.
-  float alibi;
-  // How many of `kv_heads` are one in the cache: parts of a group that no block holds whole.
-  u32 share, unused;
-};
-static_assert(sizeof(Attend) == 144, "src/cuda/abi.rs mirrors it");
 
 struct Tile {
   // Queries; scores `[position][query]`; maximum and sum of each query.

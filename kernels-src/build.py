@@ -3,7 +3,7 @@
 import ctypes, glob, hashlib, os, re, subprocess, sys
 
 ARCHS = ["80", "86", "89", "90a"]
-FILES = ["gemv.cu", "gemm.cu", "experts.cu", "rows.cu", "attend.cu", "attend_one.cu", "sample.cu"]
+FILES = ["gemv.cu", "gemm.cu", "experts.cu", "rows.cu", "attend.cu", "attend_one.cu", "attend_many.cu", "sample.cu"]
 # What needs bulk copies.
 HOPPER = ["chain.cu"]
 OPTIONS = ["--std=c++17"]

@@ -20,9 +20,9 @@ DEV Tile tile_of(const Gemm& p, u32 tile) {
 
 DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-// Adds up what the blocks of a cluster have, each its share of the rows, in place.
-DEV void add_up(u32 sums, u32 width, u32 rows, u32 rank, u32 splits, u32 t, u32 threads) {
-  u32 quads = (width - 4) / 4, mine = (rows - rank + splits - 1) / splits * quads;
+// Adds up what the blocks of a cluster have, `each` times `most` rows of sums, in place: each block its share of the rows.
+DEV void add_up(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {
+  u32 quads = (width - 4) / 4, mine = (rows - rank + splits - 1) / splits * quads, all = splits * each;
   if (rows <= rank) return;
 #pragma unroll 2
   for (u32 i = t; i < mine; i += threads) {
@@ -30,15 +30,15 @@ DEV void add_up(u32 sums, u32 width, u32 rows, u32 rank, u32 splits, u32 t, u32 
     float4 v[8];
 #pragma unroll
     for (u32 s = 0; s < 8; s++)
-      if (s < splits) v[s] = cluster_read(at, s);
+      if (s < all) v[s] = cluster_read(at + s % each * most * width * 4, s / each);
     // The first half in order, the second half in order, then both: as blocks do that have half each.
-    u32 half = splits / 2;
+    u32 half = all / 2;
     float4 sum = v[0], second = v[1];
 #pragma unroll
     for (u32 s = 1; s < 8; s++) {
       if (s < half) sum = plus(sum, v[s]);
       if (s == half) second = v[s];
-      if (s > half && s < splits) second = plus(second, v[s]);
+      if (s > half && s < all) second = plus(second, v[s]);
     }
     sum = plus(sum, second);
     asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
@@ -112,7 +112,11 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, const float* s
           v.x = gate(e, v.x) * w.x, v.y = gate(e, v.y) * w.y;
           v.z = gate(e, v.z) * w.z, v.w = gate(e, v.w) * w.w;
         }
-        __stcg((float4*)(e.out + (u64)(s.m0 + n) * e.out_stride + first + c), v);
+        if (e.out) __stcg((float4*)(e.out + (u64)(s.m0 + n) * e.out_stride + first + c), v);
+        if (p.left.at) {
+          leave_split(p.left, s.m0 + n, first + c, v.x, v.y);
+          leave_split(p.left, s.m0 + n, first + c + 2, v.z, v.w);
+        }
       }
     }
     return;

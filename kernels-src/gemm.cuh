@@ -1,5 +1,6 @@
 // What a product of many rows is given.
 #pragma once
+#include "split.cuh"
 #include "units.cuh"
 
 struct Gemm {
@@ -12,5 +13,9 @@ struct Gemm {
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
   Matrix part[2 * MAX_DOMAINS];
+  // Of the only domain, which has a straight line; then it may leave no plain rows.
+  SplitTiles left;
+  // With few rows (few90.cuh): pages of weights of a warp, and bytes of a panel's span in them.
+  u32 pages, page;
 };
-static_assert(sizeof(Gemm) == 2760, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemm) == 2784, "src/cuda/abi.rs mirrors it");

@@ -1,11 +1,11 @@
 // Many rows times weights on sm_90a: `wgmma`, with the weights as the left side.
 //
-// A warpgroup has 64 outputs (a *tile*), or MT times as many; a block has one or two warpgroups. Weights are the
-// left side, which may be in registers: they come from memory to the lanes that multiply them and are
-// taken apart there (shares.cuh), so no tile of weights is ever stored. Rows are the right side: N of
-// them, 8 to 128, each as two bf16 that add up to it, in tiles that `rows` has written as the tensor
-// cores want them (split.cuh), so that 64 inputs of N rows are one copy. Those go through a ring; the last
-// warp that is done with a stage asks for what comes next into it.
+// A warpgroup has 64 outputs (a *tile*), a block two warpgroups. Weights are the left side, which may be in
+// registers: they come from memory to the lanes that multiply them and are taken apart there (shares.cuh),
+// so no tile of weights is ever stored. Rows are the right side: N of them, 64 or 128, each as two bf16
+// that add up to it, in tiles that a launch before has written as the tensor cores want them (split.cuh), so
+// that 64 inputs of N rows are one copy. Those go through a ring; the last warp that is done with a stage
+// asks for what comes next into it. Few rows have a kernel of their own (few90.cuh).
 //
 // The order of inputs within 128 of them is such that a lane's share of an instruction is
 // neighbours in memory: wide, lane q of four has inputs 32 q .. 32 q + 31, a unit of planes;
@@ -25,15 +25,63 @@ constexpr u32 GROUP = 2048;
 // Barriers of the ring.
 constexpr u32 MAX_GEMM_STAGES = 16, HEADER = 1024;
 
-// MT: tiles of a warpgroup. SUMS: whether a block may have several stretches of inputs.
-template <class S, u32 N, u32 MT, bool SUMS>
+// The panels of the two outputs of a lane, `r` and `r + 8` of a tile, and their matrices.
+DEV Lines lines_of(const Gemm& p, u32 which, u32 r, const Matrix* (&matrix)[2]) {
+  Lines line;
+  Tile tile = tile_of(p, which);
+  const Domain& d = p.domain[tile.domain];
+#pragma unroll
+  for (u32 s = 0; s < 2; s++) {
+    // Two parts share a tile: eight outputs of one, the same eight of the other.
+    u32 output = tile.first + (d.parts == 1 ? r + 8 * s : r / 16 * 8 + r % 8);
+    if (output >= tile.outputs) output %= PANEL;
+    matrix[s] = &p.part[d.part[d.parts == 1 ? 0 : s]];
+    line.panel[s] = matrix[s]->data + (u64)(output / PANEL) * matrix[s]->panel_bytes;
+    line.row = output % PANEL;
+  }
+  return line;
+}
+
+// Floats from a row of sums to the next, so that neighbours in a row are written by neighbouring threads.
+DEV u32 sums_width(u32 tiles) { return tiles * WG_M + 4; }
+// A lane's sums of a tile go to shared memory.
+template <u32 N>
+DEV void put_sums(const float (&acc)[N / 2], float* sums, u32 width) {
+  u32 t = threadIdx.x, q = t % 4, r = t / 32 % 4 * 16 + t % 32 / 4;
+#pragma unroll
+  for (u32 j = 0; j < N / 2; j++) sums[(j / 4 * 8 + q * 2 + j % 2) * width + r + j % 4 / 2 * 8] = acc[j];
+}
+
+// What becomes of a block's sums: `each` times N rows of them, of stretches in a row, which are added up over the blocks of a
+// cluster; registers of byte code are behind. A warpgroup finishes a tile, if there is one for it.
+template <u32 N>
+DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 tiles) {
+  u32 t = threadIdx.x, width = sums_width(tiles), group = t / 128;
+  u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
+  Share share = {tile_of(p, first_tile + group), m0, rows, rank, splits, t % 128};
+  Residuals residuals;
+  if (group < tiles) ask_early(residuals, p, share);
+  if (splits > 1) cluster_meet();
+  if (splits * each > 1) {
+    if (splits == 1) __syncthreads();
+    add_up(shared_address(sums), width, N, rows, rank, splits, each, t, blockDim.x);
+    // Nobody leaves while others read its memory.
+    if (splits > 1) cluster_arrive();
+  }
+  __syncthreads();
+  if (group < tiles) finish_tile(p, share, residuals, sums + group * WG_M, width, sums + each * N * width + t, blockDim.x);
+  if (splits > 1) cluster_wait();
+}
+
+// SUMS: whether a block may have several stretches of inputs.
+template <class S, u32 N, bool SUMS>
 DEV void gemm90(const Gemm& p) {
   extern __shared__ u8 unaligned[];
   u32 base = (shared_address(unaligned) + 1023) & ~1023u;
   u8* shared = unaligned + (base - shared_address(unaligned));
   u32 full = base, empty = base + 8 * MAX_GEMM_STAGES, tiles = base + HEADER;
   u32 t = threadIdx.x, warp = t / 32, lane = t % 32, group = warp / 4;
-  u32 groups = blockDim.x / 128, first_tile = blockIdx.y * groups * MT;
+  u32 groups = blockDim.x / 128, first_tile = blockIdx.y * groups;
   u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
   // Where a stretch of inputs begins: this block has one of them, or several in a row.
   u32 blocks = p.stride / 128, each = SUMS ? p.each : 1;
@@ -55,47 +103,28 @@ DEV void gemm90(const Gemm& p) {
   pdl_launch_next();
 
   u32 q = lane % 4, r = warp % 4 * 16 + lane / 4;
-  Lines line[MT];
   // A tile's weights on both sides of a lane.
-  const Matrix* matrix[MT][2];
-#pragma unroll
-  for (u32 i = 0; i < MT; i++) {
-    Tile tile = tile_of(p, first_tile + group * MT + i);
-    const Domain& d = p.domain[tile.domain];
-#pragma unroll
-    for (u32 s = 0; s < 2; s++) {
-      // Two parts share a tile: eight outputs of one, the same eight of the other.
-      u32 output = tile.first + (d.parts == 1 ? r + 8 * s : r / 16 * 8 + r % 8);
-      if (output >= tile.outputs) output %= PANEL;
-      matrix[i][s] = &p.part[d.part[d.parts == 1 ? 0 : s]];
-      line[i].panel[s] = matrix[i][s]->data + (u64)(output / PANEL) * matrix[i][s]->panel_bytes;
-      line[i].row = output % PANEL;
-    }
-  }
-  S share[MT];
+  const Matrix* matrix[2];
+  Lines line = lines_of(p, first_tile + group, r, matrix);
+  S share;
   // Step `step` of `block`. Past the last block that is taken once more: nobody looks at it.
   auto fetch = [&](u32 block, int step, bool first) {
-#pragma unroll
-    for (u32 i = 0; i < MT; i++) share[i].fetch(*matrix[i][0], *matrix[i][1], line[i], block, end, q, p.wide, step, first);
+    share.fetch(*matrix[0], *matrix[1], line, block, end, q, p.wide, step, step, first);
   };
-#pragma unroll
-  for (u32 i = 0; i < MT; i++) share[i].begin(*matrix[i][0], *matrix[i][1], line[i], min(begin, blocks - 1), q, p.wide);
+  share.begin(*matrix[0], *matrix[1], line, min(begin, blocks - 1), q, p.wide);
 #pragma unroll
   for (int step = 0; step < S::SLOTS; step++) fetch(begin, step, true);
   pdl_wait();
   if (t == 0)
     for (u32 i = 0; i < min(p.stages, last); i++) bring(i, i);
 
-  float acc[MT][N / 2];
+  float acc[N / 2];
 #pragma unroll
-  for (u32 i = 0; i < MT; i++)
-#pragma unroll
-    for (u32 j = 0; j < N / 2; j++) acc[i][j] = 0.0f;
+  for (u32 j = 0; j < N / 2; j++) acc[j] = 0.0f;
   // Stretches that are summed up, and where the one at hand ends.
   float total[SUMS ? N / 2 : 1];
   u32 stretches = 1, next = stretch(rank * each + 1);
   if constexpr (SUMS) {
-    static_assert(MT == 1, "registers");
 #pragma unroll
     for (u32 j = 0; j < N / 2; j++) total[j] = 0.0f;
   }
@@ -112,22 +141,17 @@ DEV void gemm90(const Gemm& p) {
     for (int step = 0; step < STEPS; step++) {
       if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
       u64 rows_at = wg_tile(tiles + stage * STAGE + step % 2 * 64, GROUP);
-      Left left[MT];
-#pragma unroll
-      for (u32 i = 0; i < MT; i++) take_apart(left[i], *matrix[i][0], *matrix[i][1], share[i], step, p.zero);
-#pragma unroll
-      for (u32 i = 0; i < MT; i++) keep(left[i], !S::EXACT);
+      Left left;
+      take_apart(left, *matrix[0], *matrix[1], share, step, step, p.zero);
+      keep(left, !S::EXACT);
       fetch(block + (step + S::SLOTS) / STEPS, (step + S::SLOTS) % STEPS, false);
       wg_fence();
 #pragma unroll
       for (int x = 0; x < 2; x++) {
         u64 high = rows_at + x * 2, low = high + GROUP / 2 / 16;
-#pragma unroll
-        for (u32 i = 0; i < MT; i++) {
-          WgProduct<N>::add(acc[i], left[i].high[x], low);
-          if constexpr (!S::EXACT) WgProduct<N>::add(acc[i], left[i].low[x], high);
-          WgProduct<N>::add(acc[i], left[i].high[x], high);
-        }
+        WgProduct<N>::add(acc, left.high[x], low);
+        if constexpr (!S::EXACT) WgProduct<N>::add(acc, left.low[x], high);
+        WgProduct<N>::add(acc, left.high[x], high);
       }
       wg_commit();
       if constexpr (S::EXACT) {
@@ -149,9 +173,9 @@ DEV void gemm90(const Gemm& p) {
         wg_wait<0>();
 #pragma unroll
         for (u32 j = 0; j < N / 2; j++) {
-          wg_keep(acc[0][j]);
-          total[j] += acc[0][j];
-          acc[0][j] = 0.0f;
+          wg_keep(acc[j]);
+          total[j] += acc[j];
+          acc[j] = 0.0f;
         }
         next = stretch(rank * each + ++stretches);
       }
@@ -160,37 +184,12 @@ DEV void gemm90(const Gemm& p) {
   wg_wait<0>();
   if constexpr (SUMS)
 #pragma unroll
-    for (u32 j = 0; j < N / 2; j++) acc[0][j] = total[j];
+    for (u32 j = 0; j < N / 2; j++) acc[j] = total[j];
 
-  // The ring has served: no copy is on its way, and nobody reads it any more once all are here. Sums go
-  // there, so that neighbours in a row are written by neighbouring threads.
-  u32 width = groups * MT * WG_M + 4;
+  // The ring has served: no copy is on its way, and nobody reads it any more once all are here.
   float* sums = (float*)(shared + HEADER);
   __syncthreads();
-#pragma unroll
-  for (u32 i = 0; i < MT; i++)
-#pragma unroll
-    for (u32 j = 0; j < N / 2; j++)
-      sums[(j / 4 * 8 + q * 2 + j % 2) * width + (group * MT + i) * WG_M + r + j % 4 / 2 * 8] = acc[i][j];
-  // A warpgroup finishes its own tiles.
-  auto own = [&](u32 i) {
-    return Share{tile_of(p, first_tile + group * MT + i), m0, rows, rank, splits, t % 128};
-  };
-  Residuals residuals;
-  ask_early(residuals, p, own(0));
-  if (splits > 1) {
-    cluster_meet();
-    add_up(shared_address(sums), width, rows, rank, splits, t, blockDim.x);
-    // Nobody leaves while others read its memory.
-    cluster_arrive();
-  }
-  __syncthreads();
-#pragma unroll 1
-  for (u32 i = 0; i < MT; i++) {
-    Share s = own(i);
-    if (i > 0) ask_early(residuals, p, s);
-    finish_tile(p, s, residuals, sums + (group * MT + i) * WG_M, width, sums + N * width + t, blockDim.x);
-  }
-  if (splits > 1) cluster_wait();
+  put_sums<N>(acc, sums + group * WG_M, sums_width(groups));
+  finish_block<N>(p, sums, 1, first_tile, groups);
 }
 #endif

@@ -56,6 +56,17 @@ DEV u64 pick_key(float v, u32 at) {
   return (u64)(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | (u32)~at;
 }
 
+// A thread's elements of a row that is not too long are read once, all at a time; `rest` reads others again.
+constexpr u32 HELD = 8;
+template <class Rest, class What>
+DEV void each_held(const float (&held)[HELD], u32 len, Rest rest, What what) {
+  u32 t = threadIdx.x, step = blockDim.x;
+#pragma unroll
+  for (u32 k = 0; k < HELD; k++)
+    if (t + k * step < len) what(t + k * step, held[k]);
+  for (u32 e = t + HELD * step; e < len; e += step) what(e, rest(e));
+}
+
 KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
   extern __shared__ __align__(16) float registers[];
   __shared__ float shared32[32];
@@ -121,19 +132,19 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
             to[at] = v;
           };
           if (op.len == op.n0) {
-            float mean = 0, sum = 0;
+            float held[HELD], mean = 0, sum = 0;
+#pragma unroll
+            for (u32 k = 0; k < HELD; k++) held[k] = t + k * step < op.len ? read(op.a, a, t + k * step) : 0.0f;
+            auto rest = [&](u32 e) { return read(op.a, a, e); };
             if (layer) {
-              for (u32 e = t; e < op.len; e += step) sum += read(op.a, a, e);
+              each_held(held, op.len, rest, [&](u32, float v) { sum += v; });
               mean = block_sum(sum, shared32) / (float)op.n0;
               sum = 0;
             }
-            for (u32 e = t; e < op.len; e += step) {
-              float v = read(op.a, a, e) - mean;
-              sum += v * v;
-            }
+            each_held(held, op.len, rest, [&](u32, float v) { sum += (v - mean) * (v - mean); });
             sum = block_sum(sum, shared32);
             float scale = 1.0f / sqrtf(sum / (float)op.n0 + op.c);
-            for (u32 e = t; e < op.len; e += step) write(e, e, (read(op.a, a, e) - mean) * scale);
+            each_held(held, op.len, rest, [&](u32 e, float v) { write(e, e, (v - mean) * scale); });
           } else {
             // A warp a head.
             for (u32 h = t / 32 * op.n0; h < op.len; h += step / 32 * op.n0) {
@@ -288,17 +299,29 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         }
         case R_SPLIT: {
           // Two bf16 that add up to the value, n0 columns a row with zeros at the end; kind: where
-          // (split.cuh), n1: groups of rows.
-          for (u32 e = 2 * t; e < op.n0; e += 2 * step) {
-            float v = e < op.len ? read(op.a, a, e) : 0.0f;
-            float w = e + 1 < op.len ? read(op.a, a, e + 1) : 0.0f;
-            u32 h = bf16x2(v, w);
-            bool plain = op.kind == PLAIN_ROWS;
-            u64 place = plain ? (u64)row * op.n0 + e : tile_place(row, e, op.n1, op.kind == WIDE_TILES);
-            // What is left of infinity is not a number, and nothing is left of NaN but itself.
-            u32 l = bf16x2(v - bf16_low(h), w - bf16_high(h));
-            *(u32*)((u16*)op.aux + place) = h;
-            *(u32*)((u16*)op.aux2 + place) = l;
+          // (split.cuh), n1: groups of rows. Several pairs are read before the first is written.
+          constexpr u32 PAIRS = 4;
+          for (u32 e0 = 2 * t; e0 < op.n0; e0 += 2 * PAIRS * step) {
+            float v[PAIRS], w[PAIRS];
+#pragma unroll
+            for (u32 k = 0; k < PAIRS; k++) {
+              u32 e = e0 + 2 * k * step;
+              v[k] = e < op.len ? read(op.a, a, e) : 0.0f;
+              w[k] = e + 1 < op.len ? read(op.a, a, e + 1) : 0.0f;
+            }
+#pragma unroll
+            for (u32 k = 0; k < PAIRS; k++) {
+              u32 e = e0 + 2 * k * step;
+              if (e >= op.n0) break;
+              if (op.kind != PLAIN_ROWS) {
+                leave_split(SplitTiles{(u16*)op.aux, op.n1, op.kind}, row, e, v[k], w[k]);
+                continue;
+              }
+              u64 place = (u64)row * op.n0 + e;
+              u32 high = bf16x2(v[k], w[k]);
+              *(u32*)((u16*)op.aux + place) = high;
+              *(u32*)((u16*)op.aux2 + place) = low_parts(v[k], w[k], high);
+            }
           }
           break;
         }

@@ -31,11 +31,13 @@ struct Sample {
   Best* best;
   u32 *tokens, *positions, *slots, *outs, *history, *sampled;
   Sampler* sampler;
-  // The token, or all ones if a logit was not finite; in the host's memory.
+  // The tokens, or all ones where a logit was not finite; in the host's memory.
   u32* result;
+  // How many rows are done; zero between launches.
+  u32* arrived;
   u32 stride, vocabulary, rows, blocks, context, advance;
 };
-static_assert(sizeof(Sample) == 112 && sizeof(Best) == 24 && sizeof(Sampler) == 40, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Sample) == 120 && sizeof(Best) == 24 && sizeof(Sampler) == 40, "src/cuda/abi.rs mirrors it");
 
 // Higher floats, higher numbers; never called with NaN.
 DEV u32 order(float f) {
@@ -84,11 +86,27 @@ DEV bool filters(const Sampler& s, u32 vocabulary) {
          ((s.top_k > 0 && s.top_k < vocabulary) || s.top_p < 1.0f || s.min_p > 0.0f);
 }
 
-// Records the tokens of the rows by slot and position.
-KERNEL note(const __grid_constant__ Sample p) {
+// The rows of a step on their way from the host, where its lists stand one after the other.
+struct Given {
+  const u32* from;
+  u32 *tokens, *positions, *slots, *outs;
+  // Tokens by slot and position; null where nothing is sampled.
+  u32* history;
+  u32 rows, wanted, context, unused;
+};
+static_assert(sizeof(Given) == 64, "src/cuda/abi.rs mirrors it");
+
+// Takes them, and records tokens. Positions are read by kernels that do not wait for this one.
+KERNEL take(const __grid_constant__ Given p) {
   pdl_wait();
-  for (u32 r = threadIdx.x; r < p.rows; r += blockDim.x)
-    p.history[(u64)p.slots[r] * p.context + p.positions[r]] = p.tokens[r];
+  const volatile u32* from = p.from;
+  for (u32 r = threadIdx.x; r < p.rows; r += blockDim.x) {
+    u32 token = from[r], position = from[p.rows + r], slot = from[2 * p.rows + r];
+    p.tokens[r] = token, p.positions[r] = position, p.slots[r] = slot;
+    if (p.history) p.history[(u64)slot * p.context + position] = token;
+  }
+  for (u32 r = threadIdx.x; r < p.wanted; r += blockDim.x) p.outs[r] = from[3 * p.rows + r];
+  __threadfence();
 }
 
 KERNEL __launch_bounds__(256) scan(const __grid_constant__ Sample p) {
@@ -250,67 +268,69 @@ KERNEL __launch_bounds__(1024) pick(const __grid_constant__ Sample p) {
     return;
   }
   pdl_wait();
+  // A row a block.
   Sampler s = *p.sampler;
-  u32 bad_any = 0, token = 0;
-  for (u32 out = 0; out < p.rows; out++) {
-    u64 key = 0;
-    float score = -INFINITY;
-    u32 id = 0xffffffffu, bad = 0;
-    for (u32 i = threadIdx.x; i < p.blocks; i += 1024) {
-      const Best* b = p.best + (u64)out * p.blocks + i;
-      key = max64(key, __ldcg(&b->key));
-      bad |= __ldcg(&b->bad);
-      float other = __ldcg(&b->score);
-      u32 other_id = __ldcg(&b->id);
-      if (other > score || (other == score && other_id < id)) score = other, id = other_id;
+  u32 out = blockIdx.y;
+  u64 key = 0;
+  float score = -INFINITY;
+  u32 id = 0xffffffffu, bad = 0;
+  for (u32 i = threadIdx.x; i < p.blocks; i += 1024) {
+    const Best* b = p.best + (u64)out * p.blocks + i;
+    key = max64(key, __ldcg(&b->key));
+    bad |= __ldcg(&b->bad);
+    float other = __ldcg(&b->score);
+    u32 other_id = __ldcg(&b->id);
+    if (other > score || (other == score && other_id < id)) score = other, id = other_id;
+  }
+  reduce(key, score, id, bad, shared);
+  __shared__ u64 best_key;
+  __shared__ u32 any_bad;
+  if (threadIdx.x == 0) best_key = key, any_bad = bad;
+  __syncthreads();
+  u32 token = s.temperature > 0 ? id : ~(u32)best_key;
+  u32 top = (u32)(best_key >> 32);
+  u32 likeliest = ~(u32)best_key;
+  if (filters(s, p.vocabulary) && !any_bad) {
+    const float* v = p.adjusted + (u64)out * p.vocabulary;
+    u32 n = p.vocabulary;
+    float most = __uint_as_float(top & 0x80000000u ? top & 0x7fffffffu : ~top);
+    Cut cut = {0, 0xffffffffu};
+    if (s.top_k > 0 && s.top_k < n)
+      cut = select(v, n, cut, s.top_k, 0.0, [](float) -> u64 { return 1; }, &selection);
+    if (s.top_p < 1.0f)
+      cut = select(v, n, cut, 0, (double)s.top_p, [most](float x) { return fixed_point(x - most); },
+                   &selection);
+    double distance = s.min_p > 0 ? log((double)s.min_p) : -INFINITY;
+    u64 stream = mix(mix(s.seed) ^ (s.draws + out));
+    float inverse = 1.0f / s.temperature;
+    key = 0, score = -INFINITY, id = likeliest, bad = 0;
+    for (u32 i = threadIdx.x; i < n; i += 1024) {
+      float x = cg_f32(v + i);
+      if (!keeps(cut, order(x), i) || (double)x - (double)most < distance) continue;
+      float g = gumbel_score(x, inverse, stream, i);
+      if (g > score || (g == score && i < id)) score = g, id = i;
     }
     reduce(key, score, id, bad, shared);
-    __shared__ u64 best_key;
-    __shared__ u32 any_bad;
-    if (threadIdx.x == 0) best_key = key, any_bad = bad;
-    __syncthreads();
-    token = s.temperature > 0 ? id : ~(u32)best_key;
-    u32 top = (u32)(best_key >> 32);
-    u32 likeliest = ~(u32)best_key;
-    if (filters(s, p.vocabulary) && !any_bad) {
-      const float* v = p.adjusted + (u64)out * p.vocabulary;
-      u32 n = p.vocabulary;
-      float most = __uint_as_float(top & 0x80000000u ? top & 0x7fffffffu : ~top);
-      Cut cut = {0, 0xffffffffu};
-      if (s.top_k > 0 && s.top_k < n)
-        cut = select(v, n, cut, s.top_k, 0.0, [](float) -> u64 { return 1; }, &selection);
-      if (s.top_p < 1.0f)
-        cut = select(v, n, cut, 0, (double)s.top_p, [most](float x) { return fixed_point(x - most); },
-                     &selection);
-      double distance = s.min_p > 0 ? log((double)s.min_p) : -INFINITY;
-      u64 stream = mix(mix(s.seed) ^ (s.draws + out));
-      float inverse = 1.0f / s.temperature;
-      key = 0, score = -INFINITY, id = likeliest, bad = 0;
-      for (u32 i = threadIdx.x; i < n; i += 1024) {
-        float x = cg_f32(v + i);
-        if (!keeps(cut, order(x), i) || (double)x - (double)most < distance) continue;
-        float g = gumbel_score(x, inverse, stream, i);
-        if (g > score || (g == score && i < id)) score = g, id = i;
-      }
-      reduce(key, score, id, bad, shared);
-      token = id;
-    }
-    if (threadIdx.x == 0) p.sampled[out] = any_bad ? 0xffffffffu : token;
-    bad_any |= any_bad;
-    __syncthreads();
+    token = id;
   }
   if (threadIdx.x != 0) return;
-  p.sampler->draws = s.draws + p.rows;
-  if (p.advance && !bad_any) {
-    // The next step runs the last token at the next position of its slot.
-    u32 row = p.outs[p.rows - 1], position = p.positions[row] + 1, slot = p.slots[row];
-    p.tokens[0] = token;
-    p.positions[0] = position;
-    p.slots[0] = slot;
-    p.outs[0] = 0;
-    if (position < p.context) p.history[(u64)slot * p.context + position] = token;
+  token = any_bad ? 0xffffffffu : token;
+  __stcg(p.sampled + out, token);
+  *(volatile u32*)(p.result + out) = token;
+  if (p.rows > 1) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(p.arrived) : "memory");
+    if (before + 1 != p.rows) return;
+    *p.arrived = 0;
+    token = cg_u32(p.sampled + p.rows - 1);
   }
-  // One word for the host, written at once.
-  *(volatile u32*)p.result = bad_any ? 0xffffffffu : token;
-  __threadfence_system();
+  p.sampler->draws = s.draws + p.rows;
+  if (!p.advance || token == 0xffffffffu) return;
+  // The next step runs the last token at the next position of its slot.
+  u32 row = p.outs[p.rows - 1], position = p.positions[row] + 1, slot = p.slots[row];
+  p.tokens[0] = token;
+  p.positions[0] = position;
+  p.slots[0] = slot;
+  p.outs[0] = 0;
+  if (position < p.context) p.history[(u64)slot * p.context + position] = token;
 }

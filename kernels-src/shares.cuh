@@ -7,21 +7,23 @@
 // Steps of 32 inputs, two instructions each, of a block of 128 inputs.
 constexpr int STEPS = 4;
 
-// Loads of weights stay where they are written.
-DEV void weights(const u8* at, u32& a) { asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(a) : "l"(at)); }
-DEV void weights(const u8* at, u32& a, u32& b) {
-  asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "l"(at));
-}
-DEV void weights(const u8* at, u32& a, u32& b, u32& c, u32& d) {
-  asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "l"(at));
-}
-// Of one, two or four bytes, or none.
-DEV void weights_of(const u8* at, u32 bytes, u32& a) {
-  asm volatile(
-      "{\n.reg .pred q, r, s;\nsetp.eq.u32 q, %2, 1;\nsetp.eq.u32 r, %2, 2;\nsetp.eq.u32 s, %2, 4;\nmov.u32 %0, 0;\n"
-      "@q ld.global.nc.u8 %0, [%1];\n@r ld.global.nc.u16 %0, [%1];\n@s ld.global.nc.u32 %0, [%1];\n}"
-      : "=&r"(a) : "l"(at), "r"(bytes));
-}
+// Loads of weights stay where they are written: from memory, or from an address in shared memory.
+#define WEIGHT_LOADS(AT, FROM, HOW)                                                                                  \
+  DEV void weights(AT at, u32& a) { asm volatile("ld." FROM ".u32 %0, [%1];" : "=r"(a) : HOW(at)); }                 \
+  DEV void weights(AT at, u32& a, u32& b) {                                                                          \
+    asm volatile("ld." FROM ".v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : HOW(at));                                  \
+  }                                                                                                                  \
+  DEV void weights(AT at, u32& a, u32& b, u32& c, u32& d) {                                                          \
+    asm volatile("ld." FROM ".v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : HOW(at));          \
+  }                                                                                                                  \
+  /* Of one, two or four bytes, or none. */                                                                          \
+  DEV void weights_of(AT at, u32 bytes, u32& a) {                                                                    \
+    asm volatile("{\n.reg .pred q, r, s;\nsetp.eq.u32 q, %2, 1;\nsetp.eq.u32 r, %2, 2;\nsetp.eq.u32 s, %2, 4;\n"     \
+                 "mov.u32 %0, 0;\n@q ld." FROM ".u8 %0, [%1];\n@r ld." FROM ".u16 %0, [%1];\n"                      \
+                 "@s ld." FROM ".u32 %0, [%1];\n}" : "=&r"(a) : HOW(at), "r"(bytes));                                \
+  }
+WEIGHT_LOADS(const u8*, "global.nc", "l")
+WEIGHT_LOADS(u32, "shared", "r")
 
 // The weights of the two outputs of a lane, eight apart in a tile or the same of two parts: their
 // panels, and which row of a panel both are. Outputs that are not there read others; nobody looks at
@@ -31,8 +33,8 @@ struct Lines {
   u32 row;
 };
 
-// A lane's share of 128 inputs of two outputs in floats: four steps of 8 weights, or what comes next
-// of them.
+// A lane's share of two outputs in floats: steps of 8 weights, or what comes next of them. What is kept of a step
+// is in its slot, which counts on through as many blocks as slots hold.
 template <u32 KIND, int SLOTS_ = STEPS>
 struct FloatShare {
   static constexpr int SLOTS = SLOTS_;
@@ -55,7 +57,7 @@ struct FloatShare {
     for (u32 side = 0; side < 2; side++) at[side] = line.panel[side] + from - room * 16;
   }
   // Step `step` of `block`; the first step of a block goes on from the block before.
-  DEV void fetch(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 end, u32 q, u32 wide, int step, bool first) {
+  DEV void fetch(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 end, u32 q, u32 wide, int step, int slot, bool first) {
     if (step == 0 && !first && block < end) {
       look(m, block, q, wide);
       u32 on = block % BLOCKS != 0 ? BLOCK * 16
@@ -66,18 +68,18 @@ struct FloatShare {
     int off = min(step * (int)(wide ? EACH : 4 * EACH), room);
 #pragma unroll
     for (u32 side = 0; side < 2; side++) {
-      u32* to = w[step % SLOTS][side];
+      u32* to = w[slot % SLOTS][side];
       const u8* from = at[side] + off * 16;
       weights(from, to[0], to[1], to[2], to[3]);
       if constexpr (EACH == 2) weights(from + (off < room ? 16 : 0), to[4], to[5], to[6], to[7]);
     }
   }
-  DEV bool decode_short(const Matrix&, u32, int, u32*, u32*) const { return false; }
+  DEV bool decode_short(const Matrix&, u32, int, int, u32*, u32*) const { return false; }
   // Eight weights of a step.
-  DEV void decode(const Matrix&, u32 side, int step, float* v) const {
+  DEV void decode(const Matrix&, u32 side, int, int slot, float* v) const {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-      u32 word = w[step % SLOTS][side][KIND == F32 ? i % WORDS : i / 2 % WORDS];
+      u32 word = w[slot % SLOTS][side][KIND == F32 ? i % WORDS : i / 2 % WORDS];
       v[i] = KIND == F32 ? __uint_as_float(word) : half_to_f32(i % 2 ? word >> 16 : word & 0xffff);
     }
   }
@@ -109,15 +111,15 @@ DEV u32 negated2(u32 a) {
 template <int LO, int HI>
 struct Unit {
   u32 lo[LO], hi[HI ? HI : 1], s, d;
-  template <int BITS>
-  static DEV void plane(const u8* at, u32* w) {
+  template <int BITS, class At>
+  static DEV void plane(At at, u32* w) {
     if constexpr (BITS == 4) weights(at, w[0], w[1], w[2], w[3]);
     if constexpr (BITS == 2) weights(at, w[0], w[1]);
     if constexpr (BITS == 1) weights(at, w[0]);
   }
-  DEV void fetch(const Matrix& m, const u8* panel, u32 row, u32 unit) {
-    u32 span = unit / SPAN, n = span_units(m, span), u = unit % SPAN;
-    const u8* p = panel + (u64)span * m.span_bytes;
+  // Unit `u` of `n` of a row of a span.
+  template <class At>
+  DEV void fetch(const Matrix& m, At p, u32 row, u32 n, u32 u) {
     if constexpr (LO == 8) {
       plane<4>(p + (2 * row * n + u) * 16, lo);
       plane<4>(p + ((2 * row + 1) * n + u) * 16, lo + 4);
@@ -156,7 +158,10 @@ struct Unit {
     scales(m, step >= 2, scale, add);
     u32 s = bf16x2(scale, scale);
     float rest = scale - bf16_low(s);
-    u32 s_low = bf16x2(rest, rest), zero = bf16x2((float)(128 + m.zero), (float)(128 + m.zero));
+    decode_short_with(m, step, s, bf16x2(rest, rest), high, low);
+  }
+  DEV void decode_short_with(const Matrix& m, int step, u32 s, u32 s_low, u32* high, u32* low) const {
+    u32 zero = bf16x2((float)(128 + m.zero), (float)(128 + m.zero));
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       u32 c = quad<LO>(lo, 2 * step + i);
@@ -179,6 +184,9 @@ struct Unit {
   DEV void decode(const Matrix& m, int step, float* v) const {
     float scale, add;
     scales(m, step >= 2, scale, add);
+    decode_with(m, step, scale, add, v);
+  }
+  DEV void decode_with(const Matrix& m, int step, float scale, float add, float* v) const {
     // A code in the low bits of 2^23 is a float; what is taken off again is exact.
     float zero = (float)(0x800000 + m.zero);
 #pragma unroll
@@ -201,18 +209,74 @@ struct PlanesShare {
   static constexpr bool EXACT = false;
   Unit<LO, HI> of[2];
   DEV void begin(const Matrix&, const Matrix&, const Lines&, u32, u32, u32) {}
-  DEV void fetch(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 end, u32 q, u32, int step, bool) {
+  DEV void fetch(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 end, u32 q, u32, int step, int, bool) {
     // All of it with the last step, whose weights are the last that are needed of the one before.
     if (step != STEPS - 1) return;
     u32 unit = min(min(block, end - 1) * 4 + q, a.units - 1);
-    of[0].fetch(a, line.panel[0], line.row, unit);
-    of[1].fetch(b, line.panel[1], line.row, unit);
+    u32 span = unit / SPAN, n = span_units(a, span), u = unit % SPAN;
+    of[0].fetch(a, line.panel[0] + (u64)span * a.span_bytes, line.row, n, u);
+    of[1].fetch(b, line.panel[1] + (u64)span * b.span_bytes, line.row, n, u);
   }
-  DEV void decode(const Matrix& m, u32 side, int step, float* v) const { of[side].decode(m, step, v); }
-  DEV bool decode_short(const Matrix& m, u32 side, int step, u32* high, u32* low) const {
+  DEV void decode(const Matrix& m, u32 side, int step, int, float* v) const { of[side].decode(m, step, v); }
+  DEV bool decode_short(const Matrix& m, u32 side, int step, int, u32* high, u32* low) const {
     if (!of[side].short_codes(m)) return false;
     of[side].decode_short(m, step, high, low);
     return true;
+  }
+};
+
+// The same, one step of it, from spans of both outputs' panels in shared memory.
+template <u32 KIND>
+struct FloatPage : FloatShare<KIND, 1> {
+  typedef FloatShare<KIND, 1> Of;
+  static constexpr u32 BLOCKS = Of::BLOCKS;
+  static DEV bool takes(const Matrix&) { return true; }
+  DEV void fetch(const Matrix& a, const Matrix&, const u32 (&at)[2], u32 row, u32 block, u32, u32 q, u32 wide, int step) {
+    u32 n = span_units(a, block / BLOCKS), last = n - 1, first = block % BLOCKS * Of::BLOCK;
+    u32 u = first + (wide ? q * STEPS + step : step * 4 + q) * Of::EACH;
+#pragma unroll
+    for (u32 side = 0; side < 2; side++) {
+      u32 from = at[side] + row * n * 16, *to = this->w[0][side];
+      weights(from + min(u, last) * 16, to[0], to[1], to[2], to[3]);
+      if constexpr (Of::EACH == 2) weights(from + min(u + 1, last) * 16, to[4], to[5], to[6], to[7]);
+    }
+  }
+};
+// Of planes what follows from a unit's scales is made once. SHORT: codes less zero are exact in bf16, and nothing is
+// added.
+template <int LO, int HI, bool SHORT>
+struct PlanesPage {
+  static constexpr int SLOTS = 1;
+  static constexpr bool EXACT = false;
+  static constexpr u32 BLOCKS = SPAN / 4;
+  static DEV bool takes(const Matrix& m) { return Unit<LO, HI>::short_codes(m) == SHORT; }
+  Unit<LO, HI> of[2];
+  // Of each side and half of a unit: the scale's high and low part, twice each; or scale and what is added.
+  u32 made[2][2][2];
+  DEV void fetch(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, u32 end, u32 q, u32, int step) {
+    // A unit is all four steps.
+    if (step != 0) return;
+    u32 unit = min(min(block, end - 1) * 4 + q, a.units - 1), n = span_units(a, unit / SPAN);
+    of[0].fetch(a, at[0], row, n, unit % SPAN);
+    of[1].fetch(b, at[1], row, n, unit % SPAN);
+#pragma unroll
+    for (u32 side = 0; side < 2; side++)
+#pragma unroll
+      for (u32 half = 0; half < 2; half++) {
+        float scale, add;
+        of[side].scales(side ? b : a, half, scale, add);
+        u32* to = made[side][half];
+        if constexpr (SHORT) to[0] = bf16x2(scale, scale), scale -= bf16_low(to[0]), to[1] = bf16x2(scale, scale);
+        else to[0] = __float_as_uint(scale), to[1] = __float_as_uint(add);
+      }
+  }
+  DEV void decode(const Matrix& m, u32 side, int step, int, float* v) const {
+    const u32* k = made[side][step / 2];
+    of[side].decode_with(m, step, __uint_as_float(k[0]), __uint_as_float(k[1]), v);
+  }
+  DEV bool decode_short(const Matrix& m, u32 side, int step, int, u32* high, u32* low) const {
+    if constexpr (SHORT) of[side].decode_short_with(m, step, made[side][step / 2][0], made[side][step / 2][1], high, low);
+    return SHORT;
   }
 };
 
@@ -222,19 +286,19 @@ struct Left {
   u32 high[2][4], low[2][4];
 };
 template <class S>
-DEV void take_apart(Left& x, const Matrix& a, const Matrix& b, const S& share, int step, u32 zero) {
+DEV void take_apart(Left& x, const Matrix& a, const Matrix& b, const S& share, int step, int slot, u32 zero) {
 #pragma unroll
   for (u32 side = 0; side < 2; side++) {
     if constexpr (S::EXACT) {
       // Already what the tensor cores take, but not where: a move, which would be made when the load
       // ends, and waited for; so it is a sum with a zero that the compiler cannot know.
 #pragma unroll
-      for (int i = 0; i < 4; i++) x.high[i / 2][i % 2 * 2 + side] = share.w[step % S::SLOTS][side][i] + zero;
+      for (int i = 0; i < 4; i++) x.high[i / 2][i % 2 * 2 + side] = share.w[slot % S::SLOTS][side][i] + zero;
     } else {
       u32 high[4], low[4];
-      if (!share.decode_short(side ? b : a, side, step, high, low)) {
+      if (!share.decode_short(side ? b : a, side, step, slot, high, low)) {
         float v[8];
-        share.decode(side ? b : a, side, step, v);
+        share.decode(side ? b : a, side, step, slot, v);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           high[i] = bf16x2(v[2 * i], v[2 * i + 1]);

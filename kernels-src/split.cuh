@@ -17,3 +17,19 @@ DEV u64 tile_place(u32 row, u32 e, u32 groups, bool wide) {
   u32 tile = e / 128 * 2 + at / 64, piece = at / 8 % 8 ^ row % 8;
   return ((u64)tile * groups + row / 8) * 1024 + row % 8 * 64 + piece * 8 + at % 8;
 }
+
+// Where a launch leaves its rows as the next product takes them; nowhere if it is null.
+struct SplitTiles {
+  u16* at;
+  u32 groups, order;
+};
+// The low parts of what the high parts leave of a pair. What is left of infinity is not a number, and nothing is
+// left of NaN but itself.
+DEV u32 low_parts(float v, float w, u32 high) { return bf16x2(v - bf16_low(high), w - bf16_high(high)); }
+// Elements `e` and `e + 1` of a row.
+DEV void leave_split(const SplitTiles& to, u32 row, u32 e, float v, float w) {
+  u32 high = bf16x2(v, w);
+  u16* at = to.at + tile_place(row, e, to.groups, to.order == WIDE_TILES);
+  *(u32*)at = high;
+  *(u32*)(at + 512) = low_parts(v, w, high);
+}

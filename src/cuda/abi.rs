@@ -28,6 +28,8 @@ pub(super) const CHUNK: usize = 64;
 pub(super) const QUERIES: usize = 8;
 pub(super) const MOST_RUNS: usize = 32;
 pub(super) const MOST_DIM: usize = 256;
+/// Rows of (row, query head) that a block of attention of many rows takes.
+pub(super) const MANY: usize = 64;
 /// Elements of one key head's output that a block keeps in registers.
 pub(super) const OWN: usize = 8 * 256;
 /// Tiles of a product with many rows.
@@ -44,10 +46,13 @@ pub(super) const WG_BYTES: usize = 2048;
 pub(super) const TILES: usize = 4;
 pub(super) const TILE_NAMES: [&str; TILES] = ["_few", "_some", "_many", "_halves"];
 pub(super) const TILE_ROWS: [u32; TILES] = [8, 32, 128, 64];
-/// Warpgroups of a block.
-pub(super) const TILE_GROUPS: [u32; TILES] = [1, 2, 2, 2];
 /// Stages of 64 inputs on their way.
-pub(super) const TILE_STAGES: [u32; TILES] = [8, 8, 3, 6];
+pub(super) const TILE_STAGES: [u32; TILES] = [8, 4, 3, 6];
+/// Of kernels for few rows, the first ones: warps of a stretch, panels of a warp, spans on their way at most.
+pub(super) const FEW: usize = 2;
+pub(super) const FEW_WARPS: u32 = 4;
+pub(super) const WARP_PANELS: u32 = 4;
+pub(super) const MOST_PAGES: u32 = 4;
 /// Depth of a ring, at most.
 pub(super) const MAX_STAGES: usize = 24;
 /// Threads of a block that multiplies one row: warps that multiply, one that fetches, one that
@@ -170,6 +175,15 @@ pub(super) struct Gemv {
     pub part: [Matrix; 2 * MAX_DOMAINS],
 }
 
+/// Where a launch leaves its rows as the next product takes them; nowhere if it is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct SplitTiles {
+    pub at: u64,
+    pub groups: u32,
+    pub order: u32,
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub(super) struct Gemm {
@@ -192,6 +206,10 @@ pub(super) struct Gemm {
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
+    pub left: SplitTiles,
+    /// With few rows: pages of weights of a warp, and bytes of a panel's span in them.
+    pub pages: u32,
+    pub page: u32,
 }
 
 /// Where split rows lie.
@@ -319,7 +337,12 @@ pub(super) struct Attend {
     pub alibi: f32,
     /// How many of `kv_heads` are one in the cache.
     pub share: u32,
-    pub unused: u32,
+    /// Rows of the step.
+    pub rows: u32,
+    /// Chunks on their way, and how many there is room for.
+    pub buffers: u32,
+    pub room: u32,
+    pub left: SplitTiles,
 }
 
 /// Heads as a product left them, and what becomes of them; zeros for what is not done.
@@ -455,12 +478,30 @@ pub(super) struct Sample {
     pub sampled: u64,
     pub sampler: u64,
     pub result: u64,
+    pub arrived: u64,
     pub stride: u32,
     pub vocabulary: u32,
     pub rows: u32,
     pub blocks: u32,
     pub context: u32,
     pub advance: u32,
+}
+
+/// The rows of a step on their way from the host.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Given {
+    pub from: u64,
+    pub tokens: u64,
+    pub positions: u64,
+    pub slots: u64,
+    pub outs: u64,
+    /// 0 where nothing is sampled.
+    pub history: u64,
+    pub rows: u32,
+    pub wanted: u32,
+    pub context: u32,
+    pub unused: u32,
 }
 
 #[cfg(test)]
@@ -480,10 +521,11 @@ mod tests {
             size_of::<LinkHead>() + size_of::<Gemv>() - LINK_BYTES,
             size_of::<Chain>(),
             size_of::<Sample>(),
+            size_of::<Given>(),
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2760, 3664, 456, 144, 256, 24, 0, 48, 112, 40, 24]);
+        assert_eq!(sizes, [2760, 2784, 3664, 456, 168, 256, 24, 0, 48, 120, 64, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

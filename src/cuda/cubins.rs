@@ -31,10 +31,10 @@ macro_rules! sets {
 }
 
 sets! {
-    80 "sm_80" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample"],
-    86 "sm_86" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample"],
-    89 "sm_89" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample"],
-    90 "sm_90a" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "sample", "chain"],
+    80 "sm_80" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample"],
+    86 "sm_86" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample"],
+    89 "sm_89" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample"],
+    90 "sm_90a" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample", "chain"],
 }
 
 /// The set for a device of this compute capability.

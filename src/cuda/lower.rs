@@ -23,6 +23,7 @@ mod registers;
 mod rows;
 mod sample;
 
+pub(super) use attend::set_buffers;
 pub(super) use chain::table;
 use chain::{Places, gather};
 use memory::scale_offset;
@@ -139,6 +140,7 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
         places: Places::default(),
         out: Vec::new(),
         heads: None,
+        split_at: bases.high,
     };
     if bases.next != 0 {
         let places = Places::of(chip, plan.graph(), plan.groups(), plan.limits());
@@ -178,6 +180,8 @@ struct Lowering<'a> {
     out: Vec<Launch>,
     /// What the next group, an attention, does to its heads itself.
     heads: Option<[Heads; 3]>,
+    /// Where the split rows of the last product are.
+    split_at: u64,
 }
 
 /// The function's number and constants in the kernels.

@@ -62,7 +62,7 @@ pub(super) struct Work {
     pub raw: usize,
     /// Rows that a prologue made: one for a product, all for experts, with their picks behind.
     pub x: usize,
-    /// Rows as two bf16 each: the high parts, then as many low parts.
+    /// Rows as two bf16 each: the high parts, then as many low parts; on sm_90 both in tiles, twice.
     pub split: usize,
     /// Partial attention of chunks.
     pub partial: usize,
@@ -175,6 +175,7 @@ pub(super) enum Kernel {
     Attend,
     /// With so many pairs of elements a lane.
     AttendOne(u32),
+    AttendMany(u32),
     Chain,
     Scan,
     Pick,
@@ -234,14 +235,15 @@ impl Launch {
             }
             Parameters::Rows(_) => self.shape.grid.1 = n,
             Parameters::Experts(p) => self.shape.grid.0 = n.saturating_mul(p.picks),
-            Parameters::Attend(p) if p.split == 0 => self.shape.grid.1 = n,
+            Parameters::Attend(p) if p.split == 0 => {
+                self.shape.grid.1 = n;
+                super::lower::set_buffers(p, &mut self.shape, self.kernel, n);
+            }
             Parameters::Attend(_) => {}
             Parameters::AttendOne(_) | Parameters::Chain(_) => {}
             Parameters::Sample(p) => {
                 p.rows = n;
-                if self.kernel == Kernel::Scan {
-                    self.shape.grid.1 = n;
-                }
+                self.shape.grid.1 = n;
             }
         }
     }

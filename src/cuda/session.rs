@@ -13,7 +13,7 @@ mod step;
 mod upload;
 
 use super::CudaBackend;
-use super::abi::{Sample, SamplerState};
+use super::abi::{Given, SamplerState};
 use super::driver::{Device, Function, Graph, Memory, Pinned, Stream};
 use super::lower::{launches, table};
 use super::program::{Bases, Kernel, Launch, Parameters, Program, Tensor, Work};
@@ -35,9 +35,11 @@ const NO_TOKEN: u32 = u32::MAX;
 pub struct CudaSession {
     /// One row, one token: what [`Session::step`] replays, in each turn.
     graphs: Vec<Graph>,
+    /// Steps of more rows, captured when they come again: the latest first.
+    repeated: Vec<Repeated>,
     programs: Vec<Ready>,
-    /// Records the tokens of rows that the caller gives; none where nothing is sampled.
-    note: Option<(Function, Sample)>,
+    /// Takes rows that the caller gives.
+    take: (Function, Given),
     weights: Memory,
     kv: Memory,
     scratch: Memory,
@@ -45,9 +47,9 @@ pub struct CudaSession {
     tables: Memory,
     work: Memory,
     bases: Bases,
-    /// The word that the sampler leaves for the host.
+    /// The words that the sampler leaves for the host.
     result: Pinned,
-    /// Tokens, positions, slots and rows on their way to the device.
+    /// Tokens, positions, slots and rows on their way to the device, one after the other.
     staging: Pinned,
     state: State,
     traffic: Traffic,
@@ -56,6 +58,12 @@ pub struct CudaSession {
     _loaded: Arc<Loaded>,
     stream: Stream,
     device: Device,
+}
+
+/// A shape of step: its program, rows, and rows with logits; a graph from the second time on.
+struct Repeated {
+    shape: (usize, usize, usize),
+    graph: Option<Graph>,
 }
 
 /// A program with its launches: where they are chained, links of a step leave their numbers in other places than
@@ -127,14 +135,15 @@ impl CudaSession {
         let loaded = backend.loaded()?;
         let memory = |bytes: usize| Memory::new(&device, &stream, bytes);
         let (mut result, staging) = (
-            Pinned::new(&device, 64)?,
-            Pinned::new(&device, limits.rows.saturating_mul(16).saturating_add(4096))?,
+            Pinned::new(&device, limits.outs.saturating_mul(4).saturating_add(64))?,
+            Pinned::new(&device, limits.rows.saturating_mul(16).saturating_add(64))?,
         );
         result.bytes_mut().fill(0xff);
         let mut session = CudaSession {
             graphs: Vec::new(),
+            repeated: Vec::new(),
             programs: Vec::new(),
-            note: None,
+            take: (function(&loaded.functions, None)?[0], Given::default()),
             weights: memory(size(bytes.weights)?)?,
             kv: memory(size(bytes.kv)?)?,
             scratch: memory(most(|b| b.scratch)?)?,
@@ -177,17 +186,16 @@ impl CudaSession {
                 .collect();
             session.programs.push(Ready { program, turns: made?, turn: 0 });
         }
-        let note = Sample {
+        session.take.1 = Given {
+            from: session.staging.address()?,
             tokens: session.bases.tokens,
             positions: session.bases.positions,
             slots: session.bases.slots,
-            history: session.bases.history,
+            outs: session.bases.outs,
+            history: if work.history > 0 { session.bases.history } else { 0 },
             context: u32::try_from(limits.context).map_err(|_| too_large())?,
-            ..Sample::default()
+            ..Given::default()
         };
-        if work.history > 0 {
-            session.note = Some((function(&loaded.functions, None)?[0], note));
-        }
         session.set_sampler(&Sampler::greedy())?;
         session.record()?;
         Ok(session)

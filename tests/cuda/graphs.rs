@@ -9,6 +9,7 @@ use gllm_kernels::graph::{
     UnaryKind,
 };
 use gllm_kernels::model::Format;
+use gllm_kernels::plan::{Backend, Limits, Plan, Session, StepInput};
 
 /// What is left between a backend and the reference is numbers that caches round the other way.
 const NMSE: f64 = 1e-6;
@@ -111,7 +112,7 @@ fn the_same_bits_again_and_whatever_stands_beside() {
         let want = bits(&run(&g, &w, &backend, true, 130, 140, &all));
         assert!(want == bits(&run(&g, &w, &backend, true, 130, 140, &all)), "run again");
         assert!(want == bits(&run(&g, &w, &backend, false, 130, 140, &all)), "without reuse");
-        for chunk in [2, 37, 64] {
+        for chunk in [2, 20, 37, 64] {
             assert!(
                 want == bits(&run(&g, &w, &backend, true, chunk, 140, &all)),
                 "chunks of {chunk}"
@@ -120,6 +121,59 @@ fn the_same_bits_again_and_whatever_stands_beside() {
         let one = bits(&run(&g, &w, &backend, true, 1, 140, &all));
         assert!(one == bits(&run(&g, &w, &backend, true, 1, 140, &all)), "one row again");
         assert!(one == bits(&run(&g, &w, &backend, false, 1, 140, &all)), "one row without reuse");
+    }
+}
+
+/// Rows of several sequences in one step: short and long ones, in runs that begin anywhere.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_step_of_several_sequences_is_each_of_them() {
+    // Rows of each sequence, by its slot, in the order of the step; the last step again is a row or two each.
+    let steps: [&[(u32, usize)]; 3] = [
+        &[(2, 3), (0, 37), (1, 90), (3, 2)],
+        &[(1, 2), (3, 70), (0, 21), (2, 4)],
+        &[(0, 1), (1, 1), (2, 2), (3, 1)],
+    ];
+    let backend = cuda();
+    for window in [None, Some(40)] {
+        let s = Shape { window, ..SMALL };
+        let w = llama_weights(&s, Format::Q4_0);
+        let g = llama(&s, &w);
+        let open = || {
+            let limits = Limits { rows: 140, outs: 140, slots: 4, context: 128 };
+            let plan = Plan::new(&g, &backend, limits).unwrap();
+            backend.load(vec![backend.lower(&plan).unwrap()], &w).unwrap()
+        };
+        // All sequences, or one alone; the logits of each row by its slot.
+        let logits = |only: Option<u32>| {
+            let mut session = open();
+            let (mut at, mut found) = ([0; 4], vec![Vec::new(); 4]);
+            for step in steps {
+                let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+                for &(slot, rows) in step.iter().filter(|r| only.is_none_or(|o| o == r.0)) {
+                    for position in at[slot as usize]..at[slot as usize] + rows as u32 {
+                        tokens.push((position * 71 + slot * 13) % s.vocabulary as u32);
+                        positions.push(position);
+                        slots.push(slot);
+                    }
+                    at[slot as usize] += rows as u32;
+                }
+                let outs: Vec<u32> = (0..tokens.len() as u32).collect();
+                let (tokens, positions) = (&tokens[..], &positions[..]);
+                let input = StepInput { tokens, positions, slots: &slots, outs: &outs };
+                session.run(&input).unwrap();
+                let all = session.peek(0).unwrap();
+                for (row, slot) in all.chunks(s.vocabulary).zip(&slots) {
+                    found[*slot as usize].extend(bits(row));
+                }
+            }
+            found
+        };
+        let together = logits(None);
+        for slot in 0..4 {
+            let alone = &logits(Some(slot))[slot as usize];
+            assert!(*alone == together[slot as usize], "slot {slot}, window {window:?}");
+        }
     }
 }
 

@@ -103,7 +103,24 @@ impl Machine {
                             _ => bf16(p.high + tiles(c)) + bf16(p.high + 1024 + tiles(c)),
                         })
                         .collect();
-                    self.product(row, &x, &p.domain[..p.domains as usize], &p.part);
+                    let at = self.memory.len() as u64;
+                    let mut domains = p.domain;
+                    let e = &mut domains[0].epilogue;
+                    let (out, stride) = (e.out, e.out_stride);
+                    if p.left.at != 0 {
+                        // A row of its own, which is then split.
+                        self.memory.resize(at as usize + 4 * stride as usize, 0xff);
+                        (e.out, e.out_stride) = (at, 0);
+                    }
+                    self.product(row, &x, &domains[..p.domains as usize], &p.part);
+                    for e in 0..if p.left.at == 0 { 0 } else { u64::from(stride) } {
+                        let v = self.get(at + 4 * e);
+                        self.split(&p.left, row, e, v);
+                        if out != 0 {
+                            self.set(out + 4 * (row * u64::from(stride) + e), v);
+                        }
+                    }
+                    self.memory.truncate(at as usize);
                 }
             }
             Parameters::Experts(p) => {
@@ -140,6 +157,16 @@ impl Machine {
                 }
             }
             Parameters::Sample(_) => {}
+        }
+    }
+
+    /// Leaves an element of a row in tiles.
+    pub(super) fn split(&mut self, to: &SplitTiles, row: u64, e: u64, v: f32) {
+        let high = half::bf16::from_f32(v);
+        let low = half::bf16::from_f32(v - high.to_f32());
+        let place = in_tiles(row as usize, e as usize, to.groups, to.order == WIDE_TILES);
+        for (at, part) in [(to.at, high), (to.at + 1024, low)] {
+            self.memory[at as usize + place..][..2].copy_from_slice(&part.to_le_bytes());
         }
     }
 
@@ -298,9 +325,13 @@ impl Machine {
                         .zip(&scores)
                         .map(|(k, s)| (s - most).exp() / total * value(self, k, d))
                         .sum();
-                    let out =
-                        p.out + 4 * (row * u64::from(p.out_stride) + u64::from(head) * dim + d);
-                    self.set(out, v);
+                    let e = u64::from(head) * dim + d;
+                    if p.out != 0 {
+                        self.set(p.out + 4 * (row * u64::from(p.out_stride) + e), v);
+                    }
+                    if p.left.at != 0 {
+                        self.split(&p.left, row, e, v);
+                    }
                 }
             }
         }

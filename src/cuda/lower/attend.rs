@@ -1,7 +1,10 @@
-//! Attention as a launch: that of a single row that `attend_one` does not take is split by chunk.
+//! Attention as a launch: of many rows on tensor cores where it can be; else a block a row, and of a single row
+//! that `attend_one` does not take a block a chunk.
 
+use super::attend_one::pairs;
 use super::{Chip, Lowering, count, unplaced};
-use crate::cuda::abi::{Attend, CHUNK, OWN};
+use crate::cuda::abi::{Attend, CHUNK, MANY, OWN, SplitTiles};
+use crate::cuda::driver::Shape;
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::op::CachePart;
 use crate::graph::{NodeId, Op};
@@ -26,6 +29,35 @@ fn attend_shared(group: usize, dim: usize) -> usize {
     floats * 4 + 2 * CHUNK * (dim + 8) * 2
 }
 
+/// How many blocks share a key head on tensor cores, so that each has the heads of a row at once.
+fn many_shares(group: usize) -> Option<usize> {
+    (1..=group).find(|&n| group.is_multiple_of(n) && group / n <= MANY)
+}
+
+/// Shared memory of a block of attention of many rows: queries, then chunks. Where few rows are, sums of
+/// chunks lie behind their queries.
+fn many_shared(pairs: u32, buffers: usize) -> usize {
+    let wide = 64 * pairs as usize;
+    let query = 2 * wide + 8;
+    let parts = buffers * (wide / 8 + 1) * 4 * 32 * 4;
+    (MANY * query * 2).max(16 * query * 2 + parts) + buffers * 2 * CHUNK * (wide + 8) * 2
+}
+
+/// Chunks that can be on their way: as many as leave room for another block, or else two or one.
+fn many_room(chip: &Chip, pairs: u32) -> Option<usize> {
+    let fits = |room: usize| move |&b: &usize| many_shared(pairs, b) <= room;
+    let half = (chip.processor_shared / 2).saturating_sub(3 << 10).min(chip.row_shared());
+    [4, 2].into_iter().find(fits(half)).or([2, 1].into_iter().find(fits(chip.row_shared())))
+}
+
+/// Many rows fill the chip: more blocks are better than more chunks on their way.
+pub(in crate::cuda) fn set_buffers(p: &mut Attend, shape: &mut Shape, kernel: Kernel, rows: u32) {
+    let Kernel::AttendMany(pairs) = kernel else { return };
+    p.rows = rows;
+    p.buffers = if rows > MANY as u32 { p.room.min(2) } else { p.room };
+    shape.shared = many_shared(pairs, p.buffers as usize) as u32;
+}
+
 impl Lowering<'_> {
     pub(super) fn attend(&mut self, id: NodeId) -> Result<()> {
         if let Some(chunks) = self.chunks(id) {
@@ -39,11 +71,17 @@ impl Lowering<'_> {
         else {
             return Err(unplaced(id));
         };
-        let share = shares(self.chip, heads / kv, dim).ok_or_else(|| unplaced(id))?;
+        let split = self.most(node.ty.lead) == 1;
+        let room = many_room(self.chip, pairs(dim));
+        let room = room.filter(|_| !split && self.on_tensor_cores(id, dim));
+        let share = match room {
+            Some(_) => many_shares(heads / kv),
+            None => shares(self.chip, heads / kv, dim),
+        };
+        let share = share.ok_or_else(|| unplaced(id))?;
         let kv = kv * share;
         let (q, out) = (self.value(origin(self.graph, self.arg(id, 0)?))?, self.value(id)?);
         let context = self.plan.limits().context;
-        let split = self.most(node.ty.lead) == 1;
         let chunks = context.div_ceil(CHUNK) + 1;
         let p = Attend {
             q: q.at,
@@ -71,8 +109,16 @@ impl Lowering<'_> {
             split: u32::from(split),
             alibi: op.alibi.unwrap_or(0.0),
             share: count(share)?,
-            unused: 0,
+            rows: 0,
+            buffers: 0,
+            room: count(room.unwrap_or(0))?,
+            left: SplitTiles::default(),
         };
+        if let Some(room) = room {
+            let (kernel, shared) = (Kernel::AttendMany(pairs(dim)), many_shared(pairs(dim), room));
+            let grid = (count(kv)?, 1);
+            return self.push(kernel, grid, 128, shared, node.ty.lead, Parameters::Attend(p));
+        }
         let spread = self.chip.processors * 2;
         let grid =
             if split { (count(kv * chunks)?.min(spread).max(1), 1) } else { (count(kv)?, 1) };

@@ -51,7 +51,7 @@ pub(super) fn one_room(p: &mut AttendOne) -> usize {
 }
 
 /// Pairs of elements of a head that a lane makes: the kernels are made for 1, 2 and 4.
-fn pairs(dim: usize) -> u32 {
+pub(super) fn pairs(dim: usize) -> u32 {
     if dim <= 64 {
         1
     } else if dim <= 128 {
@@ -120,7 +120,7 @@ impl Lowering<'_> {
     }
 
     /// Key heads of an attention, query heads of each, and their width.
-    fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
+    pub(super) fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
         let node = self.graph.node(id);
         let keys = self.graph.ty(*node.args.get(1)?);
         let (&[heads, dim], &[kv, _]) = (node.ty.dims.as_slice(), keys.dims.as_slice()) else {
@@ -129,13 +129,20 @@ impl Lowering<'_> {
         Some((kv, heads.checked_div(kv)?, dim))
     }
 
+    /// Whether kernels on tensor cores serve it: heads that registers hold, of halves, without slopes.
+    pub(super) fn on_tensor_cores(&self, id: NodeId, dim: usize) -> bool {
+        let node = self.graph.node(id);
+        let half = |&c: &NodeId| self.graph.ty(c).dtype == DType::F16;
+        let halves = node.args.get(1..3).is_some_and(|caches| caches.iter().all(half));
+        let slopes = matches!(&node.op, Op::Attend(op) if op.alibi.is_some());
+        dim <= MOST_DIM && !slopes && halves
+    }
+
     /// How a block goes through positions, if attention is of one row and this kernel's.
     pub(super) fn chunks(&self, id: NodeId) -> Option<Chunks> {
         let node = self.graph.node(id);
         let (_, group, dim) = self.shape_of(id)?;
-        let halves = node.args.get(1..3)?.iter().all(|&c| self.graph.ty(c).dtype == DType::F16);
-        let slopes = matches!(&node.op, Op::Attend(op) if op.alibi.is_some());
-        if self.most(node.ty.lead) != 1 || dim > MOST_DIM || slopes || !halves {
+        if self.most(node.ty.lead) != 1 || !self.on_tensor_cores(id, dim) {
             return None;
         }
         let all = CHUNKS.map(|(positions, buffers)| Chunks { positions, buffers });
@@ -227,7 +234,7 @@ impl Lowering<'_> {
     }
 
     /// Whether one node alone reads this value.
-    fn read_once(&self, id: NodeId) -> bool {
+    pub(super) fn read_once(&self, id: NodeId) -> bool {
         let readers = self.graph.nodes().iter().filter(|n| {
             !matches!(n.op, Op::Reshape(_)) && n.args.iter().any(|&a| origin(self.graph, a) == id)
         });

@@ -33,17 +33,19 @@ impl Columns {
             && self.layouts.iter().all(|l| l.product() == self.layouts[0].product())
     }
 
-    /// Columns of a block of the separate epilogue.
-    pub(super) fn unit(&self, graph: &Graph) -> usize {
+    /// Columns of a block of the separate epilogue: what must be seen together, and not too few where rows
+    /// are many enough for all blocks.
+    pub(super) fn unit(&self, graph: &Graph, one: bool) -> usize {
         let grain = self.nodes.iter().map(|&n| grain(graph, n)).fold(1, lcm);
-        if grain == 1 {
-            // Any divisor will do; not too short.
-            return (1..=self.len.min(512))
-                .rev()
-                .find(|d| self.len.is_multiple_of(*d))
-                .unwrap_or(1);
+        if !self.len.is_multiple_of(grain) {
+            return self.len;
         }
-        if self.len.is_multiple_of(grain) { grain } else { self.len }
+        if one && grain > 1 {
+            return grain;
+        }
+        let most = (512 / grain).max(1).min(self.len / grain);
+        let times = (1..=most).rev().find(|n| self.len.is_multiple_of(n * grain));
+        grain * times.unwrap_or(1)
     }
 }
 

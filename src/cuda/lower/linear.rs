@@ -54,6 +54,8 @@ impl Lowering<'_> {
         }
         if prologue.is_empty() && one {
             row = self.value(x)?;
+        } else if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {
+            // The rows are there.
         } else if !single {
             let mut list = List::new();
             let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
@@ -63,7 +65,6 @@ impl Lowering<'_> {
                 row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
                 op.b = row;
             } else {
-                op.what = R_SPLIT;
                 self.split(lead, linear, cols, &mut op)?;
             }
             list.ops.push(op);
@@ -217,14 +218,14 @@ impl Lowering<'_> {
     ) -> Result<()> {
         let mut list = List::new();
         for (d, operands) in domains {
-            let unit = d.unit(self.graph);
-            let mut fresh = self.columns(&d, &operands, whole, ranges, &list.tables)?;
+            let unit = d.unit(self.graph, self.most(lead) == 1);
+            let mut fresh = self.columns(&d, unit, &operands, whole, ranges, &list.tables)?;
             let full = list.ops.len() + fresh.ops.len() > MAX_ROW_OPS
                 || list.jobs.len() == MAX_JOBS
                 || fresh.tables.len() > MAX_TABLES;
             if full && !list.jobs.is_empty() {
                 self.push_list(lead, std::mem::replace(&mut list, List::new()))?;
-                fresh = self.columns(&d, &operands, whole, ranges, &[])?;
+                fresh = self.columns(&d, unit, &operands, whole, ranges, &[])?;
             }
             list.jobs.push(Job {
                 first_block: count(list.blocks)?,
@@ -244,12 +245,12 @@ impl Lowering<'_> {
     fn columns(
         &self,
         d: &Columns,
+        unit: usize,
         operands: &[Operand],
         whole: Option<Operand>,
         ranges: &[(usize, usize)],
         tables: &[Matrix],
     ) -> Result<List> {
-        let unit = d.unit(self.graph);
         let (mut list, mut known) = (List::new(), BTreeMap::new());
         list.tables = tables.to_vec();
         let put = |a, b| -> Result<RowOp> {

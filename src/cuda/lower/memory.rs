@@ -112,7 +112,9 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
                 work.x = x.next_multiple_of(4).checked_mul(4)?;
             } else {
                 let (cols, rows) = split_size(chip, x, rows)?;
-                work.split = cols.checked_mul(rows)?.checked_mul(4)?;
+                // On sm_90 in turn: who leaves rows for a product reads those for its own.
+                let turns = if chip.hopper { 2 } else { 1 };
+                work.split = cols.checked_mul(rows)?.checked_mul(4 * turns)?;
             }
             let raw = domains(graph, *linear, epilogue)?;
             let raw = raw.iter().filter(|d| !d.rides_along());
@@ -142,6 +144,7 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
             work.adjusted = vocabulary.checked_mul(outs)?.checked_mul(4)?;
             work.best = scan_blocks(chip, vocabulary).checked_mul(outs)?.checked_mul(BEST_BYTES)?;
             work.sampled = outs.checked_mul(4)?;
+            work.arrived = 4;
             work.history = limits.slots.checked_mul(limits.context)?.checked_mul(4)?;
         }
     }

@@ -6,6 +6,7 @@ use crate::cuda::driver::Shape;
 use crate::cuda::layout::{Layout, Product};
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
+use crate::plan::origin;
 use crate::{Error, Result};
 
 /// How a product of one row goes through its weights.
@@ -139,7 +140,7 @@ impl Lowering<'_> {
         }
         let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
         let mut p = Gemm {
-            high: self.bases.high,
+            high: self.split_at,
             low: self.bases.low,
             stride: count(cols)?,
             domains,
@@ -158,24 +159,71 @@ impl Lowering<'_> {
         self.push(Kernel::Gemm(*product), (1, end), 256, shared, lead, p)
     }
 
-    /// How the rows before a product with many of them are split in two.
+    /// Where the rows before a product with many of them go, split in two: on sm_90 places take turns.
+    fn tiles(&mut self, lead: Lead, linear: NodeId, cols: usize) -> Result<SplitTiles> {
+        let (_, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        if !self.chip.hopper {
+            return Ok(SplitTiles { at: self.bases.high, groups: 0, order: PLAIN_ROWS });
+        }
+        let (high, low) = (self.bases.high, self.bases.low);
+        self.split_at = if self.split_at == high { low } else { high };
+        let order = if self.wide(linear)? { WIDE_TILES } else { NARROW_TILES };
+        Ok(SplitTiles { at: self.split_at, groups: count(rows / WG_ROWS)?, order })
+    }
+
+    /// The operation that splits them.
     pub(super) fn split(
-        &self,
+        &mut self,
         lead: Lead,
         linear: NodeId,
         cols: usize,
         op: &mut RowOp,
     ) -> Result<()> {
-        let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
-        op.what = R_SPLIT;
-        op.n0 = count(cols)?;
-        (op.kind, op.aux, op.aux2) = (PLAIN_ROWS, self.bases.high, self.bases.low);
-        if self.chip.hopper {
-            op.n1 = count(rows / WG_ROWS)?;
-            op.aux2 = self.bases.high + WG_BYTES as u64 / 2;
-            op.kind = if self.wide(linear)? { WIDE_TILES } else { NARROW_TILES };
-        }
+        let (padded, _) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        let to = self.tiles(lead, linear, cols)?;
+        (op.what, op.n0) = (R_SPLIT, count(padded)?);
+        (op.kind, op.aux, op.n1) = (to.order, to.at, to.groups);
+        op.aux2 = if self.chip.hopper { to.at + WG_BYTES as u64 / 2 } else { self.bases.low };
         Ok(())
+    }
+
+    /// Has the launch before leave `x` split, as the product takes it, if it can: that saves one. What nobody
+    /// else reads is not left as it is.
+    pub(super) fn left_split(
+        &mut self,
+        lead: Lead,
+        linear: NodeId,
+        x: NodeId,
+        cols: usize,
+    ) -> Result<bool> {
+        let at = self.value(x)?.at;
+        let Some(last) = self.out.last() else { return Ok(false) };
+        let takes = match &last.parameters {
+            Parameters::Attend(p) => matches!(last.kernel, Kernel::AttendMany(_)) && p.out == at,
+            Parameters::Gemm(p) => {
+                let e = &p.domain[0].epilogue;
+                p.domains == 1 && e.form != CODE && e.out == at && by_fours(p)
+            }
+            _ => false,
+        };
+        let whole = self.chip.hopper && cols.is_multiple_of(WG_BLOCK) && last.lead == lead;
+        if !(takes && whole) {
+            return Ok(false);
+        }
+        let output = |&o: &NodeId| origin(self.graph, o) == x;
+        let alone = self.read_once(x) && !self.graph.outputs().iter().any(output);
+        let tiles = self.tiles(lead, linear, cols)?;
+        let Some(last) = self.out.last_mut() else { return Ok(false) };
+        let (left, out) = match &mut last.parameters {
+            Parameters::Attend(p) => (&mut p.left, &mut p.out),
+            Parameters::Gemm(p) => (&mut p.left, &mut p.domain[0].epilogue.out),
+            _ => return Ok(false),
+        };
+        *left = tiles;
+        if alone {
+            *out = 0;
+        }
+        Ok(true)
     }
 
     /// Whether a product's weights, or some of them, are planes.
@@ -187,6 +235,17 @@ impl Lowering<'_> {
         }
         Ok(false)
     }
+}
+
+/// Whether the only domain of a product is finished four columns at a time, as kernels decide.
+fn by_fours(p: &Gemm) -> bool {
+    let (d, e) = (&p.domain[0], &p.domain[0].epilogue);
+    let outputs = p.part[d.part[0] as usize].rows;
+    let mut all = e.out | (u64::from(e.out_stride) * 4);
+    if e.form == RESIDUAL {
+        all |= e.residual.at | (u64::from(e.residual.n) * 4);
+    }
+    all.is_multiple_of(16) && outputs.is_multiple_of(WG_M as u32 / d.parts.max(1))
 }
 
 /// Columns and rows that split rows take.
@@ -220,30 +279,76 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
         129.. if p.stretches == 8 => 3,
         _ => 2,
     };
-    let groups = TILE_GROUPS[tile];
-    p.each = if tile == 3 { p.stretches / 2 } else { 1 };
+    let tiles = p.first[MAX_DOMAINS];
+    // Warpgroups of a block, and its stretches: half of all where rows are many; where they are few two, at once
+    // if taking weights apart is work.
+    let (groups, each) = match (tile, p.stretches) {
+        (3, all) => (2, all / 2),
+        (FEW.., _) => (2, 1),
+        (_, 8) => (if p.part[0].lo > 0 { 2 } else { 1 }, 2),
+        _ => (1, 1),
+    };
+    p.each = each;
     (p.tile, p.stages) = (TILE_ROWS[tile], TILE_STAGES[tile]);
     shape.cluster = p.stretches / p.each;
     shape.block = groups * 128;
-    shape.grid = (p.rows.div_ceil(p.tile), p.first[MAX_DOMAINS].div_ceil(groups));
-    shape.shared = tile_shared(tile);
+    let own = if tile < FEW { 1 } else { groups };
+    shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(own));
+    (p.pages, p.page) = if tile < FEW { pages(p, groups, each / groups) } else { (0, 0) };
+    shape.shared = tile_shared(tile, groups, each / groups, p.pages * p.page);
     tile
 }
 
-/// Shared memory of a block: barriers, then the ring (at a multiple of 1,024), which sums and registers
-/// of byte code replace.
-fn tile_shared(tile: usize) -> u32 {
-    let (rows, groups) = (TILE_ROWS[tile], TILE_GROUPS[tile]);
-    let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
-    let sums = rows * (groups * WG_M as u32 + 4) * 4;
+/// Spans of weights that a warp has on their way where rows are few, beside so many bytes; and how large they
+/// are. Two blocks have a multiprocessor if two spans each fit.
+fn pages(p: &Gemm, groups: u32, own: u32) -> (u32, u32) {
+    let parts = p.part.iter().take_while(|m| m.rows > 0);
+    let span = |m: &Matrix| m.span_bytes.min(m.panel_bytes);
+    let page = parts.map(span).max().unwrap_or(0).next_multiple_of(128);
+    let first = &p.part[0];
+    let blocks = match (first.lo, first.kind) {
+        // 4 columns of f32 in a unit, 8 of halves.
+        (0, 0) => 1,
+        (0, _) => 2,
+        _ => SPAN as u32 / 4,
+    };
+    let each = (own * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
+    // Stretches that do not begin with a span have a part of one more.
+    let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
+    let tile = usize::from(p.tile > TILE_ROWS[0]);
+    let fits = |pages: &u32, room| tile_shared(tile, groups, own, pages * page) <= room;
+    let most = most.min(MOST_PAGES);
+    let enough = most.min(2);
+    let beside = (enough..=most).rev().find(|n| fits(n, HALF));
+    let alone = || (1..=enough).rev().find(|n| fits(n, WHOLE));
+    (beside.or_else(alone).unwrap_or(1), page)
+}
+
+/// Shared memory of a block that leaves room for another, and of one alone.
+const HALF: u32 = 113 << 10;
+const WHOLE: u32 = 220 << 10;
+
+/// Shared memory of a block: barriers, then the ring (at a multiple of 1,024) and, where rows are few, pages of so many
+/// bytes a panel; sums and registers of byte code replace them.
+fn tile_shared(tile: usize, groups: u32, own: u32, pages: u32) -> u32 {
+    let (rows, few) = (TILE_ROWS[tile], tile < FEW);
     let registers = MAX_REGISTERS as u32 * groups * 128 * 4;
-    2048 + ring.max(sums + registers)
+    let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
+    if !few {
+        let sums = rows * (groups * WG_M as u32 + 4) * 4;
+        return 2048 + ring.max(sums + registers);
+    }
+    // Sums of all stretches of a warpgroup but its last have a place of their own.
+    let sums = rows * (WG_M as u32 + 4) * 4;
+    let kept = ((own - 1) * sums).next_multiple_of(1024);
+    let ring = groups * (ring + FEW_WARPS * WARP_PANELS * pages);
+    2048 + (kept + ring).max(groups * own * sums + registers)
 }
 
 /// The most shared memory that a product with many rows takes.
 pub(in crate::cuda) fn gemm_shared(chip: &Chip, product: Product) -> usize {
     if chip.hopper {
-        return (0..TILES).map(tile_shared).max().unwrap_or(0) as usize;
+        return WHOLE as usize;
     }
     let (line, planes) = (40 * 2, if product == Product::Bf16 { 1 } else { 2 });
     3 * (2 * TILE_M * line + planes * TILE_N * line)
@@ -285,14 +390,20 @@ mod tests {
             for (p, shape, tile) in all {
                 assert!(p.tile == TILE_ROWS[tile] && shape.grid.0 * p.tile >= rows);
                 assert!((shape.grid.0 - 1) * p.tile < rows);
-                // A block has one stretch, or half of all.
+                // A block has one stretch, or two or half of all in a row.
                 assert_eq!(shape.cluster * p.each, p.stretches);
-                assert!(p.each == 1 || shape.cluster == 2);
+                assert!(p.each == 1 || shape.cluster == if tile < FEW { 4 } else { 2 });
                 // Tiles of rows lie within what they have room for.
                 assert_eq!(p.groups, 512 / 8);
                 assert!(shape.grid.1 * (shape.block / 128) >= p.first[MAX_DOMAINS]);
-                // Two blocks and their system share fit a multiprocessor.
-                assert!(2 * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
+                // Two blocks and their system share fit a multiprocessor; one if its weights are wide.
+                let blocks = if tile < FEW && shape.shared > HALF { 1 } else { 2 };
+                assert!(blocks * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
+                assert!(
+                    tile >= FEW
+                        || p.pages >= 1
+                            && p.page >= p.part[0].span_bytes.min(p.part[0].panel_bytes)
+                );
                 for (d, outputs) in p.domain.iter().zip(p.first.windows(2)) {
                     let columns = WG_M as u32 / d.parts.max(1);
                     let rows = p.part[d.part[0] as usize].rows;
@@ -371,9 +482,9 @@ mod tests {
     }
 
     #[test]
-    fn with_many_rows_two_blocks_have_half_of_the_stretches_each() {
+    fn blocks_have_several_stretches_each_where_the_chip_is_full_without() {
         for (rows, tile, cluster, each) in
-            [(8, 0, 8, 1), (32, 1, 8, 1), (128, 2, 8, 1), (129, 3, 2, 4), (512, 3, 2, 4)]
+            [(8, 0, 4, 2), (32, 1, 4, 2), (128, 2, 8, 1), (129, 3, 2, 4), (512, 3, 2, 4)]
         {
             let all = square(Format::BF16, rows);
             let launch = all.iter().find(|l| matches!(l.kernel, Kernel::Gemm(_))).unwrap();
@@ -381,6 +492,70 @@ mod tests {
             assert_eq!((launch.tile, launch.shape.cluster, p.each), (tile, cluster, each));
             assert_eq!((p.stretches, p.tile), (8, TILE_ROWS[tile]));
         }
+    }
+
+    /// Launches of `n`, a norm of 256 columns, into a gate and an `up` of so many, and back.
+    fn gated(inner: usize, keep: bool) -> Vec<Launch> {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, 256], &[0.0; 4 * 256]).unwrap();
+        w.insert("norm.weight", &[256], &[0.0; 256]).unwrap();
+        for (name, rows, cols) in [("gate", inner, 256), ("up", inner, 256), ("down", 256, inner)] {
+            let name = format!("{name}.weight");
+            w.insert(&name, &[rows, cols], &vec![0.0; rows * cols]).unwrap();
+        }
+        let mut b = Builder::new(&w);
+        let x = b.embed("x").unwrap();
+        let n = b.rms_norm(x, "norm", 1e-5).unwrap();
+        let (gate, up) = (b.linear(n, "gate").unwrap(), b.linear(n, "up").unwrap());
+        let gate = b.silu(gate).unwrap();
+        let y = b.mul(gate, up).unwrap();
+        let z = b.linear(y, "down").unwrap();
+        let z = b.add(x, z).unwrap();
+        b.output(z);
+        if keep {
+            b.output(y);
+        }
+        let target = CudaTarget::of(90).unwrap();
+        let limits = Limits { rows: 512, outs: 1, slots: 1, context: 512 };
+        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let bases = Bases {
+            logits: 1 << 32,
+            scratch: 1 << 30,
+            high: 1 << 20,
+            low: 1 << 24,
+            ..Bases::unknown(&program.work)
+        };
+        launches(&target.0, &program, &bases).unwrap()
+    }
+
+    #[test]
+    fn a_product_leaves_its_rows_as_the_next_one_takes_them() {
+        let split = |all: &[Launch]| {
+            let lists = all.iter().filter(|l| match &l.parameters {
+                Parameters::Rows(list) => list.op.iter().any(|op| op.what == R_SPLIT),
+                _ => false,
+            });
+            lists.count()
+        };
+        let products = |all: &[Launch]| -> Vec<Gemm> {
+            let gemm = |l: &Launch| match &l.parameters {
+                Parameters::Gemm(p) => Some(**p),
+                _ => None,
+            };
+            all.iter().filter_map(gemm).collect()
+        };
+        let all = gated(512, false);
+        let [first, second] = products(&all)[..] else { return assert_eq!(all.len(), 0) };
+        // The norm's rows are a list's; the product's are its own, in the other place, and nowhere else.
+        assert_eq!(split(&all), 1);
+        assert_eq!((first.left.at, second.left.at), (second.high, 0));
+        assert_ne!(first.high, second.high);
+        assert_eq!(first.domain[0].epilogue.out, 0);
+        // What is an output stays; columns that no whole tiles hold are a list's.
+        let kept = gated(512, true);
+        assert!(split(&kept) == 1 && products(&kept)[0].domain[0].epilogue.out != 0);
+        assert_eq!(split(&gated(528, false)), 2);
     }
 
     #[test]

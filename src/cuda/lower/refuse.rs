@@ -45,7 +45,7 @@ pub(in crate::cuda) fn refuses(chip: &Chip, graph: &Graph, group: &Group) -> Opt
         let domains = domains(graph, *linear, epilogue)?;
         for d in domains.iter().filter(|d| !d.rides_along()) {
             let ops: usize = d.nodes.iter().map(|&id| ops(graph, id)).sum();
-            let bytes = Registers::bytes(graph, &d.nodes, &[], d.unit(graph), 1);
+            let bytes = Registers::bytes(graph, &d.nodes, &[], d.unit(graph, false), 1);
             if d.parts.len() * 2 + ops > MAX_ROW_OPS
                 || tables(graph, &d.nodes) > MAX_TABLES
                 || bytes > chip.row_shared()

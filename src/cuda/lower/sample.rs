@@ -30,6 +30,7 @@ impl Lowering<'_> {
             sampled: self.bases.sampled,
             sampler: self.bases.sampler,
             result: self.bases.result,
+            arrived: self.bases.arrived,
             stride: rows.n,
             vocabulary: count(vocabulary)?,
             rows: 1,

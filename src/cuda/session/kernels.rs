@@ -21,7 +21,7 @@ pub(in crate::cuda) struct Loaded {
 }
 
 /// All kernels, each allowed the shared memory it may be given. The kernel without a name of its own
-/// is the one that notes tokens.
+/// is the one that takes a step's rows.
 pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
     let device = &backend.device;
     device.bind()?;
@@ -83,6 +83,13 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                     functions.insert(Some(kernel), one(&module, name, most)?);
                 }
             }
+            "attend_many" => {
+                for (pairs, name) in
+                    [(1, c"attend_many_1"), (2, c"attend_many_2"), (4, c"attend_many_4")]
+                {
+                    functions.insert(Some(Kernel::AttendMany(pairs)), one(&module, name, most)?);
+                }
+            }
             "chain" => {
                 let most = device.block_shared.saturating_sub(CHAIN_SHARED as u32);
                 functions.insert(Some(Kernel::Chain), one(&module, c"chain", most)?);
@@ -93,7 +100,7 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                     Some(Kernel::Pick),
                     one(&module, c"pick", most.saturating_sub(20 << 10))?,
                 );
-                functions.insert(None, one(&module, c"note", 0)?);
+                functions.insert(None, one(&module, c"take", 0)?);
             }
         }
         modules.push(module);

@@ -449,6 +449,7 @@ fn name(kernel: Kernel) -> String {
         Kernel::Rows => "rows".to_string(),
         Kernel::Attend => "attend".to_string(),
         Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),
+        Kernel::AttendMany(pairs) => format!("attend_many_{pairs}"),
         Kernel::Chain => "chain".to_string(),
         Kernel::Scan => "scan".to_string(),
         Kernel::Pick => "pick".to_string(),

@@ -1,12 +1,15 @@
 //! One step: checked, its lists sent up, launched, and its tokens read back; the step over one row
 //! is captured once.
 
-use super::{CudaSession, NO_TOKEN, Ready, too_large};
+use super::{CudaSession, NO_TOKEN, Ready, Repeated};
 use crate::cuda::driver::{Graph, Shape};
 use crate::cuda::program::{Kernel, Launch, Parameters};
 use crate::graph::Lead;
 use crate::plan::StepInput;
 use crate::{Error, Result};
+
+/// Shapes of steps that are remembered.
+const MOST_REPEATED: usize = 8;
 
 impl CudaSession {
     /// Captures the step over one row that goes on from the last sampled token.
@@ -101,44 +104,14 @@ impl CudaSession {
         };
         self.state.sampled.clear();
         (self.state.program, self.state.rows, self.state.outs) = (index, rows, outs);
-        // Lists go into staging one after the other, and from there to their places.
-        let b = self.bases;
-        let lists = [
-            (b.tokens, input.tokens),
-            (b.positions, input.positions),
-            (b.slots, input.slots),
-            (b.outs, input.outs),
-        ];
-        let mut rest = self.staging.bytes_mut();
-        for (to, list) in lists {
-            let Some((part, more)) = rest.split_at_mut_checked(list.len() * 4) else {
-                return Err(too_large());
-            };
-            for (bytes, word) in part.chunks_exact_mut(4).zip(list) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
-            // SAFETY: the lists have room for as many rows as were checked.
-            unsafe { self.stream.upload(to, part)? };
-            rest = more;
+        // The device takes them from there.
+        let lists = [input.tokens, input.positions, input.slots, input.outs];
+        let words = lists.into_iter().flatten();
+        for (bytes, word) in self.staging.bytes_mut().chunks_exact_mut(4).zip(words) {
+            bytes.copy_from_slice(&word.to_le_bytes());
         }
         self.traffic.bytes_in += (3 * rows + outs) as u64 * 4;
-        if let Some((note, parameters)) = &mut self.note {
-            parameters.rows = rows as u32;
-            let shape = Shape {
-                grid: (1, 1),
-                cluster: 1,
-                block: 256,
-                shared: 0,
-                early: false,
-                together: false,
-            };
-            // SAFETY: the history has a word for each slot and position, which were checked.
-            unsafe { note.launch(&shape, parameters, &self.stream)? };
-        }
-        if let Some(ready) = self.programs.get_mut(index) {
-            set_rows(ready, rows, outs);
-        }
-        self.launch(index, rows, outs, usize::MAX)?;
+        self.launch_given(index, rows, outs)?;
         self.programs[index].pass();
         self.stream.wait()?;
         self.traffic.steps += 1;
@@ -147,15 +120,7 @@ impl CudaSession {
         let Some(&last) = input.outs.last().filter(|_| samples) else { return Ok(()) };
         let last = last as usize;
         self.state.last = (input.positions[last], input.slots[last]);
-        if outs == 1 {
-            self.state.sampled.push(self.result.word(0));
-        } else {
-            let bytes = self.staging.bytes_mut().get_mut(..outs * 4).ok_or_else(too_large)?;
-            // SAFETY: there is a word for each row with logits.
-            unsafe { self.stream.download(bytes, self.bases.sampled)? };
-            let words = bytes.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w));
-            self.state.sampled.extend(words);
-        }
+        self.state.sampled.extend((0..outs).map(|i| self.result.word(i)));
         self.traffic.bytes_out += outs as u64 * 4;
         if let Some(bad) = self.state.sampled.iter().position(|&t| t == NO_TOKEN) {
             let row = input.outs.get(bad).map_or(0, |&r| r as usize);
@@ -164,6 +129,49 @@ impl CudaSession {
             return Err(Error::NonFinite { step: self.traffic.steps, position });
         }
         Ok(())
+    }
+}
+
+impl CudaSession {
+    /// Puts a step over given rows into the stream: launch by launch, or as a graph if a step of this shape
+    /// has been before.
+    fn launch_given(&mut self, index: usize, rows: usize, outs: usize) -> Result<()> {
+        let shape = (index, rows, outs);
+        let known = self.repeated.iter().position(|r| r.shape == shape);
+        let mut step = known.map_or(Repeated { shape, graph: None }, |i| self.repeated.remove(i));
+        if step.graph.is_none() {
+            (self.take.1.rows, self.take.1.wanted) = (rows as u32, outs as u32);
+            if let Some(ready) = self.programs.get_mut(index) {
+                set_rows(ready, rows, outs);
+            }
+            // Launches in turn would need a graph for each turn.
+            if known.is_some() && self.programs.get(index).is_some_and(|r| r.turns.len() == 1) {
+                step.graph = Some(self.stream.capture(|| self.launch_taken(index, rows, outs))?);
+            }
+        }
+        match &step.graph {
+            Some(graph) => graph.launch(&self.stream)?,
+            None => self.launch_taken(index, rows, outs)?,
+        }
+        self.repeated.truncate(MOST_REPEATED - 1);
+        self.repeated.insert(0, step);
+        Ok(())
+    }
+
+    /// Takes the step's rows, and launches it.
+    fn launch_taken(&self, index: usize, rows: usize, outs: usize) -> Result<()> {
+        let shape = Shape {
+            grid: (1, 1),
+            cluster: 1,
+            block: 256,
+            shared: 0,
+            early: false,
+            together: false,
+        };
+        // SAFETY: lists and staging have room for as many rows as were checked, and the history has a
+        // word for each slot and position.
+        unsafe { self.take.0.launch(&shape, &self.take.1, &self.stream)? };
+        self.launch(index, rows, outs, usize::MAX)
     }
 }
 

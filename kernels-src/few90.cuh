@@ -1,0 +1,160 @@
+// Few rows times weights on sm_90a: `mma` of a warp, whose weights come by bulk copies.
+//
+// A block has a tile of 64 outputs and one or two stretches of the inputs, which are dealt out over its
+// warpgroups; a warp has 16 outputs. Nearly all that must be brought is weights, each of which is used once: so a
+// warp brings spans of its own four panels to shared memory, several ahead and the first ones before the kernel
+// waits, and waits for nobody but them. Rows go through a ring that a warpgroup shares, as in gemm90.cuh; so do the
+// order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
+// row's bits: both kinds of instruction add up alike, which tests hold them to.
+#pragma once
+#include "gemm90.cuh"
+#include "halves.cuh"
+
+#if HOPPER
+// acc[16 x 8] += a[16 x 16] b[16 x 8] in bf16.
+DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Rows and weights on their way, for one warp.
+template <u32 N>
+struct Few {
+  static constexpr u32 STAGE = N / 8 * GROUP, TEAM = 4, MOST_PAGES = 4;
+  // Barriers of a warpgroup.
+  static constexpr u32 BARRIERS = 16 * MAX_GEMM_STAGES + 8 * MOST_PAGES * TEAM;
+  static_assert(2 * BARRIERS <= HEADER, "barriers of two warpgroups");
+  const Gemm& p;
+  u32 lane = threadIdx.x % 32, group = threadIdx.x / 128, warp = threadIdx.x / 32 % TEAM, q = lane % 4, half = lane / 16;
+  // Barriers of the ring and of this warp's pages; sums of stretches, the ring, four panels' spans a page.
+  u32 full, empty, here, tiles, pages;
+  float* sums;
+  u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, groups = blockDim.x / 128;
+  u32 own = each / groups, blocks = p.stride / 128, begin, end, last, bytes;
+  const u8* from;
+  const Matrix* matrix[2];
+  Lines line;
+  u32 at = 0, stage = 0, parity = 0, page = 0, round = 0;
+
+  // Where the `i`th of this warpgroup's stretches begins.
+  DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + group * own + i) / (gridDim.z * each); }
+  DEV Few(const Gemm& p, u8* unaligned) : p(p) {
+    u32 base = (shared_address(unaligned) + 1023) & ~1023u;
+    sums = (float*)(unaligned + (base - shared_address(unaligned)) + HEADER);
+    // Of several stretches in a row the sums of all but the last have a place of their own.
+    u32 kept = ((own - 1) * N * sums_width(1) * 4 + 1023) / 1024 * 1024;
+    full = base + BARRIERS * group, empty = full + 8 * MAX_GEMM_STAGES, here = empty + 8 * (MAX_GEMM_STAGES + MOST_PAGES * warp);
+    tiles = base + HEADER + kept + group * p.stages * STAGE;
+    pages = base + HEADER + kept + groups * p.stages * STAGE + (group * TEAM + warp) * p.pages * 4 * p.page;
+    begin = stretch(0), end = stretch(own), last = (end - begin) * 2;
+    bytes = min(N / 8, (rows + 7) / 8) * GROUP;
+    from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
+    line = lines_of(p, blockIdx.y, warp * 16 + lane / 4, matrix);
+  }
+  DEV void begin_barriers() const {
+    if (threadIdx.x % 128 == 0)
+      for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, TEAM);
+    if (lane == 0)
+      for (u32 i = 0; i < p.pages; i++) mbar_init(here + 8 * i, 2);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  // Asks for 64 inputs of the rows.
+  DEV void bring(u32 i, u32 stage) const {
+    mbar_expect(full + 8 * stage, bytes);
+    bulk_copy(tiles + stage * STAGE, from + (u64)i * p.groups * GROUP, bytes, full + 8 * stage);
+  }
+  // Asks for a span of a panel of each side: the first lane that has outputs there does.
+  DEV void fetch(u32 span, u32 ends, u32 page) const {
+    if (lane % 16 != 0 || span >= ends) return;
+    auto size = [&](const Matrix& m) { return span + 1 < m.spans ? m.span_bytes : m.panel_bytes - span * m.span_bytes; };
+    u32 to = pages + (page * 4 + half) * p.page, at = here + 8 * page, a = size(*matrix[0]), b = size(*matrix[1]);
+    mbar_expect(at, a + b);
+    bulk_copy(to, line.panel[0] + (u64)span * matrix[0]->span_bytes, a, at);
+    bulk_copy(to + 2 * p.page, line.panel[1] + (u64)span * matrix[1]->span_bytes, b, at);
+  }
+
+  template <class S>
+  DEV void run() {
+    u32 span = begin / S::BLOCKS, ends = (end + S::BLOCKS - 1) / S::BLOCKS;
+    for (u32 i = 0; i < p.pages; i++) fetch(span + i, ends, i);
+    pdl_wait();
+    if (threadIdx.x % 128 == 0)
+      for (u32 i = 0; i < min(p.stages, last); i++) bring(i, i);
+    const Matrix &a = *matrix[0], &b = *matrix[1];
+    float acc[N / 2] = {};
+    S share;
+    u32 stretches = 0, next = stretch(1);
+    // The row of eight and the piece of it that this lane has the address of; high parts, then low ones.
+    u32 row_at = lane / 16 * (GROUP / 2) + lane % 8 * 128, piece = lane / 8 % 2;
+    mbar_wait(here, 0);
+#pragma unroll 1
+    for (u32 block = begin; block < end; block++) {
+      u32 spans = pages + (page * 4 + half) * p.page;
+      u32 sides[2] = {spans, spans + 2 * p.page};
+#pragma unroll
+      for (int step = 0; step < STEPS; step++) {
+        share.fetch(a, b, sides, line.row, block, end, q, p.wide, step);
+        if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
+        Left left;
+        take_apart(left, a, b, share, step, 0, p.zero);
+#pragma unroll
+        for (u32 x = 0; x < 2; x++) {
+          u32 k = (step % 2 * 2 + x) * 2 + piece, b_at = tiles + stage * STAGE + row_at + (k ^ lane % 8) * 16;
+          // Products that wait for each other are not neighbours. What rows that are not there give, nobody looks at.
+          u32 right[N / 8][4];
+#pragma unroll
+          for (u32 j = 0; j < N / 8; j++) four(right[j], b_at + j * GROUP);
+#pragma unroll
+          for (u32 j = 0; j < N / 8; j++) multiply_bf16(acc + 4 * j, left.high[x], right[j][2], right[j][3]);
+          if constexpr (!S::EXACT)
+#pragma unroll
+            for (u32 j = 0; j < N / 8; j++) multiply_bf16(acc + 4 * j, left.low[x], right[j][0], right[j][1]);
+#pragma unroll
+          for (u32 j = 0; j < N / 8; j++) multiply_bf16(acc + 4 * j, left.high[x], right[j][0], right[j][1]);
+        }
+        if (step % 2 == 1) {
+          // Whoever is done last asks for what comes next into the stage.
+          __syncwarp();
+          if (lane == 0 && at + p.stages < last && mbar_arrive_last(empty + 8 * stage)) {
+            mbar_wait(empty + 8 * stage, parity);
+            bring(at + p.stages, stage);
+          }
+          at++;
+          if (++stage == p.stages) stage = 0, parity ^= 1;
+        }
+      }
+      if (block + 1 == next && block + 1 < end) {
+        put_sums<N>(acc, sums + stretches * N * sums_width(1), sums_width(1));
+#pragma unroll
+        for (u32 j = 0; j < N / 2; j++) acc[j] = 0.0f;
+        next = stretch(++stretches + 1);
+      }
+      if ((block + 1) % S::BLOCKS == 0 && block + 1 < end) {
+        __syncwarp();
+        fetch(span + p.pages, ends, page);
+        span++;
+        if (++page == p.pages) page = 0, round ^= 1;
+        mbar_wait(here + 8 * page, round);
+      }
+    }
+    // The rings have served: no copy is on its way, and nobody reads them any more once all are here.
+    __syncthreads();
+    put_sums<N>(acc, sums + ((group + 1) * own - 1) * N * sums_width(1), sums_width(1));
+  }
+};
+
+// SHORT and LONG are how weights are taken apart where their codes are short, and where they are not.
+template <class SHORT, class LONG, u32 N>
+DEV void gemm_few(const Gemm& p) {
+  extern __shared__ u8 unaligned[];
+  Few<N> few(p, unaligned);
+  few.begin_barriers();
+  __syncthreads();
+  pdl_launch_next();
+  // All parts of a product have the same planes, but codes of their own.
+  if (__syncthreads_and(SHORT::takes(*few.matrix[0]) && SHORT::takes(*few.matrix[1]))) few.template run<SHORT>();
+  else few.template run<LONG>();
+  finish_block<N>(p, few.sums, few.each, blockIdx.y, 1);
+}
+#endif
