@@ -6,6 +6,7 @@
 //! | `refuse` | which groups have no launch |
 //! | `rows`, `registers` | lists of row-local operations, and the values in them |
 //! | `columns`, `linear`, `product` | a product: what becomes of its columns, its launches |
+//! | `tiles`, `split` | of many rows: how it is dealt out over blocks, and how rows come to it |
 //! | `experts` | a product with the weights that rows picked |
 //! | `attend`, `sample` | attention, and a token from its row of logits |
 //! | `chain` | launches over one row as one kernel |
@@ -22,14 +23,16 @@ mod refuse;
 mod registers;
 mod rows;
 mod sample;
+mod split;
+mod tiles;
 
 pub(super) use attend::set_buffers;
 pub(super) use chain::table;
 use chain::{Places, gather};
 use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
-pub(super) use product::{gemm_shared, set_tile};
 pub(super) use refuse::refuses;
+pub(super) use tiles::{gemm_shared, set_tile};
 
 use super::abi::{self, Heads, Operand};
 use super::driver::Shape;

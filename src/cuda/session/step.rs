@@ -144,8 +144,9 @@ impl CudaSession {
             if let Some(ready) = self.programs.get_mut(index) {
                 set_rows(ready, rows, outs);
             }
-            // Launches in turn would need a graph for each turn.
-            if known.is_some() && self.programs.get(index).is_some_and(|r| r.turns.len() == 1) {
+            // Launches in turn would need a graph for each turn; and of one row a profile changes what they do.
+            let alike = rows > 1 && self.programs.get(index).is_some_and(|r| r.turns.len() == 1);
+            if known.is_some() && alike {
                 step.graph = Some(self.stream.capture(|| self.launch_taken(index, rows, outs))?);
             }
         }

@@ -1,0 +1,175 @@
+//! Rows as products with many of them take them: two bf16 that add up to each number, on sm_90 in tiles. A list
+//! of row-local work splits them, or the launch before leaves them so.
+
+use super::tiles::split_size;
+use super::{Lowering, count, too_large};
+use crate::Result;
+use crate::cuda::abi::*;
+use crate::cuda::program::{Kernel, Parameters};
+use crate::graph::{Lead, NodeId};
+use crate::plan::origin;
+
+impl Lowering<'_> {
+    /// Where the rows before a product with many of them go, split in two: on sm_90 places take turns.
+    fn tiles(&mut self, lead: Lead, linear: NodeId, cols: usize) -> Result<SplitTiles> {
+        let (_, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        if !self.chip.hopper {
+            return Ok(SplitTiles { at: self.bases.high, groups: 0, order: PLAIN_ROWS });
+        }
+        let (high, low) = (self.bases.high, self.bases.low);
+        self.split_at = if self.split_at == high { low } else { high };
+        let order = if self.wide(linear)? { WIDE_TILES } else { NARROW_TILES };
+        Ok(SplitTiles { at: self.split_at, groups: count(rows / WG_ROWS)?, order })
+    }
+
+    /// The operation that splits them.
+    pub(super) fn split(
+        &mut self,
+        lead: Lead,
+        linear: NodeId,
+        cols: usize,
+        op: &mut RowOp,
+    ) -> Result<()> {
+        let (padded, _) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        let to = self.tiles(lead, linear, cols)?;
+        (op.what, op.n0) = (R_SPLIT, count(padded)?);
+        (op.kind, op.aux, op.n1) = (to.order, to.at, to.groups);
+        op.aux2 = if self.chip.hopper { to.at + WG_BYTES as u64 / 2 } else { self.bases.low };
+        Ok(())
+    }
+
+    /// Has the launch before leave `x` split, as the product takes it, if it can: that saves one. What nobody
+    /// else reads is not left as it is.
+    pub(super) fn left_split(
+        &mut self,
+        lead: Lead,
+        linear: NodeId,
+        x: NodeId,
+        cols: usize,
+    ) -> Result<bool> {
+        let at = self.value(x)?.at;
+        let Some(last) = self.out.last() else { return Ok(false) };
+        let takes = match &last.parameters {
+            Parameters::Attend(p) => matches!(last.kernel, Kernel::AttendMany(_)) && p.out == at,
+            Parameters::Gemm(p) => {
+                let e = &p.domain[0].epilogue;
+                p.domains == 1 && e.form != CODE && e.out == at && by_fours(p)
+            }
+            _ => false,
+        };
+        let whole = self.chip.hopper && cols.is_multiple_of(WG_BLOCK) && last.lead == lead;
+        if !(takes && whole) {
+            return Ok(false);
+        }
+        let output = |&o: &NodeId| origin(self.graph, o) == x;
+        let alone = self.read_once(x) && !self.graph.outputs().iter().any(output);
+        let tiles = self.tiles(lead, linear, cols)?;
+        let Some(last) = self.out.last_mut() else { return Ok(false) };
+        let (left, out) = match &mut last.parameters {
+            Parameters::Attend(p) => (&mut p.left, &mut p.out),
+            Parameters::Gemm(p) => (&mut p.left, &mut p.domain[0].epilogue.out),
+            _ => return Ok(false),
+        };
+        *left = tiles;
+        if alone {
+            *out = 0;
+        }
+        Ok(true)
+    }
+
+    /// Whether a product's weights, or some of them, are planes.
+    fn wide(&self, linear: NodeId) -> Result<bool> {
+        for &weight in self.graph.node(linear).args.iter().skip(1) {
+            if self.matrix(weight)?.0.in_planes() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Whether the only domain of a product is finished four columns at a time, as kernels decide.
+fn by_fours(p: &Gemm) -> bool {
+    let (d, e) = (&p.domain[0], &p.domain[0].epilogue);
+    let outputs = p.part[d.part[0] as usize].rows;
+    let mut all = e.out | (u64::from(e.out_stride) * 4);
+    if e.form == RESIDUAL {
+        all |= e.residual.at | (u64::from(e.residual.n) * 4);
+    }
+    all.is_multiple_of(16) && outputs.is_multiple_of(WG_M as u32 / d.parts.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::launches;
+    use crate::cuda::program::{Bases, Launch};
+    use crate::graph::{Builder, MemoryWeights};
+    use crate::plan::{Limits, Plan};
+
+    /// Launches of `n`, a norm of 256 columns, into a gate and an `up` of so many, and back.
+    fn gated(inner: usize, keep: bool) -> Vec<Launch> {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, 256], &[0.0; 4 * 256]).unwrap();
+        w.insert("norm.weight", &[256], &[0.0; 256]).unwrap();
+        for (name, rows, cols) in [("gate", inner, 256), ("up", inner, 256), ("down", 256, inner)] {
+            let name = format!("{name}.weight");
+            w.insert(&name, &[rows, cols], &vec![0.0; rows * cols]).unwrap();
+        }
+        let mut b = Builder::new(&w);
+        let x = b.embed("x").unwrap();
+        let n = b.rms_norm(x, "norm", 1e-5).unwrap();
+        let (gate, up) = (b.linear(n, "gate").unwrap(), b.linear(n, "up").unwrap());
+        let gate = b.silu(gate).unwrap();
+        let y = b.mul(gate, up).unwrap();
+        let z = b.linear(y, "down").unwrap();
+        let z = b.add(x, z).unwrap();
+        b.output(z);
+        if keep {
+            b.output(y);
+        }
+        let target = CudaTarget::of(90).unwrap();
+        let limits = Limits { rows: 512, outs: 1, slots: 1, context: 512 };
+        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let bases = Bases {
+            logits: 1 << 32,
+            scratch: 1 << 30,
+            high: 1 << 20,
+            low: 1 << 24,
+            ..Bases::unknown(&program.work)
+        };
+        launches(&target.0, &program, &bases).unwrap()
+    }
+
+    #[test]
+    fn a_product_leaves_its_rows_as_the_next_one_takes_them() {
+        let split = |all: &[Launch]| {
+            let lists = all.iter().filter(|l| match &l.parameters {
+                Parameters::Rows(list) => list.op.iter().any(|op| op.what == R_SPLIT),
+                _ => false,
+            });
+            lists.count()
+        };
+        let products = |all: &[Launch]| -> Vec<Gemm> {
+            let gemm = |l: &Launch| match &l.parameters {
+                Parameters::Gemm(p) => Some(**p),
+                _ => None,
+            };
+            all.iter().filter_map(gemm).collect()
+        };
+        let all = gated(512, false);
+        let [first, second] = products(&all)[..] else { return assert_eq!(all.len(), 0) };
+        // The norm's rows are a list's; the product's are its own, in the other place, and nowhere else.
+        assert_eq!(split(&all), 1);
+        assert_eq!((first.left.at, second.left.at), (second.high, 0));
+        assert_ne!(first.high, second.high);
+        assert_eq!(first.domain[0].epilogue.out, 0);
+        // What is an output stays; columns that no whole tiles hold are a list's.
+        let kept = gated(512, true);
+        assert!(split(&kept) == 1 && products(&kept)[0].domain[0].epilogue.out != 0);
+        assert_eq!(split(&gated(528, false)), 2);
+    }
+}

@@ -1,0 +1,258 @@
+//! How a product of many rows is dealt out over blocks on sm_90, by its weights and by how many rows it was given.
+
+use super::Chip;
+use crate::cuda::abi::*;
+use crate::cuda::driver::Shape;
+use crate::cuda::layout::Product;
+
+/// Columns and rows that split rows take.
+pub(super) fn split_size(chip: &Chip, cols: usize, rows: usize) -> Option<(usize, usize)> {
+    if chip.hopper {
+        let cols = cols.checked_next_multiple_of(WG_BLOCK)?;
+        return Some((cols, rows.checked_next_multiple_of(WG_ROWS)?));
+    }
+    Some((cols.checked_next_multiple_of(TILE_K)?, rows))
+}
+
+/// Stretches that the inputs of a product of so many tiles are summed up in, so that blocks can share
+/// them where tiles are few. It must not depend on the number of rows: it is the order of a row's sums.
+pub(super) fn stretches(chip: &Chip, tiles: u32, cols: usize) -> u32 {
+    let fits = |s: &u32| {
+        tiles.saturating_mul(*s) <= 2 * chip.processors && cols / WG_BLOCK >= 2 * *s as usize
+    };
+    [8, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+/// Shapes a product of many rows for as many as it was given; which of its kernels that takes.
+pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
+    if p.groups == 0 {
+        shape.grid.0 = p.rows.div_ceil(TILE_M as u32);
+        return 0;
+    }
+    let tile = match p.rows {
+        0..=8 => 0,
+        9..=32 => 1,
+        // With so many rows halves are enough for the chip, and cost less to add up.
+        129.. if p.stretches == 8 => 3,
+        _ => 2,
+    };
+    let tiles = p.first[MAX_DOMAINS];
+    // Warpgroups of a block, and its stretches: half of all where rows are many; where they are few two, at once
+    // if taking weights apart is work.
+    let (groups, each) = match (tile, p.stretches) {
+        (3, all) => (2, all / 2),
+        (FEW.., _) => (2, 1),
+        (_, 8) => (if p.part[0].lo > 0 { 2 } else { 1 }, 2),
+        _ => (1, 1),
+    };
+    p.each = each;
+    (p.tile, p.stages) = (TILE_ROWS[tile], TILE_STAGES[tile]);
+    shape.cluster = p.stretches / p.each;
+    shape.block = groups * 128;
+    let own = if tile < FEW { 1 } else { groups };
+    shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(own));
+    (p.pages, p.page) = if tile < FEW { pages(p, groups, each / groups) } else { (0, 0) };
+    shape.shared = tile_shared(tile, groups, each / groups, p.pages * p.page);
+    tile
+}
+
+/// Spans of weights that a warp has on their way where rows are few, beside so many bytes; and how large they
+/// are. Two blocks have a multiprocessor if two spans each fit.
+fn pages(p: &Gemm, groups: u32, own: u32) -> (u32, u32) {
+    let parts = p.part.iter().take_while(|m| m.rows > 0);
+    let span = |m: &Matrix| m.span_bytes.min(m.panel_bytes);
+    let page = parts.map(span).max().unwrap_or(0).next_multiple_of(128);
+    let first = &p.part[0];
+    let blocks = match (first.lo, first.kind) {
+        // 4 columns of f32 in a unit, 8 of halves.
+        (0, 0) => 1,
+        (0, _) => 2,
+        _ => SPAN as u32 / 4,
+    };
+    let each = (own * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
+    // Stretches that do not begin with a span have a part of one more.
+    let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
+    let tile = usize::from(p.tile > TILE_ROWS[0]);
+    let fits = |pages: &u32, room| tile_shared(tile, groups, own, pages * page) <= room;
+    let most = most.min(MOST_PAGES);
+    let enough = most.min(2);
+    let beside = (enough..=most).rev().find(|n| fits(n, HALF));
+    let alone = || (1..=enough).rev().find(|n| fits(n, WHOLE));
+    (beside.or_else(alone).unwrap_or(1), page)
+}
+
+/// Shared memory of a block that leaves room for another, and of one alone.
+const HALF: u32 = 113 << 10;
+const WHOLE: u32 = 220 << 10;
+
+/// Shared memory of a block: barriers, then the ring (at a multiple of 1,024) and, where rows are few, pages of so many
+/// bytes a panel; sums and registers of byte code replace them.
+fn tile_shared(tile: usize, groups: u32, own: u32, pages: u32) -> u32 {
+    let (rows, few) = (TILE_ROWS[tile], tile < FEW);
+    let registers = MAX_REGISTERS as u32 * groups * 128 * 4;
+    let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
+    if !few {
+        let sums = rows * (groups * WG_M as u32 + 4) * 4;
+        return 2048 + ring.max(sums + registers);
+    }
+    // Sums of all stretches of a warpgroup but its last have a place of their own.
+    let sums = rows * (WG_M as u32 + 4) * 4;
+    let kept = ((own - 1) * sums).next_multiple_of(1024);
+    let ring = groups * (ring + FEW_WARPS * WARP_PANELS * pages);
+    2048 + (kept + ring).max(groups * own * sums + registers)
+}
+
+/// The most shared memory that a product with many rows takes.
+pub(in crate::cuda) fn gemm_shared(chip: &Chip, product: Product) -> usize {
+    if chip.hopper {
+        return WHOLE as usize;
+    }
+    let (line, planes) = (40 * 2, if product == Product::Bf16 { 1 } else { 2 });
+    3 * (2 * TILE_M * line + planes * TILE_N * line)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::launches;
+    use crate::cuda::program::{Bases, Kernel, Launch, Parameters};
+    use crate::graph::{Builder, MemoryWeights, arch};
+    use crate::model::format::Format;
+    use crate::plan::{Limits, Plan};
+
+    /// Every product of the embedded model, shaped for so many rows.
+    fn products(capability: u32, most: usize, rows: u32) -> Vec<(Gemm, Shape, usize)> {
+        let graph = arch::build(&crate::embedded::tiny().unwrap()).unwrap();
+        let target = CudaTarget::of(capability).unwrap();
+        let limits = Limits { rows: most, outs: most, slots: 1, context: 512 };
+        let plan = Plan::new(&graph, &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let mut all = Vec::new();
+        for mut launch in launches(&target.0, &program, &Bases::default()).unwrap() {
+            launch.set_rows(rows);
+            if let Parameters::Gemm(p) = &launch.parameters {
+                all.push((**p, launch.shape, launch.tile));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn tiles_cover_rows_and_outputs_and_fit_the_chip() {
+        for rows in [1, 2, 8, 9, 32, 33, 128, 129, 512] {
+            let all = products(90, 512, rows);
+            assert!(!all.is_empty());
+            for (p, shape, tile) in all {
+                assert!(p.tile == TILE_ROWS[tile] && shape.grid.0 * p.tile >= rows);
+                assert!((shape.grid.0 - 1) * p.tile < rows);
+                // A block has one stretch, or two or half of all in a row.
+                assert_eq!(shape.cluster * p.each, p.stretches);
+                assert!(p.each == 1 || shape.cluster == if tile < FEW { 4 } else { 2 });
+                // Tiles of rows lie within what they have room for.
+                assert_eq!(p.groups, 512 / 8);
+                assert!(shape.grid.1 * (shape.block / 128) >= p.first[MAX_DOMAINS]);
+                // Two blocks and their system share fit a multiprocessor; one if its weights are wide.
+                let blocks = if tile < FEW && shape.shared > HALF { 1 } else { 2 };
+                assert!(blocks * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
+                assert!(
+                    tile >= FEW
+                        || p.pages >= 1
+                            && p.page >= p.part[0].span_bytes.min(p.part[0].panel_bytes)
+                );
+                for (d, outputs) in p.domain.iter().zip(p.first.windows(2)) {
+                    let columns = WG_M as u32 / d.parts.max(1);
+                    let rows = p.part[d.part[0] as usize].rows;
+                    assert!(
+                        outputs[0] == outputs[1] || (outputs[1] - outputs[0]) * columns >= rows
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_decides_the_order_of_sums_does_not_depend_on_rows() {
+        let order = |most, rows| {
+            let all = products(90, most, rows).into_iter();
+            all.map(|(p, ..)| (p.stretches, p.stride, p.first, p.wide)).collect::<Vec<_>>()
+        };
+        let want = order(512, 512);
+        for (most, rows) in [(512, 2), (512, 33), (2, 2), (32, 9), (128, 128)] {
+            assert_eq!(order(most, rows), want, "{rows} rows of {most}");
+        }
+    }
+
+    /// The launches of one product of 2048 inputs and outputs.
+    fn square(format: Format, rows: usize) -> Vec<Launch> {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, 2048], &[0.0; 4 * 2048]).unwrap();
+        let bytes = vec![0; format.row_bytes(2048).unwrap() * 2048];
+        w.insert_bytes("w.weight", format, &[2048, 2048], bytes).unwrap();
+        let mut b = Builder::new(&w);
+        let x = b.embed("x").unwrap();
+        let y = b.linear(x, "w").unwrap();
+        b.output(y);
+        let target = CudaTarget::of(90).unwrap();
+        let limits = Limits { rows: 512, outs: 1, slots: 1, context: 512 };
+        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let mut all = launches(&target.0, &program, &Bases::default()).unwrap();
+        all.iter_mut().for_each(|l| l.set_rows(rows as u32));
+        all
+    }
+
+    #[test]
+    fn rows_are_split_as_the_product_reads_them() {
+        for (format, kind) in [(Format::BF16, NARROW_TILES), (Format::Q4_0, WIDE_TILES)] {
+            let all = square(format, 100);
+            let split = all.iter().find_map(|l| match &l.parameters {
+                Parameters::Rows(list) => list.op.iter().find(|op| op.what == R_SPLIT),
+                _ => None,
+            });
+            let gemm = all.iter().find_map(|l| match &l.parameters {
+                Parameters::Gemm(p) => Some(p),
+                _ => None,
+            });
+            let (split, gemm) = (split.unwrap(), gemm.unwrap());
+            assert_eq!((split.kind, gemm.wide), (kind, u32::from(kind == WIDE_TILES)));
+            assert_eq!((split.n0, split.n1, split.aux), (gemm.stride, gemm.groups, gemm.high));
+            assert_eq!(split.aux2, split.aux + 1024);
+        }
+    }
+
+    #[test]
+    fn blocks_have_several_stretches_each_where_the_chip_is_full_without() {
+        for (rows, tile, cluster, each) in
+            [(8, 0, 4, 2), (32, 1, 4, 2), (128, 2, 8, 1), (129, 3, 2, 4), (512, 3, 2, 4)]
+        {
+            let all = square(Format::BF16, rows);
+            let launch = all.iter().find(|l| matches!(l.kernel, Kernel::Gemm(_))).unwrap();
+            let Parameters::Gemm(p) = &launch.parameters else { continue };
+            assert_eq!((launch.tile, launch.shape.cluster, p.each), (tile, cluster, each));
+            assert_eq!((p.stretches, p.tile), (8, TILE_ROWS[tile]));
+        }
+    }
+
+    #[test]
+    fn before_sm_90_there_are_neither_clusters_nor_tiles_in_memory() {
+        for capability in [80, 86, 89] {
+            for (p, shape, tile) in products(capability, 512, 100) {
+                assert_eq!((p.groups, p.tile, shape.cluster, tile), (0, 0, 1, 0));
+                assert_eq!((shape.grid.0, shape.block), (2, 256));
+            }
+        }
+    }
+
+    #[test]
+    fn inputs_are_shared_where_tiles_are_few() {
+        let chip = CudaTarget::of(90).unwrap().0;
+        let of = |outputs: u32, cols| stretches(&chip, outputs.div_ceil(64), cols);
+        assert_eq!((of(2048, 2048), of(2048, 8192), of(3072, 2048)), (8, 8, 2));
+        // Neither where the chip is full, nor where a share would be next to nothing.
+        assert_eq!((of(16384, 2048), of(2048, 256)), (1, 1));
+        // No stretch is empty.
+        assert_eq!((of(576, 576), of(576, 1536)), (2, 2));
+    }
+}
