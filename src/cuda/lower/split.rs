@@ -50,15 +50,19 @@ impl Lowering<'_> {
         let at = self.value(x)?.at;
         let Some(last) = self.out.last() else { return Ok(false) };
         let takes = match &last.parameters {
-            Parameters::Attend(p) => matches!(last.kernel, Kernel::AttendMany(_)) && p.out == at,
+            Parameters::Attend(p) => {
+                let whole = p.heads as usize * p.dim as usize == cols;
+                matches!(last.kernel, Kernel::AttendMany(_)) && p.out == at && whole
+            }
             Parameters::Gemm(p) => {
                 let e = &p.domain[0].epilogue;
-                p.domains == 1 && e.form != CODE && e.out == at && by_fours(p)
+                let whole = p.part[0].rows as usize == cols;
+                p.domains == 1 && e.form != CODE && e.out == at && whole && by_fours(p)
             }
             _ => false,
         };
-        let whole = self.chip.hopper && cols.is_multiple_of(WG_BLOCK) && last.lead == lead;
-        if !(takes && whole) {
+        let fits = self.chip.hopper && cols.is_multiple_of(WG_BLOCK) && last.lead == lead;
+        if !(takes && fits) {
             return Ok(false);
         }
         let output = |&o: &NodeId| origin(self.graph, o) == x;

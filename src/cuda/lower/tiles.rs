@@ -51,14 +51,14 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     shape.block = groups * 128;
     let own = if tile < FEW { 1 } else { groups };
     shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(own));
-    (p.pages, p.page) = if tile < FEW { pages(p, groups, each / groups) } else { (0, 0) };
+    (p.pages, p.page) = if tile < FEW { pages(p, tile, groups, each / groups) } else { (0, 0) };
     shape.shared = tile_shared(tile, groups, each / groups, p.pages * p.page);
     tile
 }
 
-/// Spans of weights that a warp has on their way where rows are few, beside so many bytes; and how large they
-/// are. Two blocks have a multiprocessor if two spans each fit.
-fn pages(p: &Gemm, groups: u32, own: u32) -> (u32, u32) {
+/// Spans of weights that a warp has on their way where rows are few, and how large they are. Two blocks have a
+/// multiprocessor if two spans each fit; else one.
+fn pages(p: &Gemm, tile: usize, groups: u32, own: u32) -> (u32, u32) {
     let parts = p.part.iter().take_while(|m| m.rows > 0);
     let span = |m: &Matrix| m.span_bytes.min(m.panel_bytes);
     let page = parts.map(span).max().unwrap_or(0).next_multiple_of(128);
@@ -72,7 +72,6 @@ fn pages(p: &Gemm, groups: u32, own: u32) -> (u32, u32) {
     let each = (own * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
     // Stretches that do not begin with a span have a part of one more.
     let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
-    let tile = usize::from(p.tile > TILE_ROWS[0]);
     let fits = |pages: &u32, room| tile_shared(tile, groups, own, pages * page) <= room;
     let most = most.min(MOST_PAGES);
     let enough = most.min(2);
