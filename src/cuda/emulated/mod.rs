@@ -16,10 +16,11 @@ mod rows;
 
 use super::CudaTarget;
 use super::lower::{self, launches};
-use super::program::{Bases, Program, TensorKind};
+use super::program::{Bases, Parameters, Program, TensorKind};
 use crate::graph::{DType, Graph, Lead, Weights, arch};
+use crate::model::Format;
 use crate::plan::{Limits, Options, Plan, Role, origin};
-use common::{nmse, random, reference};
+use common::{SMALL, llama, llama_weights, nmse, random, reference};
 use machine::Machine;
 use std::collections::BTreeMap;
 
@@ -161,6 +162,27 @@ fn every_op_lowers_to_what_it_means() {
         }
     }
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn rows_that_launches_leave_split_are_what_products_take() {
+    let w = llama_weights(&SMALL, Format::BF16);
+    let graph = llama(&SMALL, &w);
+    let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
+    let error = nmse(&run(&graph, &w, 5, 16, &tokens), &reference(&graph, &w, 16, &tokens));
+    assert!(error < 2e-6, "{error:.1e}");
+    // Attention's, and the gate's, of each layer.
+    let target = CudaTarget::of(90).unwrap();
+    let limits = Limits { rows: 5, outs: 5, slots: 2, context: 16 };
+    let plan = Plan::new(&graph, &target, limits).unwrap();
+    let program = lower::lower(&target.0, &plan).unwrap();
+    let made = launches(&target.0, &program, &load(&program, &w).bases).unwrap();
+    let left = made.iter().filter(|l| match &l.parameters {
+        Parameters::Gemm(p) => p.left.at != 0,
+        Parameters::Attend(p) => p.left.at != 0,
+        _ => false,
+    });
+    assert_eq!(left.count(), 2 * SMALL.layers);
 }
 
 #[test]
