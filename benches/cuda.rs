@@ -7,8 +7,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use gllm_kernels::cuda::CudaBackend;
-use gllm_kernels::cuda::CudaSession;
+use gllm_kernels::cuda::{CudaBackend, CudaSession};
 use gllm_kernels::graph::{AttendOptions, Builder, Graph, RopeOptions, Weights};
 use gllm_kernels::model::Format;
 use gllm_kernels::plan::{Limits, Session, StepInput};

@@ -3,7 +3,7 @@
 use crate::cuda::abi::*;
 use crate::cuda::program::{Bases, Parameters};
 use crate::graph::{BinaryKind, UnaryKind};
-use half::f16;
+use half::{bf16, f16};
 use std::collections::BTreeMap;
 
 pub(super) struct Machine {
@@ -162,8 +162,7 @@ impl Machine {
 
     /// Leaves an element of a row in tiles.
     pub(super) fn split(&mut self, to: &SplitTiles, row: u64, e: u64, v: f32) {
-        let high = half::bf16::from_f32(v);
-        let low = half::bf16::from_f32(v - high.to_f32());
+        let (high, low) = halves(v);
         let place = in_tiles(row as usize, e as usize, to.groups, to.order == WIDE_TILES);
         for (at, part) in [(to.at, high), (to.at + 1024, low)] {
             self.memory[at as usize + place..][..2].copy_from_slice(&part.to_le_bytes());
@@ -338,9 +337,15 @@ impl Machine {
     }
 }
 
+/// Two bf16 that add up to a number, or nearly so.
+pub(super) fn halves(v: f32) -> (bf16, bf16) {
+    let high = bf16::from_f32(v);
+    (high, bf16::from_f32(v - high.to_f32()))
+}
+
 /// Where the high part of an element of a row lies in tiles: by the lane `q` of four and the instruction
 /// that take it, which is its `j`th of four.
-pub(super) fn in_tiles(row: usize, e: usize, groups: u32, wide: bool) -> usize {
+fn in_tiles(row: usize, e: usize, groups: u32, wide: bool) -> usize {
     let (block, e) = (e / 128, e % 128);
     let (q, instruction) =
         if wide { (e / 32, e % 32 / 4) } else { (e % 32 / 8, e / 32 * 2 + e % 8 / 4) };

@@ -1,6 +1,6 @@
 //! Lists of operations on rows.
 
-use super::machine::{Machine, binary, in_tiles, unary};
+use super::machine::{Machine, binary, halves, unary};
 use crate::cuda::abi::*;
 use half::f16;
 use std::collections::BTreeSet;
@@ -191,17 +191,18 @@ impl Machine {
                 R_SPLIT => {
                     for e in 0..n0 {
                         let v = if e < len { a(self, &regs, e) } else { 0.0 };
-                        let high = half::bf16::from_f32(v);
-                        let low = half::bf16::from_f32(v - high.to_f32());
-                        let plain = 2 * (row as usize * n0 + e);
-                        let at = match op.kind {
-                            PLAIN_ROWS => plain,
-                            kind => in_tiles(row as usize, e, op.n1, kind == WIDE_TILES),
-                        };
-                        self.memory[op.aux as usize + at..][..2]
-                            .copy_from_slice(&high.to_le_bytes());
-                        self.memory[op.aux2 as usize + at..][..2]
-                            .copy_from_slice(&low.to_le_bytes());
+                        if op.kind != PLAIN_ROWS {
+                            assert_eq!(op.aux2, op.aux + 1024);
+                            let to = SplitTiles { at: op.aux, groups: op.n1, order: op.kind };
+                            self.split(&to, row, e as u64, v);
+                            continue;
+                        }
+                        let (high, low) = halves(v);
+                        let at = 2 * (row as usize * n0 + e);
+                        for (to, part) in [(op.aux, high), (op.aux2, low)] {
+                            self.memory[to as usize + at..][..2]
+                                .copy_from_slice(&part.to_le_bytes());
+                        }
                     }
                 }
                 what => panic!("operation {what}"),

@@ -120,7 +120,7 @@ impl Lowering<'_> {
     }
 
     /// Key heads of an attention, query heads of each, and their width.
-    pub(super) fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
+    fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
         let node = self.graph.node(id);
         let keys = self.graph.ty(*node.args.get(1)?);
         let (&[heads, dim], &[kv, _]) = (node.ty.dims.as_slice(), keys.dims.as_slice()) else {

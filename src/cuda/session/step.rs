@@ -130,9 +130,7 @@ impl CudaSession {
         }
         Ok(())
     }
-}
 
-impl CudaSession {
     /// Puts a step over given rows into the stream: launch by launch, or as a graph if a step of this shape
     /// has been before.
     fn launch_given(&mut self, index: usize, rows: usize, outs: usize) -> Result<()> {
