@@ -5,7 +5,7 @@ import ctypes, glob, hashlib, os, re, subprocess, sys
 ARCHS = ["80", "86", "89", "90a"]
 FILES = ["gemv.cu", "gemm.cu", "experts.cu", "rows.cu", "attend.cu", "attend_one.cu", "attend_many.cu", "sample.cu"]
 # What needs bulk copies.
-HOPPER = ["chain.cu"]
+HOPPER = ["chain.cu", "several.cu"]
 OPTIONS = ["--std=c++17"]
 
 

@@ -7,11 +7,9 @@
 // wait for numbers (fresh.cuh). So all blocks must be on the chip at once: the launch is cooperative.
 #include "attend_one.cuh"
 #include "gemv.cuh"
+#include "links.cuh"
 
 #if HOPPER
-// Planes by their bits, floats, attention by its pairs.
-enum LinkKind : u32 { L8, L4, L2, L1, L21, L41, L42, LF32, LF16, LBF16, ATTEND1, ATTEND2 };
-
 struct Link {
   u32 kind, unused;
   Fresh fresh;
@@ -24,46 +22,17 @@ static_assert(sizeof(Link) == 2784 && sizeof(Link) % 16 == 0, "src/cuda/abi.rs m
 static_assert(sizeof(AttendShared<1>) == 5168 && sizeof(AttendShared<2>) == 7472,
               "src/cuda/abi.rs mirrors it");
 
-struct Chain {
-  const Link* links;
-  const u32 *positions, *slots;
-  // When each link ended in each block, if not null.
-  u64* times;
-  u32 count, stages, stage_bytes;
-  // Where in shared memory attention's part begins.
-  u32 attend;
-};
-static_assert(sizeof(Chain) == 48, "src/cuda/abi.rs mirrors it");
-
 // Links whose parameters are at hand at once.
 constexpr u32 HELD = 5;
-struct Links {
-  Link at[HELD];
-  u64 full[HELD], empty[HELD];
-};
 
 // All that a block has in shared memory beside pages and attention's part.
 struct Block {
-  Links links;
+  Links<Link, HELD, WARPS + 2> links;
   Sums sums;
   uint4 words[WARPS][64];
   __align__(16) Page said[MAX_STAGES];
   u64 full[MAX_STAGES], empty[MAX_STAGES];
 };
-
-DEV void bring_link(const Chain& p, Links& links, u32 i) {
-  u64* full = links.full + i % HELD;
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "n"(sizeof(Link)) : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(links.at + i % HELD)),
-               "l"(p.links + i), "n"(sizeof(Link)), "r"(shared_address(full))
-               : "memory");
-}
-DEV u64 now() {
-  u64 t;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
-  return t;
-}
 
 KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p) {
   extern __shared__ __align__(128) u8 shared[];
@@ -75,8 +44,7 @@ KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p)
   } else if (threadIdx.x >= 32 && threadIdx.x < 34) {
     barrier_init(b.sums.empty + threadIdx.x - 32, 32);
   } else if (threadIdx.x >= 64 && threadIdx.x < 64 + HELD) {
-    barrier_init(b.links.full + threadIdx.x - 64, 1);
-    barrier_init(b.links.empty + threadIdx.x - 64, WARPS + 2);
+    b.links.begin(threadIdx.x - 64);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -93,13 +61,13 @@ KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p)
     asm volatile("" : "+r"(thread)); \
     u32 lane = thread % 32;
 #define LINK \
-    barrier_wait(b.links.full + i % HELD, i / HELD & 1); \
+    b.links.wait(i); \
     const Link& link = b.links.at[i % HELD]; \
     bool attends = link.kind >= ATTEND1;
 #define DONE(CLOCKS) \
     if (p.times && lane == 0 && (CLOCKS)) p.times[i * gridDim.x + blockIdx.x] = now(); \
     __syncwarp(); \
-    if (lane == 0) barrier_arrive(b.links.empty + i % HELD); \
+    if (lane == 0) b.links.done(i); \
   }
   if (warp >= WARPS) {
     if (warp == WARPS) {
@@ -109,8 +77,8 @@ KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p)
         // Parameters come a few links ahead.
 #pragma unroll 1
         for (; asked < p.count && asked < i + 3; asked++) {
-          if (asked >= HELD) barrier_wait(b.links.empty + asked % HELD, asked / HELD + 1 & 1);
-          if (lane == 0) bring_link(p, b.links, asked);
+          b.links.wait_empty(asked);
+          if (lane == 0) b.links.bring(p, asked);
           __syncwarp();
         }
         LINK
@@ -126,17 +94,17 @@ KERNEL __launch_bounds__(GEMV_THREADS, 1) chain(const __grid_constant__ Chain p)
   } else {
     pdl_wait();
     u32 position = cg_u32(p.positions), slot = cg_u32(p.slots);
-#define ASK(PAIRS, P) Seen<PAIRS>(P, position, slot).ask_first(P, position, (u16*)(shared + p.attend + sizeof(AttendShared<PAIRS>)), thread)
-    barrier_wait(b.links.full, 0);
+#define ASK(PAIRS, P) Seen<PAIRS>(P, position, slot).ask_first(P, position, (u16*)(shared + p.beside + sizeof(AttendShared<PAIRS>)), thread)
+    b.links.wait(0);
     const Link& first = b.links.at[0];
     if (first.kind == ATTEND1) ASK(1, first.attend);
     if (first.kind == ATTEND2) ASK(2, first.attend);
 #pragma unroll 1
     LINKS LINK
-      u8* mine = shared + p.attend;
+      u8* mine = shared + p.beside;
       // The cache was there before the step: what the next link sees of it is on its way while this one waits.
       if (i + 1 < p.count) {
-        barrier_wait(b.links.full + (i + 1) % HELD, (i + 1) / HELD & 1);
+        b.links.wait(i + 1);
         const Link& next = b.links.at[(i + 1) % HELD];
         if (next.kind == ATTEND1) ASK(1, next.attend);
         if (next.kind == ATTEND2) ASK(2, next.attend);

@@ -50,7 +50,7 @@ struct Few {
     begin = stretch(0), end = stretch(own), last = (end - begin) * 2;
     bytes = min(N / 8, (rows + 7) / 8) * GROUP;
     from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
-    line = lines_of(p, blockIdx.y, warp * 16 + lane / 4, matrix);
+    line = lines_of(p, tile_of(p, blockIdx.y), warp * 16 + lane / 4, matrix);
   }
   DEV void begin_barriers() const {
     if (threadIdx.x % 128 == 0)
@@ -144,17 +144,22 @@ struct Few {
   }
 };
 
-// SHORT and LONG are how weights are taken apart where their codes are short, and where they are not.
-template <class SHORT, class LONG, u32 N>
+// How weights are taken apart: the first that takes them.
+template <u32 N, class FIRST, class... REST>
+DEV void gemm_few_as(const Gemm& p, Few<N>& few) {
+  // All parts of a product have the same planes, but codes of their own.
+  if constexpr (sizeof...(REST) == 0) few.template run<FIRST>();
+  else if (__syncthreads_and(FIRST::takes(*few.matrix[0]) && FIRST::takes(*few.matrix[1]))) few.template run<FIRST>();
+  else gemm_few_as<N, REST...>(p, few);
+}
+template <u32 N, class... HOW>
 DEV void gemm_few(const Gemm& p) {
   extern __shared__ u8 unaligned[];
   Few<N> few(p, unaligned);
   few.begin_barriers();
   __syncthreads();
   pdl_launch_next();
-  // All parts of a product have the same planes, but codes of their own.
-  if (__syncthreads_and(SHORT::takes(*few.matrix[0]) && SHORT::takes(*few.matrix[1]))) few.template run<SHORT>();
-  else few.template run<LONG>();
+  gemm_few_as<N, HOW...>(p, few);
   finish_block<N>(p, few.sums, few.each, blockIdx.y, 1);
 }
 #endif

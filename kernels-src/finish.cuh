@@ -8,7 +8,8 @@
 struct Tile {
   u32 domain, first, outputs;
 };
-DEV Tile tile_of(const Gemm& p, u32 tile) {
+template <class P>
+DEV Tile tile_of(const P& p, u32 tile) {
   Tile t;
   t.domain = 0;
   while (t.domain + 1 < p.domains && tile >= p.first[t.domain + 1]) t.domain++;
@@ -54,8 +55,6 @@ struct Share {
   u32 m0, rows, rank, splits, t;
   DEV u32 count() const { return rows <= rank || tile.first >= tile.outputs ? 0 : (rows - rank + splits - 1) / splits; }
 };
-
-DEV float gate(const Epilogue& e, float v) { return unary(e.kind, v, e.c, e.d); }
 
 // Whether four columns can be done at once: they lie well, and nothing but a line is to do.
 DEV bool by_fours(const Epilogue& e, const Tile& tile, u32 columns) {

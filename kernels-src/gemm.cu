@@ -8,16 +8,17 @@
 #if HOPPER
 // One for up to 8 rows, one for up to 32, one for more; and one for more where a block has several
 // stretches of inputs, whose sums take as many registers again.
+#define PAGES(LO, HI) PlanesPage<LO, HI, SHORTEST>, PlanesPage<LO, HI, SHORT>, PlanesPage<LO, HI, LONG>
 #define PLANES_GEMM(LO, HI)                                                          \
-  ENTRY(gemm_##LO##_##HI##_few, gemm_few<PlanesPage<LO, HI, true>, PlanesPage<LO, HI, false>, 8>(p))                  \
-  ENTRY(gemm_##LO##_##HI##_some, gemm_few<PlanesPage<LO, HI, true>, PlanesPage<LO, HI, false>, 32>(p))                \
+  ENTRY(gemm_##LO##_##HI##_few, gemm_few<8, PAGES(LO, HI)>(p))                    \
+  ENTRY(gemm_##LO##_##HI##_some, gemm_few<32, PAGES(LO, HI)>(p))                  \
   ENTRY(gemm_##LO##_##HI##_many, gemm90<PlanesShare<LO, HI>, 128, false>(p))      \
   ENTRY(gemm_##LO##_##HI##_halves, gemm90<PlanesShare<LO, HI>, 64, true>(p))
 // Steps of weights that are on their way: as many as registers hold beside the sums.
 DEV constexpr int slots(u32 kind, int most) { return kind == F32 ? most / 2 : most; }
 #define FLOATS_GEMM(NAME, KIND)                                                                \
-  ENTRY(gemm_##NAME##_few, gemm_few<FloatPage<KIND>, FloatPage<KIND>, 8>(p))                                 \
-  ENTRY(gemm_##NAME##_some, gemm_few<FloatPage<KIND>, FloatPage<KIND>, 32>(p))                               \
+  ENTRY(gemm_##NAME##_few, gemm_few<8, FloatPage<KIND>>(p))                                 \
+  ENTRY(gemm_##NAME##_some, gemm_few<32, FloatPage<KIND>>(p))                               \
   ENTRY(gemm_##NAME##_many, gemm90<FloatShare<KIND, slots(KIND, 2)>, 128, false>(p))        \
   ENTRY(gemm_##NAME##_halves, gemm90<FloatShare<KIND, slots(KIND, 2)>, 64, true>(p))
 #else

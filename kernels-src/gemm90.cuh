@@ -26,9 +26,9 @@ constexpr u32 GROUP = 2048;
 constexpr u32 MAX_GEMM_STAGES = 16, HEADER = 1024;
 
 // The panels of the two outputs of a lane, `r` and `r + 8` of a tile, and their matrices.
-DEV Lines lines_of(const Gemm& p, u32 which, u32 r, const Matrix* (&matrix)[2]) {
+template <class P>
+DEV Lines lines_of(const P& p, Tile tile, u32 r, const Matrix* (&matrix)[2]) {
   Lines line;
-  Tile tile = tile_of(p, which);
   const Domain& d = p.domain[tile.domain];
 #pragma unroll
   for (u32 s = 0; s < 2; s++) {
@@ -105,7 +105,7 @@ DEV void gemm90(const Gemm& p) {
   u32 q = lane % 4, r = warp % 4 * 16 + lane / 4;
   // A tile's weights on both sides of a lane.
   const Matrix* matrix[2];
-  Lines line = lines_of(p, first_tile + group, r, matrix);
+  Lines line = lines_of(p, tile_of(p, first_tile + group), r, matrix);
   S share;
   // Step `step` of `block`. Past the last block that is taken once more: nobody looks at it.
   auto fetch = [&](u32 block, int step, bool first) {

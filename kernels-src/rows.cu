@@ -8,6 +8,7 @@
 #include "epilogue.cuh"
 #include "layout.cuh"
 #include "split.cuh"
+#include "square.cuh"
 
 enum RowWhat : u32 {
   R_EMBED, R_SELECT, R_NORM, R_ROPE, R_UNARY, R_BINARY, R_SLICE, R_PUT, R_STORE, R_SPLIT,
@@ -69,7 +70,7 @@ DEV void each_held(const float (&held)[HELD], u32 len, Rest rest, What what) {
 
 KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
   extern __shared__ __align__(16) float registers[];
-  __shared__ float shared32[32];
+  __shared__ float shared32[32], squares[16];
   if (blockIdx.x >= p.blocks) {
     pdl_launch_next();
     pdl_wait();
@@ -131,7 +132,39 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
             if (bias) v += bias[w];
             to[at] = v;
           };
-          if (op.len == op.n0) {
+          if (op.len == op.n0 && !layer && op.len % 4 == 0) {
+            // In the order of square.cuh: 16 threads have a block of 128 columns, two fours each.
+            u32 blocks = (op.len + 127) / 128, column = t / 16 * 128 + t / 4 % 4 * 32 + t % 4 * 4;
+            float4 v[2];
+            auto hold = [&](u32 first) {
+#pragma unroll
+              for (u32 k = 0; k < 2; k++) {
+                u32 e = first * 128 + column + k * 16;
+                bool on = e < op.len;
+                auto one = [&](u32 j) { return on ? read(op.a, a, e + j) : 0.0f; };
+                v[k] = make_float4(one(0), one(1), one(2), one(3));
+              }
+            };
+            float sum = 0;
+            for (u32 first = 0; first < blocks; first += step / 16) {
+              hold(first);
+              float block = sum_of_lanes(sum_of_lanes(squares_of_two(v[0], v[1]), 4, 8), 1, 2);
+              if (t % 16 == 0) squares[t / 16] = block;
+              __syncthreads();
+              sum = sum_of_blocks(sum, squares, min(step / 16, blocks - first));
+              __syncthreads();
+            }
+            float scale = norm_scale(sum, op.n0, op.c);
+            for (u32 first = 0; first < blocks; first += step / 16) {
+              if (blocks > step / 16) hold(first);
+#pragma unroll
+              for (u32 k = 0; k < 2; k++) {
+                u32 e = first * 128 + column + k * 16;
+                float four[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
+                for (u32 j = 0; e < op.len && j < 4; j++) write(e + j, e + j, four[j] * scale);
+              }
+            }
+          } else if (op.len == op.n0) {
             float held[HELD], mean = 0, sum = 0;
 #pragma unroll
             for (u32 k = 0; k < HELD; k++) held[k] = t + k * step < op.len ? read(op.a, a, t + k * step) : 0.0f;

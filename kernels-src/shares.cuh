@@ -133,6 +133,19 @@ struct Unit {
     u32 wide = d_bytes(m), two = m.levels == LEVEL_TWO ? wide : 0;
     weights_of(p + at.d + (row * ((n + 7) / 8) + u / 8) * wide, two, d);
   }
+  // Unit `u` of all rows of a whole span that has a scale a unit.
+  DEV void fetch(u32 p, u32 u) {
+    constexpr u32 BYTES = PANEL * SPAN * 4;
+    if constexpr (LO == 8) {
+      // Two pieces: those of a row stand together.
+      u32 at = p + (u / SPAN * SPAN + u) * 16;
+      plane<4>(at, lo), plane<4>(at + SPAN * 16, lo + 4);
+    } else {
+      plane<LO>(p + u * 4 * LO, lo);
+    }
+    if constexpr (HI != 0) plane<HI>(p + BYTES * LO + u * 4 * HI, hi);
+    asm volatile("{\n.reg .u16 h;\nld.shared.u16 h, [%1];\ncvt.u32.u16 %0, h;\n}" : "=r"(s) : "r"(p + BYTES * (LO + HI) + u * 2));
+  }
   // As `scales_of` in layout.cuh: of the first 16 inputs, or of the others.
   DEV void scales(const Matrix& m, bool second, float& scale, float& add) const {
     add = 0.0f;
@@ -230,6 +243,8 @@ template <u32 KIND>
 struct FloatPage : FloatShare<KIND, 1> {
   typedef FloatShare<KIND, 1> Of;
   static constexpr u32 BLOCKS = Of::BLOCKS;
+  // As what a loop over pages keeps a matrix of which little is looked at.
+  typedef const Matrix Kept;
   static DEV bool takes(const Matrix&) { return true; }
   DEV void fetch(const Matrix& a, const Matrix&, const u32 (&at)[2], u32 row, u32 block, u32, u32 q, u32 wide, int step) {
     u32 n = span_units(a, block / BLOCKS), last = n - 1, first = block % BLOCKS * Of::BLOCK;
@@ -242,31 +257,51 @@ struct FloatPage : FloatShare<KIND, 1> {
     }
   }
 };
-// Of planes what follows from a unit's scales is made once. SHORT: codes less zero are exact in bf16, and nothing is
-// added.
-template <int LO, int HI, bool SHORT>
+// How much of a matrix must be looked at for each unit: all; not what is added, nor codes that are not exact in bf16
+// when zero is taken off; nor more than a scale, and spans are whole.
+enum Looks : u32 { LONG, SHORT, SHORTEST };
+template <bool COPY>
+struct KeptAs {
+  typedef const Matrix& Kept;
+};
+template <>
+struct KeptAs<true> {
+  typedef const Matrix Kept;
+};
+// Of planes what follows from a unit's scales is made once.
+template <int LO, int HI, u32 LOOKS>
 struct PlanesPage {
   static constexpr int SLOTS = 1;
   static constexpr bool EXACT = false;
   static constexpr u32 BLOCKS = SPAN / 4;
-  static DEV bool takes(const Matrix& m) { return Unit<LO, HI>::short_codes(m) == SHORT; }
+  typedef typename KeptAs<LOOKS != LONG>::Kept Kept;
+  static DEV bool takes(const Matrix& m) {
+    bool scale = m.levels == LEVEL_ONE && m.units % SPAN == 0;
+    return LOOKS == LONG || Unit<LO, HI>::short_codes(m) && (LOOKS == SHORT || scale);
+  }
   Unit<LO, HI> of[2];
   // Of each side and half of a unit: the scale's high and low part, twice each; or scale and what is added.
   u32 made[2][2][2];
   DEV void fetch(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, u32 end, u32 q, u32, int step) {
     // A unit is all four steps.
     if (step != 0) return;
-    u32 unit = min(min(block, end - 1) * 4 + q, a.units - 1), n = span_units(a, unit / SPAN);
-    of[0].fetch(a, at[0], row, n, unit % SPAN);
-    of[1].fetch(b, at[1], row, n, unit % SPAN);
+    if constexpr (LOOKS == SHORTEST) {
+      u32 unit = row * SPAN + block % BLOCKS * 4 + q;
+      of[0].fetch(at[0], unit), of[1].fetch(at[1], unit);
+    } else {
+      u32 unit = min(min(block, end - 1) * 4 + q, a.units - 1), n = span_units(a, unit / SPAN);
+      of[0].fetch(a, at[0], row, n, unit % SPAN);
+      of[1].fetch(b, at[1], row, n, unit % SPAN);
+    }
 #pragma unroll
     for (u32 side = 0; side < 2; side++)
 #pragma unroll
       for (u32 half = 0; half < 2; half++) {
         float scale, add;
-        of[side].scales(side ? b : a, half, scale, add);
+        if constexpr (LOOKS == SHORTEST) scale = half_to_f32(of[side].s);
+        else of[side].scales(side ? b : a, half, scale, add);
         u32* to = made[side][half];
-        if constexpr (SHORT) to[0] = bf16x2(scale, scale), scale -= bf16_low(to[0]), to[1] = bf16x2(scale, scale);
+        if constexpr (LOOKS != LONG) to[0] = bf16x2(scale, scale), scale -= bf16_low(to[0]), to[1] = bf16x2(scale, scale);
         else to[0] = __float_as_uint(scale), to[1] = __float_as_uint(add);
       }
   }
@@ -275,8 +310,8 @@ struct PlanesPage {
     of[side].decode_with(m, step, __uint_as_float(k[0]), __uint_as_float(k[1]), v);
   }
   DEV bool decode_short(const Matrix& m, u32 side, int step, int, u32* high, u32* low) const {
-    if constexpr (SHORT) of[side].decode_short_with(m, step, made[side][step / 2][0], made[side][step / 2][1], high, low);
-    return SHORT;
+    if constexpr (LOOKS != LONG) of[side].decode_short_with(m, step, made[side][step / 2][0], made[side][step / 2][1], high, low);
+    return LOOKS != LONG;
   }
 };
 

@@ -59,6 +59,15 @@ DEV u64 once() {
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
+#if HOPPER
+// So many bytes of weights, a multiple of 16, to shared memory; the barrier `full` counts them.
+DEV void bring_once(u32 to, const void* from, u32 bytes, u32 full) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(full), "l"(once())
+      : "memory");
+}
+#endif
 
 // What the producer says of a page: bytes and number of its slices, where their sums go, and what is
 // to be done with it.
@@ -125,11 +134,7 @@ DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
                    : "memory");
 #pragma unroll 1
       for (u32 k = 0; k < n; k++)
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
-                "r"(shared_address(ring.page() + k * slice)),
-            "l"(src + k * panel), "r"(bytes), "r"(shared_address(full)), "l"(once())
-            : "memory");
+        bring_once(shared_address(ring.page() + k * slice), src + k * panel, bytes, shared_address(full));
     }
 #else
 #pragma unroll 1

@@ -175,6 +175,30 @@ pub(super) struct Gemv {
     pub part: [Matrix; 2 * MAX_DOMAINS],
 }
 
+/// A product of a chain over several rows.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(super) struct Several {
+    pub x: u64,
+    pub norm: u64,
+    pub eps: f32,
+    /// Columns of a row, floats from a row to the next, and the order of columns.
+    pub cols: u32,
+    pub stride: u32,
+    pub wide: u32,
+    pub stretches: u32,
+    /// Jobs of 16 outputs times `subs`, and the block that has the first of them.
+    pub jobs: u32,
+    pub subs: u32,
+    pub first_block: u32,
+    /// Whether each stretch has spans of its own.
+    pub alone: u32,
+    pub domains: u32,
+    pub first: [u32; MAX_DOMAINS + 1],
+    pub domain: [Domain; MAX_DOMAINS],
+    pub part: [Matrix; 2 * MAX_DOMAINS],
+}
+
 /// Where a launch leaves its rows as the next product takes them; nowhere if it is 0.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -407,8 +431,17 @@ pub(super) struct LinkHead {
     pub fresh: Fresh,
 }
 pub(super) const LINK_BYTES: usize = 2784;
-/// A chain's own shared memory, rounded up.
+/// A chain's own shared memory, rounded up, of one row and of several.
 pub(super) const CHAIN_SHARED: usize = 32 << 10;
+pub(super) const SEVERAL_SHARED: usize = 30 << 10;
+/// Rows of a chain over several of them, blocks of columns that it has a norm for, and that a warp has at a time; bytes
+/// of one.
+pub(super) const SEVERAL: usize = 8;
+pub(super) const NORM_BLOCKS: usize = 64;
+pub(super) const AT_A_TIME: usize = 2;
+pub(super) const BLOCK_BYTES: usize = 4096;
+/// Its threads: warps that multiply, and one that fetches.
+pub(super) const SEVERAL_THREADS: u32 = (WARPS as u32 + 1) * 32;
 
 /// What a block of attention of one row has in shared memory beside its tiles.
 pub(super) fn attend_shared(pairs: usize) -> usize {
@@ -426,8 +459,11 @@ pub(super) struct Chain {
     pub count: u32,
     pub stages: u32,
     pub stage_bytes: u32,
-    /// Where attention's part of the shared memory begins.
-    pub attend: u32,
+    /// Where in shared memory begins what is not the ring.
+    pub beside: u32,
+    /// Rows of the step.
+    pub rows: u32,
+    pub unused: u32,
 }
 
 /// What kernels read from memory, not as parameters.
@@ -446,6 +482,8 @@ unsafe impl Plain for LinkHead {}
 unsafe impl Plain for Gemv {}
 // SAFETY: as above.
 unsafe impl Plain for AttendOne {}
+// SAFETY: as above.
+unsafe impl Plain for Several {}
 
 /// In device memory; rewritten when the caller changes how to sample.
 #[repr(C)]
@@ -519,13 +557,14 @@ mod tests {
             size_of::<AttendOne>(),
             size_of::<LinkHead>(),
             size_of::<LinkHead>() + size_of::<Gemv>() - LINK_BYTES,
+            size_of::<LinkHead>() + size_of::<Several>() - LINK_BYTES,
             size_of::<Chain>(),
             size_of::<Sample>(),
             size_of::<Given>(),
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2784, 3664, 456, 168, 256, 24, 0, 48, 120, 64, 40, 24]);
+        assert_eq!(sizes, [2760, 2784, 3664, 456, 168, 256, 24, 0, 0, 56, 120, 64, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

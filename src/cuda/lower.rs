@@ -9,7 +9,7 @@
 //! | `tiles`, `split` | of many rows: how it is dealt out over blocks, and how rows come to it |
 //! | `experts` | a product with the weights that rows picked |
 //! | `attend`, `sample` | attention, and a token from its row of logits |
-//! | `chain` | launches over one row as one kernel |
+//! | `chain`, `several` | launches over one row, and products over a few, as one kernel |
 
 mod attend;
 mod attend_one;
@@ -23,12 +23,13 @@ mod refuse;
 mod registers;
 mod rows;
 mod sample;
+mod several;
 mod split;
 mod tiles;
 
 pub(super) use attend::set_buffers;
+use chain::Places;
 pub(super) use chain::table;
-use chain::{Places, gather};
 use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
 pub(super) use refuse::refuses;
@@ -144,6 +145,7 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
         out: Vec::new(),
         heads: None,
         split_at: bases.high,
+        several: bases.next != 0 && plan.limits().rows > 1,
     };
     if bases.next != 0 {
         let places = Places::of(chip, plan.graph(), plan.groups(), plan.limits());
@@ -169,7 +171,11 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
             GroupKind::Sample(id) => lowering.sample(*id)?,
         }
     }
-    gather(chip, bases, lowering.out)
+    match lowering.several {
+        true => several::gather(chip, bases, lowering.out),
+        false if bases.next != 0 => chain::gather(chip, bases, lowering.out),
+        false => Ok(lowering.out),
+    }
 }
 
 struct Lowering<'a> {
@@ -185,6 +191,8 @@ struct Lowering<'a> {
     heads: Option<[Heads; 3]>,
     /// Where the split rows of the last product are.
     split_at: u64,
+    /// Whether there are no more rows than a chain of products takes.
+    several: bool,
 }
 
 /// The function's number and constants in the kernels.

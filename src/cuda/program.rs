@@ -1,6 +1,6 @@
 //! A plan in the device's terms: launches with their parameters, and the memory they share.
 
-use super::abi::{Attend, AttendOne, Chain, Experts, Gemm, Gemv, RowList, Sample};
+use super::abi::{Attend, AttendOne, Chain, Experts, Gemm, Gemv, RowList, Sample, Several};
 use super::driver::Shape;
 use super::layout::{Layout, Product};
 use crate::graph::op::Rope;
@@ -55,7 +55,7 @@ pub(super) struct RopeTable {
     pub offset: usize,
 }
 
-/// Bytes of each part of the workspace. Groups take turns in all but the last six.
+/// Bytes of each part of the workspace. Groups take turns in all but the last eight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Work {
     /// Products whose epilogue is a launch of its own.
@@ -82,6 +82,9 @@ pub(super) struct Work {
     pub fresh: usize,
     /// Parameters of chains, for steps in turn.
     pub links: usize,
+    /// The same two of chains over several rows.
+    pub several: usize,
+    pub several_links: usize,
 }
 
 impl Work {
@@ -100,11 +103,13 @@ impl Work {
             state: self.state.max(o.state),
             fresh: self.fresh.max(o.fresh),
             links: self.links.max(o.links),
+            several: self.several.max(o.several),
+            several_links: self.several_links.max(o.several_links),
         }
     }
 
     /// First byte of each part, in the order of the fields, and the end.
-    pub(super) fn offsets(&self) -> Option<[usize; 13]> {
+    pub(super) fn offsets(&self) -> Option<[usize; 15]> {
         let parts = [
             self.raw,
             self.x,
@@ -118,8 +123,10 @@ impl Work {
             self.state,
             self.fresh,
             self.links,
+            self.several,
+            self.several_links,
         ];
-        let mut at = [0usize; 13];
+        let mut at = [0usize; 15];
         for (i, bytes) in parts.into_iter().enumerate() {
             at[i + 1] = at[i].checked_add(bytes.checked_next_multiple_of(256)?)?;
         }
@@ -177,6 +184,9 @@ pub(super) enum Kernel {
     AttendOne(u32),
     AttendMany(u32),
     Chain,
+    /// A link of a chain over several rows, and the chain.
+    Several(Product),
+    SeveralChain,
     Scan,
     Pick,
 }
@@ -203,6 +213,7 @@ pub(super) enum Parameters {
     Experts(Box<Experts>),
     Attend(Attend),
     AttendOne(Box<AttendOne>),
+    Several(Box<Several>),
     Chain(Box<Links>),
     Sample(Sample),
 }
@@ -211,7 +222,7 @@ pub(super) enum Parameters {
 #[derive(Clone, Debug)]
 pub(super) struct Links {
     pub chain: Chain,
-    /// Products and attention, in order.
+    /// Products, and of one row attention, in order.
     pub links: Vec<Launch>,
 }
 
@@ -240,7 +251,8 @@ impl Launch {
                 super::lower::set_buffers(p, &mut self.shape, self.kernel, n);
             }
             Parameters::Attend(_) => {}
-            Parameters::AttendOne(_) | Parameters::Chain(_) => {}
+            Parameters::Chain(p) => p.chain.rows = n,
+            Parameters::AttendOne(_) | Parameters::Several(_) => {}
             Parameters::Sample(p) => {
                 p.rows = n;
                 self.shape.grid.1 = n;

@@ -13,9 +13,9 @@ mod step;
 mod upload;
 
 use super::CudaBackend;
-use super::abi::{Given, SamplerState};
+use super::abi::{Given, SEVERAL, SamplerState};
 use super::driver::{Device, Function, Graph, Memory, Pinned, Stream};
-use super::lower::{launches, table};
+use super::lower::{Chip, launches, table};
 use super::program::{Bases, Kernel, Launch, Parameters, Program, Tensor, Work};
 use crate::error::Size;
 use crate::graph::op::Sampler;
@@ -55,7 +55,7 @@ pub struct CudaSession {
     traffic: Traffic,
     /// What went wrong with the device: then nothing more is run.
     dead: Option<String>,
-    _loaded: Arc<Loaded>,
+    loaded: Arc<Loaded>,
     stream: Stream,
     device: Device,
 }
@@ -63,21 +63,33 @@ pub struct CudaSession {
 /// A shape of step: its program, rows, and rows with logits; a graph from the second time on.
 struct Repeated {
     shape: (usize, usize, usize),
-    graph: Option<Graph>,
+    /// Of each turn.
+    graphs: [Option<Graph>; 2],
 }
 
 /// A program with its launches: where they are chained, links of a step leave their numbers in other places than
 /// those of the step before, so that there are launches for two turns.
 struct Ready {
     program: Program,
-    turns: Vec<Vec<(Launch, Functions)>>,
+    turns: Vec<Launches>,
     /// Whose turn it is.
     turn: usize,
+    /// Whether it is for steps of two to eight rows only.
+    several: bool,
 }
+
+type Launches = Vec<(Launch, Functions)>;
 
 impl Ready {
     fn launches(&self) -> &[(Launch, Functions)] {
         self.turns.get(self.turn).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether it runs steps of so many rows, so many of them with logits.
+    fn holds(&self, rows: usize, outs: usize) -> bool {
+        let limits = self.program.plan.limits();
+        let few = !self.several || (2..=SEVERAL).contains(&rows);
+        few && rows <= limits.rows && outs <= limits.outs
     }
 
     fn samples(&self) -> bool {
@@ -129,7 +141,7 @@ impl CudaSession {
             size(programs.iter().map(|p| of(p.plan.bytes())).max().unwrap_or(0))
         };
         let bytes = *last.plan.bytes();
-        check_memory(&device, &bytes, offsets[12] as u64, &limits)?;
+        check_memory(&device, &bytes, offsets[14] as u64, &limits)?;
 
         let stream = Stream::new(&device)?;
         let loaded = backend.loaded()?;
@@ -149,7 +161,7 @@ impl CudaSession {
             scratch: memory(most(|b| b.scratch)?)?,
             logits: memory(most(|b| b.logits)?)?,
             tables: memory(size(bytes.tables)?)?,
-            work: memory(offsets[12])?,
+            work: memory(offsets[14])?,
             bases: Bases::default(),
             result,
             staging,
@@ -162,7 +174,7 @@ impl CudaSession {
             },
             traffic: Traffic::default(),
             dead: None,
-            _loaded: loaded.clone(),
+            loaded,
             stream,
             device,
         };
@@ -170,21 +182,22 @@ impl CudaSession {
         session.stream.wait()?;
         session.fill(&last.tensors, weights, progress)?;
         session.tabulate(&last.ropes, limits.context, weights)?;
-        for program in programs {
+        let chip = &backend.target.0;
+        let last = programs.len() - 1;
+        for (i, program) in programs.into_iter().enumerate() {
             // Steps over one row: the first program that holds them runs them all.
             let chains = program.work.fresh > 0 && session.programs.is_empty();
-            let turns = if chains { session.turns(&work)? } else { vec![session.bases] };
-            let made: Result<Vec<_>> = turns
-                .iter()
-                .map(|bases| {
-                    let made = launches(&backend.target.0, &program, bases)?;
-                    session.send_links(&made, bases)?;
-                    let with = |l: Launch| Ok((function(&loaded.functions, Some(l.kernel))?, l));
-                    let made: Result<Vec<_>> = made.into_iter().map(with).collect();
-                    Ok(made?.into_iter().map(|(f, l)| (l, f)).collect())
-                })
-                .collect();
-            session.programs.push(Ready { program, turns: made?, turn: 0 });
+            // Over several, the one that holds every step.
+            if program.work.several > 0 && i == last {
+                let (at, links) = ((offsets[12], work.several), (offsets[13], work.several_links));
+                let turns = session.turns(at, links)?;
+                session.add(program.clone(), chip, &turns, true)?;
+            }
+            let turns = match chains {
+                true => session.turns((offsets[10], work.fresh), (offsets[11], work.links))?,
+                false => vec![session.bases],
+            };
+            session.add(program, chip, &turns, false)?;
         }
         session.take.1 = Given {
             from: session.staging.address()?,
@@ -201,7 +214,7 @@ impl CudaSession {
         Ok(session)
     }
 
-    fn addresses(&self, work: &Work, at: &[usize; 13], limits: &Limits) -> Result<Bases> {
+    fn addresses(&self, work: &Work, at: &[usize; 15], limits: &Limits) -> Result<Bases> {
         let base = self.work.address;
         let part = |i: usize| base + at[i] as u64;
         let list = |i: usize| {
@@ -230,21 +243,38 @@ impl CudaSession {
             outs: list(3),
             sampler: list(3) + (limits.outs * 4).next_multiple_of(256) as u64,
             result: self.result.address()?,
-            fresh: part(10),
+            fresh: 0,
             next: 0,
-            links: part(11),
+            links: 0,
         })
     }
 
     /// Where everything is in each of two turns, with nobody's number in places that links leave theirs in.
-    fn turns(&self, work: &Work) -> Result<Vec<Bases>> {
-        let half = i64::try_from(work.fresh / 2).map_err(|_| too_large())?;
+    /// Of places and links: where they are in the workspace, and how many bytes.
+    fn turns(&self, fresh: (usize, usize), links: (usize, usize)) -> Result<Vec<Bases>> {
+        let half = i64::try_from(fresh.1 / 2).map_err(|_| too_large())?;
+        let part = |at: usize| self.work.address + at as u64;
         // SAFETY: the workspace has as much there.
-        unsafe { self.stream.fill(self.bases.fresh, 0xff, work.fresh)? };
-        let first = Bases { next: half, ..self.bases };
-        let fresh = first.fresh + half as u64;
-        let links = first.links + work.links as u64 / 2;
-        Ok(vec![first, Bases { fresh, next: -half, links, ..first }])
+        unsafe { self.stream.fill(part(fresh.0), 0xff, fresh.1)? };
+        let (at, to) = (part(fresh.0), part(links.0));
+        let first = Bases { fresh: at, next: half, links: to, ..self.bases };
+        let (at, to) = (at + half as u64, to + links.1 as u64 / 2);
+        Ok(vec![first, Bases { fresh: at, next: -half, links: to, ..first }])
+    }
+
+    /// Makes a program's launches, in each turn.
+    fn add(&mut self, program: Program, chip: &Chip, turns: &[Bases], several: bool) -> Result<()> {
+        let mut made = Vec::new();
+        for bases in turns {
+            let launches = launches(chip, &program, bases)?;
+            self.send_links(&launches, bases)?;
+            let functions = &self.loaded.functions;
+            let with = |l: Launch| Ok((function(functions, Some(l.kernel))?, l));
+            let with: Result<Vec<_>> = launches.into_iter().map(with).collect();
+            made.push(with?.into_iter().map(|(f, l)| (l, f)).collect());
+        }
+        self.programs.push(Ready { program, turns: made, turn: 0, several });
+        Ok(())
     }
 
     /// The parameters of links go up once.

@@ -79,13 +79,21 @@ impl Machine {
                 let mut x: Vec<f32> =
                     (0..p.cols).map(|c| self.get(p.x + 4 * u64::from(c))).collect();
                 if p.norm != 0 {
-                    let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
-                    let scale = 1.0 / (mean + p.eps).sqrt();
-                    for (c, v) in x.iter_mut().enumerate() {
-                        *v *= scale * self.get(p.norm + 4 * c as u64);
-                    }
+                    self.norm(&mut x, p.norm, p.eps);
                 }
                 self.product(0, &x, &p.domain[..p.domains as usize], &p.part);
+            }
+            Parameters::Several(p) => {
+                assert!((2..=SEVERAL).contains(&n));
+                for row in 0..n as u64 {
+                    let at = p.x + 4 * row * u64::from(p.stride);
+                    let mut x: Vec<f32> =
+                        (0..p.cols).map(|c| self.get(at + 4 * u64::from(c))).collect();
+                    if p.norm != 0 {
+                        self.norm(&mut x, p.norm, p.eps);
+                    }
+                    self.product(row, &x, &p.domain[..p.domains as usize], &p.part);
+                }
             }
             Parameters::Gemm(p) => {
                 for row in 0..n as u64 {
@@ -157,6 +165,14 @@ impl Machine {
                 }
             }
             Parameters::Sample(_) => {}
+        }
+    }
+
+    fn norm(&self, x: &mut [f32], weights: u64, eps: f32) {
+        let mean = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
+        let scale = 1.0 / (mean + eps).sqrt();
+        for (c, v) in x.iter_mut().enumerate() {
+            *v *= scale * self.get(weights + 4 * c as u64);
         }
     }
 

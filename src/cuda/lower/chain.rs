@@ -5,7 +5,9 @@
 //! a place holds nobody's number until its own is there. There are two of each, for steps in turn.
 
 use super::attend_one::one_room;
+use super::columns::{domains, raw};
 use super::product::chained;
+use super::several::polls;
 use super::{Chip, Lowering, count};
 use crate::Result;
 use crate::cuda::abi::*;
@@ -36,13 +38,15 @@ impl Places {
         limits: &Limits,
     ) -> Option<Places> {
         let mut all = Places::default();
-        if !chip.hopper || limits.rows != 1 {
+        if !chip.hopper {
             return Some(all);
         }
+        let rows = if limits.rows == 1 { 1 } else { SEVERAL };
         let mut end = 0usize;
         let mut take = |width: usize| {
             let at = end;
-            end = at.checked_add(width.checked_mul(4)?)?.checked_next_multiple_of(256)?;
+            let bytes = width.checked_mul(rows)?.checked_mul(4)?;
+            end = at.checked_add(bytes)?.checked_next_multiple_of(256)?;
             Some(at as u64)
         };
         let links = |group: &Group| match &group.kind {
@@ -62,10 +66,11 @@ impl Places {
         }
         for (i, group) in groups.iter().enumerate() {
             all.links = all.links.checked_add(links(group))?;
-            if let GroupKind::Linear { linear, .. } = &group.kind
+            if let GroupKind::Linear { linear, epilogue, .. } = &group.kind
                 && links(group) > 0
             {
-                all.raw.insert(i, take(graph.ty(*linear).width())?);
+                let columns = raw(&domains(graph, *linear, epilogue)?);
+                all.raw.insert(i, take(columns)?);
             }
         }
         all.bytes = end;
@@ -83,9 +88,6 @@ impl Places {
 
 /// Puts launches that can be one kernel together.
 pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Result<Vec<Launch>> {
-    if bases.next == 0 {
-        return Ok(launches);
-    }
     let (mut out, mut links, mut table) = (Vec::new(), Vec::new(), bases.links);
     for launch in launches {
         let joins = kind(&launch, bases).is_some();
@@ -153,11 +155,11 @@ fn close(
         links: *table,
         positions: bases.positions,
         slots: bases.slots,
-        times: 0,
         count: count(links.len())?,
         stages: count(stages)?,
         stage_bytes: count(page)?,
-        attend: count(stages * page)?,
+        beside: count(stages * page)?,
+        ..Chain::default()
     };
     *table += (links.len() * LINK_BYTES) as u64;
     let shape = Shape {
@@ -173,7 +175,7 @@ fn close(
     Ok(())
 }
 
-fn is_fresh(at: u64, bases: &Bases) -> bool {
+pub(super) fn is_fresh(at: u64, bases: &Bases) -> bool {
     at >= bases.fresh && at - bases.fresh < bases.next.unsigned_abs()
 }
 
@@ -183,19 +185,9 @@ fn kind(launch: &Launch, bases: &Bases) -> Option<u32> {
         (Kernel::Gemv(product), Parameters::Gemv(p)) => {
             // Byte code reads and writes where it likes; rows are read in fours.
             let lines = p.domain.iter().take(p.domains as usize).all(|d| d.epilogue.form != CODE);
-            (lines && p.cols % 4 == 0).then_some(match product {
-                Product::P8 => 0,
-                Product::P4 => 1,
-                Product::P2 => 2,
-                Product::P1 => 3,
-                Product::P21 => 4,
-                Product::P41 => 5,
-                Product::P42 => 6,
-                Product::F32 => 7,
-                Product::F16 => 8,
-                Product::Bf16 => 9,
-            })
+            (lines && p.cols % 4 == 0).then(|| product_kind(*product))
         }
+        (Kernel::Several(product), _) => Some(product_kind(*product)),
         (Kernel::AttendOne(pairs), Parameters::AttendOne(p)) => {
             let raw = [p.q.raw, p.k.raw, p.v.raw].into_iter().filter(|&at| at != 0);
             let fresh: Vec<bool> = raw.map(|at| is_fresh(at, bases)).collect();
@@ -207,10 +199,29 @@ fn kind(launch: &Launch, bases: &Bases) -> Option<u32> {
     }
 }
 
+fn product_kind(product: Product) -> u32 {
+    match product {
+        Product::P8 => 0,
+        Product::P4 => 1,
+        Product::P2 => 2,
+        Product::P1 => 3,
+        Product::P21 => 4,
+        Product::P41 => 5,
+        Product::P42 => 6,
+        Product::F32 => 7,
+        Product::F16 => 8,
+        Product::Bf16 => 9,
+    }
+}
+
 /// Whether links may wait for what this one leaves.
-fn leaves(launch: &Launch, bases: &Bases) -> bool {
+pub(super) fn leaves(launch: &Launch, bases: &Bases) -> bool {
     match &launch.parameters {
         Parameters::Gemv(p) => {
+            let mut domains = p.domain.iter().take(p.domains as usize);
+            domains.all(|d| is_fresh(d.epilogue.out, bases))
+        }
+        Parameters::Several(p) => {
             let mut domains = p.domain.iter().take(p.domains as usize);
             domains.all(|d| is_fresh(d.epilogue.out, bases))
         }
@@ -241,10 +252,11 @@ fn settle(launch: &mut Launch, bases: &Bases) -> usize {
 /// Links as the kernel reads them.
 pub(in crate::cuda) fn table(links: &[Launch], bases: &Bases) -> Vec<u8> {
     let mut all = Vec::with_capacity(links.len() * LINK_BYTES);
-    for link in links {
+    for (i, link) in links.iter().enumerate() {
         let (polls, parameters) = match &link.parameters {
             Parameters::Gemv(p) => (is_fresh(p.x, bases), p.bytes()),
             Parameters::AttendOne(p) => (is_fresh(p.q.raw, bases), p.bytes()),
+            Parameters::Several(p) => (polls(links, i), p.bytes()),
             _ => continue,
         };
         let next = if leaves(link, bases) { bases.next } else { 0 };

@@ -67,6 +67,11 @@ fn lcm(a: usize, b: usize) -> usize {
     a.checked_div(x).map_or(a.max(b), |times| times.saturating_mul(b))
 }
 
+/// How many columns these leave for a launch of its own.
+pub(super) fn raw(domains: &[Columns]) -> usize {
+    domains.iter().filter(|d| !d.rides_along()).map(|d| d.len * d.parts.len()).sum()
+}
+
 /// Sorts an epilogue by the weights that each node's columns come from.
 pub(super) fn domains(graph: &Graph, linear: NodeId, epilogue: &[NodeId]) -> Option<Vec<Columns>> {
     let ranges: Vec<(usize, usize)> = weight_ranges(graph, linear).collect();

@@ -5,9 +5,10 @@
 //! prologue that is a single norm rides along with one row; any other is a launch that leaves its
 //! row in the workspace.
 
-use super::columns::{Columns, domains};
-use super::product::Multiplied;
+use super::columns::{self, Columns, domains};
+use super::product::{Multiplied, Way};
 use super::rows::List;
+use super::several::Row;
 use super::{Lowering, binary_code, count, unary_code, unplaced};
 use crate::cuda::abi::{self, *};
 use crate::graph::{Lead, NodeId, Op};
@@ -26,58 +27,10 @@ impl Lowering<'_> {
         let one = self.most(lead) == 1;
         let x = origin(self.graph, self.arg(linear, 0)?);
         let cols = self.graph.ty(x).width();
-        // The row to multiply, and the norm that is done on the way.
-        let mut row = Operand::default();
-        let mut norm = (0, 0.0);
-        let mut single = false;
-        let only = self.plan.limits().rows == 1;
-        let normed = match prologue {
-            [id] if one => Some((*id, *id)),
-            // The only row is the selected one.
-            [select, id]
-                if only
-                    && matches!(self.graph.node(*select).op, Op::Select(_))
-                    && self.put(*select)?.is_none() =>
-            {
-                Some((*select, *id))
-            }
-            _ => None,
-        };
-        if let Some((reads, id)) = normed
-            && let Op::RmsNorm(op) = &self.graph.node(id).op
-            && (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2)
-            && self.put(id)?.is_none()
-        {
-            norm = (self.address(self.arg(id, 1)?)?, op.eps);
-            row = self.value(origin(self.graph, self.arg(reads, 0)?))?;
-            single = true;
-        }
-        if prologue.is_empty() && one {
-            row = self.value(x)?;
-        } else if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {
-            // The rows are there.
-        } else if !single {
-            let mut list = List::new();
-            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
-            let a = self.operand(&known, x)?;
-            let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
-            if one {
-                row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
-                op.b = row;
-            } else {
-                self.split(lead, linear, cols, &mut op)?;
-            }
-            list.ops.push(op);
-            Self::whole(&mut list)?;
-            self.push_list(lead, list)?;
-        }
-
         let domains = domains(self.graph, linear, epilogue).ok_or_else(|| unplaced(linear))?;
         let ranges: Vec<(usize, usize)> = weight_ranges(self.graph, linear).collect();
         let whole = self.put(linear)?;
-        let raw: usize =
-            domains.iter().filter(|d| !d.rides_along()).map(|d| d.len * d.parts.len()).sum();
-        let raw_stride = count(raw)?;
+        let raw_stride = count(columns::raw(&domains))?;
         let mut raw_at = self.raw();
         // What is multiplied: parts with their epilogue, by kernel.
         let mut products: Vec<Multiplied> = Vec::new();
@@ -114,9 +67,65 @@ impl Lowering<'_> {
             later.push((d, operands));
         }
         products.sort_by_key(|p| p.0);
+
+        // The row to multiply, and the norm that is done on the way.
+        let mut row = Operand::default();
+        let mut norm = (0, 0.0);
+        let mut single = false;
+        let only = self.plan.limits().rows == 1;
+        let normed = match prologue {
+            [id] if one || self.several => Some((*id, *id)),
+            // The only row is the selected one.
+            [select, id]
+                if only
+                    && matches!(self.graph.node(*select).op, Op::Select(_))
+                    && self.put(*select)?.is_none() =>
+            {
+                Some((*select, *id))
+            }
+            _ => None,
+        };
+        if let Some((reads, id)) = normed
+            && let Op::RmsNorm(op) = &self.graph.node(id).op
+            && (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2)
+            && self.put(id)?.is_none()
+        {
+            norm = (self.address(self.arg(id, 1)?)?, op.eps);
+            row = self.value(origin(self.graph, self.arg(reads, 0)?))?;
+            single = true;
+        }
+        if prologue.is_empty() && (one || self.several) {
+            row = self.value(x)?;
+            single = true;
+        }
+        let mut way = if one { Way::One } else { Way::Many };
+        if single && !one {
+            single = self.are_links(lead, cols, Row { row, norm }, &products)?;
+            way = if single { Way::Several } else { way };
+        }
+        if single {
+            // The row is there.
+        } else if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {
+            // The rows are there.
+        } else {
+            let mut list = List::new();
+            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
+            let a = self.operand(&known, x)?;
+            let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
+            if one {
+                row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
+                op.b = row;
+            } else {
+                self.split(lead, linear, cols, &mut op)?;
+            }
+            list.ops.push(op);
+            Self::whole(&mut list)?;
+            self.push_list(lead, list)?;
+        }
+
         for same in products.chunk_by(|a, b| a.0 == b.0) {
             for some in same.chunks(MAX_DOMAINS) {
-                self.product(lead, one, cols, row, norm, some)?;
+                self.product(lead, way, cols, Row { row, norm }, some)?;
             }
         }
         if one && whole.is_none() {

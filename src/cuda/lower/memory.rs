@@ -5,7 +5,7 @@ use super::Chip;
 use super::attend::shares;
 use super::attend_one::one_work;
 use super::chain::Places;
-use super::columns::domains;
+use super::columns::{domains, raw};
 use super::experts::experts_work;
 use super::sample::scan_blocks;
 use super::tiles::split_size;
@@ -93,8 +93,13 @@ pub(in crate::cuda) fn work(
     let words = limits.rows.checked_mul(3)?.checked_add(limits.outs)?;
     work.state = words.checked_mul(4)?.checked_add(5 * 256)?;
     let places = Places::of(chip, graph, groups, limits)?;
-    work.fresh = places.bytes.checked_mul(2)?;
-    work.links = places.links.checked_mul(2 * LINK_BYTES)?;
+    let (fresh, links) = if limits.rows == 1 {
+        (&mut work.fresh, &mut work.links)
+    } else {
+        (&mut work.several, &mut work.several_links)
+    };
+    *fresh = places.bytes.checked_mul(2)?;
+    *links = places.links.checked_mul(2 * LINK_BYTES)?;
     Some(work)
 }
 
@@ -116,9 +121,7 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
                 let turns = if chip.hopper { 2 } else { 1 };
                 work.split = cols.checked_mul(rows)?.checked_mul(4 * turns)?;
             }
-            let raw = domains(graph, *linear, epilogue)?;
-            let raw = raw.iter().filter(|d| !d.rides_along());
-            let columns: usize = raw.map(|d| d.len * d.parts.len()).sum();
+            let columns = raw(&domains(graph, *linear, epilogue)?);
             work.raw = columns.checked_mul(rows)?.checked_mul(4)?;
         }
         GroupKind::Attend(id) => {

@@ -1,5 +1,6 @@
 //! One launch of a product: of one row the streaming kernel, of more rows the tensor-core one.
 
+use super::several::Row;
 use super::tiles::{gemm_shared, split_size, stretches};
 use super::{Chip, Lowering, count, too_large};
 use crate::cuda::abi::*;
@@ -77,29 +78,36 @@ pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<usize> {
 /// Columns of a product: the kernel, the weights and where they are, and what becomes of them.
 pub(super) type Multiplied = (Product, Vec<(Layout, u64)>, Epilogue);
 
+/// How rows go through a product: one, several in a chain, or as many as there are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    One,
+    Several,
+    Many,
+}
+
+/// The columns of a product, by tiles.
+pub(super) struct Dealt {
+    pub first: [u32; MAX_DOMAINS + 1],
+    pub domain: [Domain; MAX_DOMAINS],
+    pub part: [Matrix; 2 * MAX_DOMAINS],
+}
+
 impl Lowering<'_> {
-    /// One launch of a product.
-    pub(super) fn product(
-        &mut self,
-        lead: Lead,
-        one: bool,
-        cols: usize,
-        row: Operand,
-        norm: (u64, f32),
-        domains: &[Multiplied],
-    ) -> Result<()> {
-        let Some((product, ..)) = domains.first() else { return Ok(()) };
-        let layouts: Vec<Layout> = domains.iter().flat_map(|d| d.1.iter().map(|p| p.0)).collect();
-        let mut part = [Matrix::default(); 2 * MAX_DOMAINS];
-        let mut domain = [Domain::default(); MAX_DOMAINS];
-        let mut first = [0; MAX_DOMAINS + 1];
+    /// Deals columns out, in tiles of so many outputs, of all parts of a domain together; by panels if that is 0.
+    pub(super) fn dealt(&self, domains: &[Multiplied], tile: usize) -> Result<Dealt> {
+        let mut dealt = Dealt {
+            first: [0; MAX_DOMAINS + 1],
+            domain: [Domain::default(); MAX_DOMAINS],
+            part: [Matrix::default(); 2 * MAX_DOMAINS],
+        };
         let (mut parts, mut end) = (0, 0);
         for (i, (_, matrices, epilogue)) in domains.iter().enumerate() {
-            let d = &mut domain[i];
+            let d = &mut dealt.domain[i];
             d.parts = count(matrices.len())?;
             d.epilogue = *epilogue;
             for (j, (layout, at)) in matrices.iter().enumerate() {
-                part[parts] = layout.matrix(*at);
+                dealt.part[parts] = layout.matrix(*at);
                 d.part[j] = count(parts)?;
                 parts += 1;
             }
@@ -108,22 +116,43 @@ impl Lowering<'_> {
                 .all(|m| Matrix { data: 0, ..m[0].0.matrix(0) } == m[1].0.matrix(0));
             d.alike = u32::from(alike);
             let outputs = matrices.first().map_or(0, |m| m.0.rows);
-            let tile = if self.chip.hopper { WG_M } else { TILE_N };
-            let step = if one { PANEL } else { tile / matrices.len() };
-            first[i] = end;
+            let step = if tile == 0 { PANEL } else { tile / matrices.len() };
+            dealt.first[i] = end;
             end += count(outputs.div_ceil(step))?;
         }
-        for f in &mut first[domains.len()..] {
+        for f in &mut dealt.first[domains.len()..] {
             *f = end;
         }
-        let domains = count(domains.len())?;
+        Ok(dealt)
+    }
+
+    /// One launch of a product.
+    pub(super) fn product(
+        &mut self,
+        lead: Lead,
+        way: Way,
+        cols: usize,
+        x: Row,
+        domains: &[Multiplied],
+    ) -> Result<()> {
+        let Some((product, ..)) = domains.first() else { return Ok(()) };
+        let layouts: Vec<Layout> = domains.iter().flat_map(|d| d.1.iter().map(|p| p.0)).collect();
+        if way == Way::Several {
+            let p = Parameters::Several(Box::new(self.several(cols, x, domains)?));
+            let grid = (self.chip.processors, 1);
+            return self.push(Kernel::Several(*product), grid, SEVERAL_THREADS, 0, lead, p);
+        }
+        let one = way == Way::One;
+        let tile = if self.chip.hopper { WG_M } else { TILE_N };
+        let Dealt { first, domain, part } = self.dealt(domains, if one { 0 } else { tile })?;
+        let (domains, end) = (count(domains.len())?, first[MAX_DOMAINS]);
         if one {
             let stream = Stream::of(self.chip, &layouts)
                 .ok_or_else(|| Error::Plan("its rows are too wide".to_string()))?;
             let mut p = Gemv {
-                x: row.at,
-                norm: norm.0,
-                eps: norm.1,
+                x: x.row.at,
+                norm: x.norm.0,
+                eps: x.norm.1,
                 cols: count(cols)?,
                 domains,
                 first,

@@ -1,7 +1,7 @@
 //! The functions of the cubins, by the kernel that launches ask for.
 
 use crate::cuda::CudaBackend;
-use crate::cuda::abi::{CHAIN_SHARED, TILE_NAMES, TILES};
+use crate::cuda::abi::{CHAIN_SHARED, SEVERAL_SHARED, TILE_NAMES, TILES};
 use crate::cuda::driver::{Function, Module};
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
@@ -93,6 +93,10 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
             "chain" => {
                 let most = device.block_shared.saturating_sub(CHAIN_SHARED as u32);
                 functions.insert(Some(Kernel::Chain), one(&module, c"chain", most)?);
+            }
+            "several" => {
+                let most = device.block_shared.saturating_sub(SEVERAL_SHARED as u32);
+                functions.insert(Some(Kernel::SeveralChain), one(&module, c"several", most)?);
             }
             _ => {
                 functions.insert(Some(Kernel::Scan), one(&module, c"scan", most)?);

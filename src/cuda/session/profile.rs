@@ -355,7 +355,9 @@ fn timed(plan: &Plan, launch: &Launch, bases: &Bases, seconds: f64) -> Timed {
     Timed {
         group: launch.group,
         part: match launch.kernel {
-            Kernel::Gemv(_) | Kernel::Gemm(_) | Kernel::Experts(_) => Part::Product,
+            Kernel::Gemv(_) | Kernel::Gemm(_) | Kernel::Several(_) | Kernel::Experts(_) => {
+                Part::Product
+            }
             _ => Part::Whole,
         },
         takes_on: matches!(&launch.parameters, Parameters::AttendOne(p) if p.k.raw != 0),
@@ -399,6 +401,10 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
         Parameters::Gemm(p) => {
             let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
             p.part.iter().map(|m| m.data).chain(vectors).collect()
+        }
+        Parameters::Several(p) => {
+            let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
+            p.part.iter().map(|m| m.data).chain(vectors).chain([p.norm]).collect()
         }
         Parameters::Experts(p) => p.part.iter().map(|m| m.data).collect(),
         Parameters::Rows(p) => {
@@ -450,7 +456,9 @@ fn name(kernel: Kernel) -> String {
         Kernel::Attend => "attend".to_string(),
         Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),
         Kernel::AttendMany(pairs) => format!("attend_many_{pairs}"),
+        Kernel::Several(p) => of("several", p),
         Kernel::Chain => "chain".to_string(),
+        Kernel::SeveralChain => "several".to_string(),
         Kernel::Scan => "scan".to_string(),
         Kernel::Pick => "pick".to_string(),
     }

@@ -23,7 +23,7 @@ impl CudaSession {
 
     /// The program of steps over one row.
     pub(super) fn sampling(&self) -> Option<usize> {
-        self.programs.iter().position(|r| r.program.plan.limits().outs >= 1)
+        self.programs.iter().position(|r| r.holds(1, 1))
     }
 
     /// The first launches of a step over one row, as a graph for each turn.
@@ -72,6 +72,8 @@ impl CudaSession {
                     Parameters::Attend(p) => function.launch(s, p, on),
                     Parameters::AttendOne(p) => function.launch(s, &**p, on),
                     Parameters::Chain(p) => function.launch(s, &p.chain, on),
+                    // A link is launched by its chain.
+                    Parameters::Several(_) => Ok(()),
                     Parameters::Sample(p) => function.launch(s, p, on),
                 }
             };
@@ -95,11 +97,9 @@ impl CudaSession {
 
     pub(super) fn replay(&mut self, input: &StepInput<'_>) -> Result<()> {
         let (rows, outs) = (input.tokens.len(), input.outs.len());
-        let holds = |r: &Ready| {
-            let limits = r.program.plan.limits();
-            rows <= limits.rows && outs <= limits.outs
-        };
-        let Some(index) = self.programs.iter().position(holds) else {
+        let holds = |several| move |r: &Ready| r.several == several && r.holds(rows, outs);
+        let few = self.programs.iter().position(holds(true));
+        let Some(index) = few.or_else(|| self.programs.iter().position(holds(false))) else {
             return Err(Error::Invalid("no program holds this step".to_string()));
         };
         self.state.sampled.clear();
@@ -136,19 +136,22 @@ impl CudaSession {
     fn launch_given(&mut self, index: usize, rows: usize, outs: usize) -> Result<()> {
         let shape = (index, rows, outs);
         let known = self.repeated.iter().position(|r| r.shape == shape);
-        let mut step = known.map_or(Repeated { shape, graph: None }, |i| self.repeated.remove(i));
-        if step.graph.is_none() {
+        let new = || Repeated { shape, graphs: [None, None] };
+        let mut step = known.map_or_else(new, |i| self.repeated.remove(i));
+        let turn = self.programs.get(index).map_or(0, |r| r.turn);
+        // There are two turns at most.
+        let graph = &mut step.graphs[turn % 2];
+        if graph.is_none() {
             (self.take.1.rows, self.take.1.wanted) = (rows as u32, outs as u32);
             if let Some(ready) = self.programs.get_mut(index) {
                 set_rows(ready, rows, outs);
             }
-            // Launches in turn would need a graph for each turn; and of one row a profile changes what they do.
-            let alike = rows > 1 && self.programs.get(index).is_some_and(|r| r.turns.len() == 1);
-            if known.is_some() && alike {
-                step.graph = Some(self.stream.capture(|| self.launch_taken(index, rows, outs))?);
+            // Of one row a profile changes what launches do.
+            if known.is_some() && rows > 1 {
+                *graph = Some(self.stream.capture(|| self.launch_taken(index, rows, outs))?);
             }
         }
-        match &step.graph {
+        match graph {
             Some(graph) => graph.launch(&self.stream)?,
             None => self.launch_taken(index, rows, outs)?,
         }

@@ -1,0 +1,504 @@
+// A chain of products over two to eight rows as one kernel, a block on every multiprocessor.
+//
+// Weights of product after product come through one ring, asked for by a warp that waits for no rows, so that
+// memory goes on while products wait for each other. They wait for numbers (fresh.cuh), hence for all blocks, and
+// the launch is cooperative. Eight warps multiply, as in few90.cuh: a warp has 16 outputs and one of the stretches
+// that a product's inputs are summed up in, and what its lanes take is made by the block: rows are read as
+// they are, go through a norm if there is one before the product, and are split. Order of sums, norm (square.cuh) and
+// splitting are those of the kernels for any number of rows, and so are the bits.
+#include "few90.cuh"
+#include "links.cuh"
+#include "square.cuh"
+
+#if HOPPER
+struct Several {
+  const float* x;
+  // Weights of the norm before the product; null for none.
+  const float* norm;
+  float eps;
+  // Columns of a row, whole blocks of 128; floats from a row to the next; the order of columns; stretches.
+  u32 cols, stride, wide, stretches;
+  // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each stretch has spans of its
+  // own, and so each warp pages of its own.
+  u32 jobs, subs, first_block, alone, domains;
+  u32 first[MAX_DOMAINS + 1];
+  Domain domain[MAX_DOMAINS];
+  Matrix part[2 * MAX_DOMAINS];
+};
+struct SeveralLink {
+  u32 kind, unused;
+  Fresh fresh;
+  Several product;
+};
+static_assert(sizeof(SeveralLink) == 2784 && sizeof(SeveralLink) % 16 == 0, "src/cuda/abi.rs mirrors it");
+
+// Rows at most; blocks of 128 columns at most where there is a norm; floats from a row of sums to the next.
+constexpr u32 ROWS_MOST = 8, NORM_BLOCKS = 64, SUMS_WIDTH = 20, HELD_LINKS = 3;
+// Blocks of columns of a warp at a time, and bytes of one as the tensor cores take it.
+constexpr u32 AT_A_TIME = 2, BLOCK_BYTES = 4096;
+
+struct Work {
+  Links<SeveralLink, HELD_LINKS, WARPS + 1> links;
+  float sums[2][WARPS * ROWS_MOST * SUMS_WIDTH];
+  float squares[ROWS_MOST][NORM_BLOCKS];
+  __align__(16) float norm[WARPS][AT_A_TIME * 128];
+  u64 full[MAX_STAGES], empty[MAX_STAGES];
+};
+
+// A place in the ring, and how often it went round.
+struct Stage {
+  u32 at, parity;
+  DEV void step(u32 n, u32 stages) {
+    at += n;
+    while (at >= stages) at -= stages, parity ^= 1;
+  }
+};
+
+// Who has pages of their own: warps, or the stretches of 16 outputs together. Pages of all come in turn.
+struct Owners {
+  u32 count, spans;
+  DEV explicit Owners(const Several& p) {
+    count = p.alone ? p.subs * p.stretches : p.subs;
+    spans = p.alone ? p.part[0].spans / p.stretches : p.part[0].spans;
+  }
+};
+// A block's first job; it has every one of the grid's from there.
+DEV u32 first_job(const Several& p) { return (blockIdx.x + gridDim.x - p.first_block) % gridDim.x; }
+
+// Asks for all weights of a link's jobs: a page is a span of four panels, 16 outputs. Four lanes ask for one.
+DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 empty, u32 stages, u32 stage_bytes,
+                       u32 lane) {
+  Owners owners(p);
+  u32 pages = owners.spans * owners.count, all_spans = p.part[0].spans;
+  u32 which = lane / 4, side = lane / 2 % 2, half = lane % 2, owner = which % owners.count;
+  u32 own_sub = p.alone ? owner / p.stretches : owner, begins = p.alone ? owner % p.stretches * owners.spans : 0;
+#pragma unroll 1
+  for (u32 job = first_job(p); job < p.jobs; job += gridDim.x) {
+    u32 sub = job * p.subs + own_sub;
+    Tile tile = tile_of(p, sub / 4);
+    const Domain& d = p.domain[tile.domain];
+    u32 output = tile.first + (d.parts == 1 ? sub % 4 * 16 + side * 8 : sub % 4 * 8) + half * PANEL;
+    if (output >= tile.outputs) output = 0;
+    const Matrix& m = p.part[d.part[d.parts == 1 ? 0 : side]];
+    u32 span = begins + which / owners.count, ends = begins + owners.spans;
+    u32 steps = WARPS / owners.count;
+    u32 whole = m.span_bytes, rest = m.panel_bytes - (all_spans - 1) * whole;
+    const u8* from = m.data + (u64)(output / PANEL) * m.panel_bytes + (u64)span * whole;
+    Stage mine = base;
+    mine.step(which, stages);
+#pragma unroll 1
+    for (u32 first = 0; first < pages; first += WARPS) {
+      u32 bytes = span + 1 < all_spans ? whole : rest, all = bytes + __shfl_xor_sync(FULL, bytes, 1);
+      all += __shfl_xor_sync(FULL, all, 2);
+      // Four pages at once: a ring has as many stages or more.
+#pragma unroll
+      for (u32 four = 0; four < 2; four++) {
+        bool on = which / 4 == four && span < ends;
+        if (on) {
+          mbar_wait(empty + 8 * mine.at, mine.parity ^ 1);
+          if (lane % 4 == 0) mbar_expect(full + 8 * mine.at, all);
+        }
+        __syncwarp();
+        if (on)
+          bring_once(ring + mine.at * stage_bytes + (side * 2 + half) * (stage_bytes / 4), from, bytes, full + 8 * mine.at);
+      }
+      span += steps, from += (u64)steps * whole;
+      mine.step(WARPS, stages);
+    }
+    base.step(pages, stages);
+  }
+}
+
+// The pages of a warp within a job: of its 16 outputs.
+struct Walk {
+  u32 ring, full, empty, stages, stage_bytes, lane;
+  // Arrivals of this warp, of eight for a page; pages from one of its own to the next.
+  u32 arrivals, step;
+  u32 span;
+  Stage stage;
+  DEV void wait() const {
+    // A barrier tells neighbouring phases apart, no more: first until whoever had the place before is done with it.
+    mbar_wait(empty + 8 * stage.at, stage.parity ^ 1);
+    mbar_wait(full + 8 * stage.at, stage.parity);
+  }
+  DEV void next() {
+    __syncwarp();
+    // A page is done with after eight arrivals, however many warps read it.
+    if (lane < arrivals) mbar_arrive_last(empty + 8 * stage.at);
+    span++;
+    stage.step(step, stages);
+  }
+  // Where span `to` is.
+  DEV u32 page(u32 to) {
+    while (span < to) wait(), next();
+    wait();
+    return ring + stage.at * stage_bytes;
+  }
+  DEV void end(u32 spans) {
+    while (span < spans) wait(), next();
+  }
+};
+
+// Blocks `from` to `to` of the columns, whose rows are at `rows`.
+template <class S>
+DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& in_a, const Matrix& in_b, u32 row, u32 from, u32 to,
+                         u32 rows, float* acc) {
+  S share;
+  // In registers, where there is room: what lies in shared memory would be read again for each page.
+  typename S::Kept a = in_a, b = in_b;
+  u32 blocks = p.cols / 128, wide = p.wide, zero = 0;
+  asm volatile("" : "+r"(zero));
+  u32 lane = walk.lane, q = lane % 4, half = lane / 16, panel = walk.stage_bytes / 4, page = 0;
+#pragma unroll 1
+  for (u32 block = from; block < to; block++, rows += BLOCK_BYTES) {
+    if (block == from || block % S::BLOCKS == 0) page = walk.page(block / S::BLOCKS) + half * panel;
+    u32 sides[2] = {page, page + 2 * panel};
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      share.fetch(a, b, sides, row, block, blocks, q, wide, step);
+      Left left;
+      take_apart(left, a, b, share, step, 0, zero);
+#pragma unroll
+      for (u32 x = 0; x < 2; x++) {
+        u32 i = step * 2 + x, h0, h1, l0, l1;
+        weights(rows + i * 512 + (lane ^ i % 4) * 16, h0, h1, l0, l1);
+        multiply_bf16(acc, left.high[x], l0, l1);
+        if constexpr (!S::EXACT) multiply_bf16(acc, left.low[x], h0, h1);
+        multiply_bf16(acc, left.high[x], h0, h1);
+      }
+    }
+  }
+}
+
+// Numbers of two blocks of columns, or of one, on their way to a warp: of lane (g, c) four of row g, every 16 from 4 c.
+// Of rows that are not there nobody looks at what comes of them: they are the last one again.
+struct Numbers {
+  float4 v[AT_A_TIME][8];
+  const float* from;
+  bool polls;
+  DEV Numbers(const Several& p, u32 rows, u32 lane, bool polls)
+      : from(p.x + (u64)min(lane / 4, rows - 1) * p.stride + lane % 4 * 4), polls(polls) {}
+  DEV void ask(u32 block, bool two) {
+    const float* at = from + block * 128;
+#pragma unroll
+    for (u32 k = 0; k < 8; k++) v[0][k] = fresh_f32x4(at + k * 16);
+#pragma unroll
+    for (u32 k = 0; k < 8; k++) v[1][k] = two ? fresh_f32x4(at + 128 + k * 16) : make_float4(0, 0, 0, 0);
+  }
+  // Until all are there. `nan` says whether some may not be: nobody's number is none.
+  template <class Nan>
+  DEV void settle(u32 block, bool two, Nan nan) {
+    while (__any_sync(FULL, nan())) {
+      bool there = true;
+#pragma unroll
+      for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
+        float4& f = v[k / 8][k % 8];
+        if (!is_nobody(f)) continue;
+        there = false;
+        if (k < 8 || two) f = fresh_f32x4(from + block * 128 + k * 16);
+      }
+      if (__all_sync(FULL, there)) return;
+    }
+  }
+  DEV void settle(u32 block, bool two) {
+    if (!polls) return;
+    settle(block, two, [&]() {
+      float sum = 0;
+#pragma unroll
+      for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
+        const float4& f = v[k / 8][k % 8];
+        sum += (f.x + f.y) + (f.z + f.w);
+      }
+      return sum != sum;
+    });
+  }
+};
+// A norm's weights of as many columns go to shared memory at `to`.
+DEV void ask_norm(const Several& p, u32 to, u32 block, bool two, u32 lane) {
+#pragma unroll
+  for (u32 k = 0; k < AT_A_TIME; k++)
+    if (k == 0 || two)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (k * 128 + lane * 4) * 4),
+                   "l"(p.norm + (block + k) * 128 + lane * 4)
+                   : "memory");
+}
+DEV void norm_is_there() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncwarp();
+}
+// Splits numbers of a block, and lays them where the lanes take them that multiply.
+template <bool WIDE>
+DEV void lay_block(const float4 (&v)[8], u32 to, u32 lane) {
+  u32 g = lane / 4, c = lane % 4;
+  u32 at = to + g * 64 + (WIDE ? c * 512 : c % 2 * 512 + (c / 2 ^ c % 2) * 16);
+#pragma unroll
+  for (u32 m = 0; m < 8; m++) {
+    u32 h0 = bf16x2(v[m].x, v[m].y), h1 = bf16x2(v[m].z, v[m].w);
+    u32 l0 = low_parts(v[m].x, v[m].y, h0), l1 = low_parts(v[m].z, v[m].w, h1);
+    // Instruction i and lane (g, q ^ i % 4), with q = m / 2 and i = m % 2 * 4 + c, or q = m % 2 * 2 + c / 2 and
+    // i = m / 2 * 2 + c % 2.
+    u32 there = WIDE ? at + m % 2 * 2048 + (m / 2 ^ c) * 16 : at + m / 2 * 1024 + (m % 2 ^ m / 2 % 2) * 32;
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(there), "r"(h0), "r"(h1), "r"(l0), "r"(l1) : "memory");
+  }
+}
+
+// The warps that multiply meet.
+DEV void meet() { asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory"); }
+
+// Outputs of 16, of one domain, and what becomes of them.
+struct Outputs {
+  const Epilogue& e;
+  u32 first, outputs, rows;
+  bool two;
+  long long next;
+  DEV Outputs(const Several& p, Tile tile, u32 sub, u32 rows, long long next)
+      : e(p.domain[tile.domain].epilogue), rows(rows), next(next) {
+    two = p.domain[tile.domain].parts != 1;
+    first = tile.first + sub % 4 * (two ? 8 : 16), outputs = tile.outputs;
+  }
+  // Of two parts the first eight outputs have their partners behind them.
+  DEV bool on(u32 o) const { return first + o < outputs && !(two && o >= 8); }
+  DEV const float* residual(u32 row, u32 o) const {
+    return e.residual.at + (e.residual.where == VECTOR ? 0 : (u64)row * e.residual.n) + first + o;
+  }
+  DEV float early(u32 row, u32 o) const {
+    return e.form == RESIDUAL && row < rows && on(o) ? fresh_f32(residual(row, o)) : 0.0f;
+  }
+  DEV void finish(u32 row, u32 o, float v, float partner, float early) const {
+    if (!on(o)) return;
+    float* out = e.out + (u64)row * e.out_stride + first + o;
+    if (row >= rows) {
+      // Another step may have more rows.
+      if (next) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"((u8*)out + next), "r"(NOBODY) : "memory");
+      return;
+    }
+    if (e.form == GATED) v = gate(e, v) * partner;
+    if (e.form == RESIDUAL) {
+      while (e.residual.where == FRESH && is_nobody(early)) early = fresh_f32(residual(row, o));
+      v = early + v;
+    }
+    if (next) leave(out, v, next);
+    else __stcg(out, v);
+  }
+};
+// Of as many stretches, in the order of `add_up`.
+DEV float sum_up_stretches(const float* sums, u32 stretches) {
+  auto at = [&](u32 s) { return sums[s * ROWS_MOST * SUMS_WIDTH]; };
+  if (stretches == 2) return at(0) + at(1);
+  float v[8];
+#pragma unroll
+  for (u32 s = 0; s < 8; s++) v[s] = at(s);
+  return (((v[0] + v[1]) + v[2]) + v[3]) + (((v[4] + v[5]) + v[6]) + v[7]);
+}
+// Of a lane at most.
+constexpr u32 RESULTS = 4;
+
+struct Consumer {
+  Work& b;
+  u32 rows, warp, lane, frags, parity;
+  Walk walk;
+  Stage base;
+
+  DEV void link(const SeveralLink& l) {
+    const Several& p = l.product;
+    u32 stretches = p.stretches, subs = p.subs, n = p.cols / 128;
+    Owners owners(p);
+    u32 job = first_job(p);
+    if (job >= p.jobs) return;
+    // The part of the columns that this warp makes; of eight stretches it is its own one, and is made bit by bit.
+    u32 from = n * warp / WARPS, to = n * (warp + 1) / WARPS;
+    bool own = stretches == WARPS, once = to - from <= AT_A_TIME;
+    u32 mine = frags + (own ? warp * AT_A_TIME : from) * BLOCK_BYTES, weights = shared_address(b.norm[warp]);
+    Numbers x(p, rows, lane, l.fresh.polls);
+    float scale = 1.0f;
+    auto two = [&](u32 block) { return block + 1 < to; };
+    if (from < to) x.ask(from, two(from));
+    if (p.norm) {
+#pragma unroll 1
+      for (u32 block = from; block < to; block += AT_A_TIME) {
+        if (block != from) x.ask(block, two(block));
+        if (once) ask_norm(p, weights, block, two(block), lane);
+        float sum[AT_A_TIME];
+        auto squares = [&]() {
+#pragma unroll
+          for (u32 k = 0; k < AT_A_TIME; k++) sum[k] = squares_of(x.v[k]);
+          return sum[0] + sum[1] != sum[0] + sum[1];
+        };
+        if (x.polls) x.settle(block, two(block), squares);
+        else squares();
+#pragma unroll
+        for (u32 k = 0; k < AT_A_TIME; k++) {
+          sum[k] = sum_of_lanes(sum[k], 1, 2);
+          if (lane % 4 == 0 && (k == 0 || two(block))) b.squares[lane / 4][block + k] = sum[k];
+        }
+      }
+      meet();
+      scale = norm_scale(sum_of_blocks(0.0f, b.squares[lane / 4], n), p.cols, p.eps);
+      if (!once) x.ask(from, two(from));
+    }
+    // Blocks from `block`, whose numbers were asked for; a norm's weights were, or are now.
+    auto make = [&](u32 block, u32 at, bool ask) {
+      if (!p.norm) x.settle(block, two(block));
+      if (p.norm) {
+        if (ask) ask_norm(p, weights, block, two(block), lane);
+        norm_is_there();
+#pragma unroll
+        for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
+          float4& v = x.v[k / 8][k % 8];
+          v = normed(v, scale, *(const float4*)(b.norm[warp] + k * 16 + lane % 4 * 4));
+        }
+        // All have read them before others come.
+        if (ask) __syncwarp();
+      }
+#pragma unroll
+      for (u32 k = 0; k < AT_A_TIME; k++) {
+        if (k && !two(block)) break;
+        if (p.wide) lay_block<true>(x.v[k], at + k * BLOCK_BYTES, lane);
+        else lay_block<false>(x.v[k], at + k * BLOCK_BYTES, lane);
+      }
+    };
+    if (once) {
+      if (from < to) make(from, mine, false);
+    } else if (!own) {
+#pragma unroll 1
+      for (u32 block = from; block < to; block += AT_A_TIME) {
+        if (block != from) x.ask(block, two(block));
+        make(block, mine + (block - from) * BLOCK_BYTES, true);
+      }
+    }
+    if (!own) meet();
+    else __syncwarp();
+    bool bit_by_bit = own && !once;
+    u32 stretch = warp % stretches, sub = warp / stretches;
+    u32 begin = n * stretch / stretches, end = n * (stretch + 1) / stretches;
+    walk.arrivals = p.alone ? WARPS : WARPS / stretches, walk.step = owners.count;
+    u32 owner = p.alone ? warp : sub, begins = p.alone ? stretch * owners.spans : 0;
+    // Warps may be more than a job has outputs for.
+    bool has = sub < subs;
+    u32 q = lane % 4, g = lane / 4;
+#pragma unroll 1
+    for (; job < p.jobs; job += gridDim.x) {
+      u32 which = job * subs + (has ? sub : 0);
+      Tile tile = tile_of(p, which / 4);
+      const Matrix* matrix[2];
+      Lines line = lines_of(p, tile, which % 4 * 16 + lane / 4, matrix);
+      // This lane's results: as the tensor cores leave them, or of those that the warps of 16 outputs add up.
+      u32 results = stretches == 1 ? 4 : stretches == 2 ? 2 : stretch < 4;
+      auto row_of = [&](u32 k) { return stretches == 1 ? 2 * q + k % 2 : (stretch * 32 + lane + k * 32 * stretches) / 16; };
+      auto output_of = [&](u32 k) { return stretches == 1 ? g + k / 2 * 8 : lane % 16; };
+      float early[RESULTS];
+#pragma unroll
+      for (u32 k = 0; k < RESULTS; k++)
+        early[k] = has && k < results ? Outputs(p, tile, which, rows, l.fresh.next).early(row_of(k), output_of(k)) : 0.0f;
+      walk.span = begins, walk.stage = base;
+      walk.stage.step(owner, walk.stages);
+      float acc[4] = {};
+#pragma unroll 1
+      for (u32 block = has ? begin : end, until; block < end; block = until) {
+        until = bit_by_bit ? min(end, block + AT_A_TIME) : end;
+        if (bit_by_bit) {
+          make(block, mine, true);
+          __syncwarp();
+          // What comes next is on its way while this is multiplied.
+          bool more = until < end;
+          u32 after = more ? until : begin;
+          if (more || job + gridDim.x < p.jobs) x.ask(after, two(after));
+        }
+        u32 at = own ? mine : frags + block * BLOCK_BYTES;
+#define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, block, until, at, acc)
+#define TAKES(...) (__VA_ARGS__::takes(*matrix[0]) && __VA_ARGS__::takes(*matrix[1]))
+#define PLANES(LO, HI)                                                                      \
+  if (TAKES(PlanesPage<LO, HI, SHORTEST>)) MULTIPLY(PlanesPage<LO, HI, SHORTEST>); \
+  else if (TAKES(PlanesPage<LO, HI, SHORT>)) MULTIPLY(PlanesPage<LO, HI, SHORT>);  \
+  else MULTIPLY(PlanesPage<LO, HI, LONG>)
+        switch (l.kind) {
+          case L8: PLANES(8, 0); break;
+          case L4: PLANES(4, 0); break;
+          case L2: PLANES(2, 0); break;
+          case L1: PLANES(1, 0); break;
+          case L21: PLANES(2, 1); break;
+          case L41: PLANES(4, 1); break;
+          case L42: PLANES(4, 2); break;
+          case LF32: MULTIPLY(FloatPage<F32>); break;
+          case LF16: MULTIPLY(FloatPage<F16>); break;
+          default: MULTIPLY(FloatPage<BF16>);
+        }
+        __syncwarp();
+      }
+      if (has) walk.end(begins + owners.spans);
+      base.step(owners.spans * owners.count, walk.stages);
+      Outputs out(p, tile, which, rows, l.fresh.next);
+      if (stretches == 1) {
+        if (has) {
+#pragma unroll
+          for (u32 k = 0; k < RESULTS; k++) out.finish(row_of(k), output_of(k), acc[k], acc[k % 2 + 2], early[k]);
+        }
+        continue;
+      }
+      float* sums = b.sums[parity];
+      parity ^= 1;
+      float* to_sums = sums + warp * ROWS_MOST * SUMS_WIDTH + 2 * q * SUMS_WIDTH + g;
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) to_sums[j % 2 * SUMS_WIDTH + j / 2 * 8] = acc[j];
+      meet();
+#pragma unroll
+      for (u32 k = 0; k < 2; k++) {
+        if (!has || k >= results) continue;
+        const float* from = sums + (sub * stretches * ROWS_MOST + row_of(k)) * SUMS_WIDTH + output_of(k);
+        float v = sum_up_stretches(from, stretches), partner = out.two ? sum_up_stretches(from + 8, stretches) : 0.0f;
+        out.finish(row_of(k), output_of(k), v, partner, early[k]);
+      }
+    }
+    // Nobody makes rows where others still multiply.
+    if (stretches == 1) meet();
+  }
+};
+
+KERNEL __launch_bounds__((WARPS + 1) * 32, 1) several(const __grid_constant__ Chain p) {
+  extern __shared__ __align__(128) u8 shared[];
+  __shared__ __align__(128) Work b;
+  u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  u32 full = shared_address(b.full), empty = shared_address(b.empty), ring = shared_address(shared);
+  if (threadIdx.x < p.stages) {
+    mbar_init(full + 8 * threadIdx.x, 1);
+    mbar_init(empty + 8 * threadIdx.x, WARPS);
+  } else if (threadIdx.x >= 64 && threadIdx.x < 64 + HELD_LINKS) {
+    b.links.begin(threadIdx.x - 64);
+  }
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+  pdl_launch_next();
+  if (warp == WARPS) {
+    u32 asked = 0;
+    Stage base = {0, 0};
+#pragma unroll 1
+    for (u32 i = 0; i < p.count; i++) {
+#pragma unroll 1
+      for (; asked < p.count && asked < i + 2; asked++) {
+        b.links.wait_empty(asked);
+        if (lane == 0) b.links.bring(p, asked);
+        __syncwarp();
+      }
+      b.links.wait(i);
+      bring_weights(b.links.at[i % HELD_LINKS].product, base, ring, full, empty, p.stages, p.stage_bytes, lane);
+      __syncwarp();
+      if (lane == 0) b.links.done(i);
+    }
+  } else {
+    pdl_wait();
+    Walk walk = {ring, full, empty, p.stages, p.stage_bytes, lane, 1, 1, 0, {0, 0}};
+    Consumer c = {b, p.rows, warp, lane, ring + p.beside, 0, walk, {0, 0}};
+#pragma unroll 1
+    for (u32 i = 0; i < p.count; i++) {
+      b.links.wait(i);
+      c.link(b.links.at[i % HELD_LINKS]);
+      if (p.times && threadIdx.x == 0) p.times[i * gridDim.x + blockIdx.x] = now();
+      __syncwarp();
+      if (lane == 0) b.links.done(i);
+    }
+  }
+  // Every thread must pass here.
+  pdl_wait();
+}
+#endif

@@ -1,0 +1,315 @@
+//! Products over two to eight rows that follow each other as one kernel, on sm_90: each waits for the numbers of
+//! those before, while weights of the next are on their way.
+
+use super::chain::leaves;
+use super::product::Multiplied;
+use super::tiles::stretches;
+use super::{Chip, Lowering, count, too_large};
+use crate::Result;
+use crate::cuda::abi::*;
+use crate::cuda::driver::Shape;
+use crate::cuda::program::{Bases, Kernel, Launch, Links, Parameters};
+use crate::graph::Lead;
+
+/// Stages that a ring must have.
+const FEWEST_STAGES: usize = 4;
+
+/// What the ring and the rows of a chain have of a block's shared memory.
+#[derive(Clone, Copy, Default)]
+struct Room {
+    stage: usize,
+    rows: usize,
+}
+
+impl Room {
+    fn of(p: &Several) -> Room {
+        let parts = p.part.iter().take_while(|m| m.rows > 0);
+        let span = parts.map(|m| m.span_bytes.min(m.panel_bytes)).max().unwrap_or(0);
+        // Of as many stretches as there are warps each makes its own rows bit by bit.
+        let blocks = match p.stretches as usize {
+            WARPS => WARPS * AT_A_TIME,
+            _ => p.cols as usize / WG_BLOCK,
+        };
+        Room { stage: 4 * span.next_multiple_of(32) as usize, rows: blocks * BLOCK_BYTES }
+    }
+
+    fn with(self, o: Room) -> Room {
+        Room { stage: self.stage.max(o.stage), rows: self.rows.max(o.rows) }
+    }
+
+    fn stages(self, chip: &Chip) -> Option<usize> {
+        let room = chip.block_shared.checked_sub(SEVERAL_SHARED)?.checked_sub(self.rows)?;
+        let stages = room.checked_div(self.stage)?.min(MAX_STAGES);
+        (stages >= FEWEST_STAGES).then_some(stages)
+    }
+}
+
+/// The rows that a product multiplies, and the norm before it.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    pub row: Operand,
+    pub norm: (u64, f32),
+}
+
+impl Lowering<'_> {
+    /// Whether all of a product's columns can be links.
+    pub(super) fn are_links(
+        &self,
+        lead: Lead,
+        cols: usize,
+        row: Row,
+        products: &[Multiplied],
+    ) -> Result<bool> {
+        let lines = products.iter().all(|p| p.2.form != CODE);
+        let normed = row.norm.0 == 0 || cols <= NORM_BLOCKS * WG_BLOCK;
+        let whole = cols.is_multiple_of(WG_BLOCK) && row.row.n.is_multiple_of(4);
+        if lead != Lead::Rows || !lines || !normed || !whole {
+            return Ok(false);
+        }
+        for same in products.chunk_by(|a, b| a.0 == b.0) {
+            for some in same.chunks(MAX_DOMAINS) {
+                let p = self.several(cols, row, some)?;
+                if Room::of(&p).stages(self.chip).is_none() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// A product as a link.
+    pub(super) fn several(&self, cols: usize, row: Row, domains: &[Multiplied]) -> Result<Several> {
+        let columns = self.dealt(domains, WG_M)?;
+        let tiles = columns.first[MAX_DOMAINS];
+        let stretches = stretches(self.chip, tiles, cols);
+        // As many blocks as there are, and as few outputs for each.
+        let outputs = tiles.checked_mul(4).ok_or_else(too_large)?;
+        let most = WARPS as u32 / stretches;
+        let enough = |subs: &u32| outputs.div_ceil(*subs) <= self.chip.processors;
+        let subs = [1, 2, 4].into_iter().filter(|s| *s < most).find(enough).unwrap_or(most);
+        // Columns of a span, and whether stretches end where spans do.
+        let span = |m: &Matrix| {
+            SPAN * match (m.lo, m.kind) {
+                (0, 0) => 4,
+                (0, _) => 8,
+                _ => 32,
+            }
+        };
+        let parts = columns.part.iter().take_while(|m| m.rows > 0);
+        let mut each = parts.map(|m| span(m) * stretches as usize);
+        let alone = stretches == 1 || each.all(|all| cols.is_multiple_of(all));
+        Ok(Several {
+            x: row.row.at,
+            norm: row.norm.0,
+            eps: row.norm.1,
+            cols: count(cols)?,
+            stride: row.row.n,
+            wide: u32::from(domains.iter().any(|d| d.1.iter().any(|part| part.0.in_planes()))),
+            stretches,
+            jobs: outputs.div_ceil(subs),
+            subs,
+            first_block: 0,
+            alone: u32::from(alone),
+            domains: count(domains.len())?,
+            first: columns.first,
+            domain: columns.domain,
+            part: columns.part,
+        })
+    }
+}
+
+/// Puts products that follow each other together.
+pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Result<Vec<Launch>> {
+    let (mut out, mut links, mut table) = (Vec::new(), Vec::new(), bases.links);
+    let mut room = Room::default();
+    for launch in launches {
+        let Parameters::Several(p) = &launch.parameters else {
+            close(chip, &mut room, &mut table, &mut links, &mut out)?;
+            out.push(launch);
+            continue;
+        };
+        if room.with(Room::of(p)).stages(chip).is_none() {
+            close(chip, &mut room, &mut table, &mut links, &mut out)?;
+        }
+        room = room.with(Room::of(p));
+        // For what is left elsewhere nobody can wait.
+        let ends = !leaves(&launch, bases);
+        links.push(launch);
+        if ends {
+            close(chip, &mut room, &mut table, &mut links, &mut out)?;
+        }
+    }
+    close(chip, &mut room, &mut table, &mut links, &mut out)?;
+    Ok(out)
+}
+
+/// Moves links to the launches, as one of them.
+fn close(
+    chip: &Chip,
+    room: &mut Room,
+    table: &mut u64,
+    links: &mut Vec<Launch>,
+    out: &mut Vec<Launch>,
+) -> Result<()> {
+    let (room, mut links) = (std::mem::take(room), std::mem::take(links));
+    let Some((lead, group)) = links.first().map(|l| (l.lead, l.group)) else { return Ok(()) };
+    let stages = room.stages(chip).ok_or_else(too_large)?;
+    let mut next = 0;
+    for i in 0..links.len() {
+        let (before, rest) = links.split_at_mut(i);
+        let Some(Parameters::Several(p)) = rest.first_mut().map(|l| &mut l.parameters) else {
+            continue;
+        };
+        for d in &mut p.domain {
+            let r = &mut d.epilogue.residual;
+            if d.epilogue.form == RESIDUAL && before.iter().any(|l| leaves_at(l, r.at)) {
+                r.place = FRESH;
+            }
+        }
+        // Who had fewer jobs of one product has more of the next.
+        p.first_block = next;
+        next = (next + p.jobs) % chip.processors.max(1);
+    }
+    let chain = Chain {
+        links: *table,
+        count: count(links.len())?,
+        stages: count(stages)?,
+        stage_bytes: count(room.stage)?,
+        beside: count(stages * room.stage)?,
+        ..Chain::default()
+    };
+    *table += (links.len() * LINK_BYTES) as u64;
+    let shape = Shape {
+        grid: (chip.processors, 1),
+        cluster: 1,
+        block: SEVERAL_THREADS,
+        shared: count(stages * room.stage + room.rows)?,
+        early: true,
+        together: true,
+    };
+    let parameters = Parameters::Chain(Box::new(Links { chain, links }));
+    out.push(Launch { kernel: Kernel::SeveralChain, tile: 0, shape, parameters, lead, group });
+    Ok(())
+}
+
+/// Whether a link leaves what is at this address.
+fn leaves_at(link: &Launch, at: u64) -> bool {
+    let Parameters::Several(p) = &link.parameters else { return false };
+    p.domain.iter().take(p.domains as usize).any(|d| {
+        let e = &d.epilogue;
+        let bytes = u64::from(e.out_stride) * 4 * SEVERAL as u64;
+        e.out <= at && at - e.out < bytes
+    })
+}
+
+/// Whether links read places that may hold nobody's number when they begin.
+pub(super) fn polls(links: &[Launch], i: usize) -> bool {
+    let Some(Parameters::Several(p)) = links.get(i).map(|l| &l.parameters) else { return false };
+    links.iter().take(i).any(|l| leaves_at(l, p.x))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::chain::table;
+    use crate::cuda::lower::launches;
+    use crate::graph::{Builder, MemoryWeights};
+    use crate::model::format::Format;
+    use crate::plan::{Limits, Plan};
+
+    /// `layers` of a norm, a gate and a product back, over `dim` columns and `inner` ones.
+    fn gates(format: Format, dim: usize, inner: usize, layers: usize) -> (Bases, Vec<Launch>) {
+        let mut w = MemoryWeights::new();
+        let mut add = |name: &str, rows: usize, cols: usize| {
+            let bytes = vec![0; format.row_bytes(cols).unwrap() * rows];
+            w.insert_bytes(name, format, &[rows, cols], bytes).unwrap();
+        };
+        add("x.weight", 4, dim);
+        add("gate.weight", inner, dim);
+        add("up.weight", inner, dim);
+        add("down.weight", dim, inner);
+        w.insert("norm.weight", &[dim], &vec![0.0; dim]).unwrap();
+        let mut b = Builder::new(&w);
+        let mut x = b.embed("x").unwrap();
+        x = b.silu(x).unwrap();
+        for _ in 0..layers {
+            let n = b.rms_norm(x, "norm", 1e-5).unwrap();
+            let (gate, up) = (b.linear(n, "gate").unwrap(), b.linear(n, "up").unwrap());
+            let gate = b.silu(gate).unwrap();
+            let y = b.mul(gate, up).unwrap();
+            let y = b.linear(y, "down").unwrap();
+            x = b.add(x, y).unwrap();
+        }
+        b.output(x);
+        let target = CudaTarget::of(90).unwrap();
+        let limits = Limits { rows: 64, outs: 1, slots: 1, context: 64 };
+        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
+        let program = target.lower(&plan).unwrap();
+        let next = program.work.several as i64 / 2;
+        let bases = Bases { fresh: 1 << 62, next, logits: 1 << 40, ..Bases::default() };
+        let made = launches(&target.0, &program, &bases).unwrap();
+        (bases, made)
+    }
+
+    fn chains<'a>(made: &'a [Launch]) -> Vec<&'a Links> {
+        let all = made.iter().filter(|l| l.kernel == Kernel::SeveralChain);
+        let chain = |l: &'a Launch| match &l.parameters {
+            Parameters::Chain(p) => Some(&**p),
+            _ => None,
+        };
+        all.filter_map(chain).collect()
+    }
+
+    #[test]
+    fn products_that_follow_each_other_are_one_chain() {
+        for (format, stages) in [(Format::BF16, 16), (Format::Q4_0, 14), (Format::Q8_0, 7)] {
+            let (bases, made) = gates(format, 2048, 8192, 3);
+            let [chain] = chains(&made)[..] else { return assert_eq!(made.len(), 0) };
+            // The first product's row is made by a list.
+            assert_eq!((chain.links.len(), chain.chain.stages), (5, stages));
+            let launch = made.iter().find(|l| l.kernel == Kernel::SeveralChain).unwrap();
+            assert!(launch.shape.together && launch.shape.grid.0 == 132);
+            assert!(launch.shape.shared as usize + SEVERAL_SHARED <= 227 << 10);
+            assert_eq!(table(&chain.links, &bases).len(), 5 * LINK_BYTES);
+            // The first one's row is there; each other waits for the one before, and for what it adds to.
+            let waits: Vec<bool> = (0..5).map(|i| polls(&chain.links, i)).collect();
+            assert_eq!(waits, [false, true, true, true, true]);
+            let residuals = chain.links.iter().filter_map(|l| match &l.parameters {
+                Parameters::Several(p) if p.domain[0].epilogue.form == RESIDUAL => {
+                    Some(p.domain[0].epilogue.residual.place)
+                }
+                _ => None,
+            });
+            assert_eq!(residuals.collect::<Vec<_>>(), [ROWS, FRESH, FRESH]);
+        }
+    }
+
+    #[test]
+    fn a_block_has_as_few_outputs_as_there_are_blocks_for() {
+        let of = |format, dim, inner| -> Vec<(u32, u32, u32, u32)> {
+            let (_, made) = gates(format, dim, inner, 2);
+            let all = chains(&made).into_iter().flat_map(|c| &c.links).skip(1);
+            let link = |l: &Launch| match &l.parameters {
+                Parameters::Several(p) => Some((p.stretches, p.subs, p.jobs, p.alone)),
+                _ => None,
+            };
+            all.filter_map(link).collect()
+        };
+        // A warp each of eight times 16 outputs, or of eight stretches, each with its own spans if it has whole ones.
+        assert_eq!(of(Format::BF16, 2048, 8192), [(1, 8, 128, 1), (8, 1, 128, 1)]);
+        assert_eq!(of(Format::Q4_0, 2048, 4096), [(2, 4, 128, 1), (8, 1, 128, 0)]);
+        // Half of the warps have outputs.
+        assert_eq!(of(Format::BF16, 2048, 1536)[0], (2, 2, 96, 1));
+    }
+
+    #[test]
+    fn columns_that_are_not_whole_blocks_are_launches() {
+        let (_, made) = gates(Format::BF16, 576, 1536, 2);
+        let links = chains(&made).into_iter().map(|c| c.links.len());
+        // Back from 1,536 columns to 576.
+        assert_eq!(links.collect::<Vec<_>>(), [1, 1]);
+        assert!(made.iter().any(|l| matches!(l.kernel, Kernel::Gemm(_))));
+    }
+}
