@@ -124,6 +124,45 @@ fn the_same_bits_again_and_whatever_stands_beside() {
     }
 }
 
+/// Steps of two to eight rows are chains of products: of one stretch of inputs, of two and of eight, in pages of
+/// their own and shared ones, gone through once and in passes. Their number changes from step to step.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn few_rows_have_the_bits_of_many_in_every_format() {
+    let backend = cuda();
+    let all = tokens(29, SMALL.vocabulary);
+    let mut failed = Vec::new();
+    for (dim, ffn) in [(256, 4352), (512, 8192), (2048, 512)] {
+        let s = Shape { dim, ffn, ..SMALL };
+        for &format in Format::all() {
+            let w = llama_weights(&s, format);
+            let g = llama(&s, &w);
+            let limits = Limits { rows: 29, outs: 29, slots: 2, context: 40 };
+            let plan = Plan::new(&g, &backend, limits).unwrap();
+            let mut session = backend.load(vec![backend.lower(&plan).unwrap()], &w).unwrap();
+            let mut logits = |slot, chunks: &[usize]| {
+                let (mut found, mut at) = (Vec::new(), 0);
+                for &n in chunks {
+                    let ids: Vec<u32> = (at..at + n as u32).collect();
+                    let outs: Vec<u32> = (0..n as u32).collect();
+                    let tokens = &all[at as usize..at as usize + n];
+                    let slots = vec![slot; n];
+                    let input = StepInput { tokens, positions: &ids, slots: &slots, outs: &outs };
+                    session.run(&input).unwrap();
+                    found.extend(bits(&session.peek(0).unwrap()));
+                    at += n as u32;
+                }
+                found
+            };
+            let want = logits(0, &[29]);
+            if want != logits(1, &[8, 3, 8, 2, 8]) {
+                failed.push(format!("{} {dim} {ffn}", format.name()));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 /// Rows of several sequences in one step: short and long ones, in runs that begin anywhere.
 #[test]
 #[ignore = "needs a CUDA device"]

@@ -15,6 +15,7 @@ mod profile;
 mod rows;
 
 use super::CudaTarget;
+use super::abi::SEVERAL;
 use super::lower::{self, launches};
 use super::program::{Bases, Parameters, Program, TensorKind};
 use crate::graph::{DType, Graph, Lead, Weights, arch};
@@ -25,7 +26,7 @@ use machine::Machine;
 use std::collections::BTreeMap;
 
 /// Memory for `program`, with the weights in it.
-fn load(program: &Program, w: &dyn Weights) -> Machine {
+fn load(program: &Program, w: &dyn Weights, several: bool) -> Machine {
     let (plan, limits) = (&program.plan, program.plan.limits());
     let bytes = plan.bytes();
     let offsets = program.work.offsets().unwrap();
@@ -39,7 +40,7 @@ fn load(program: &Program, w: &dyn Weights) -> Machine {
     let (weights, kv, scratch) = (region(bytes.weights), region(bytes.kv), region(bytes.scratch));
     let (logits, tables) = (region(bytes.logits), region(bytes.tables));
     let part = |i: usize, work: u64| work + offsets[i] as u64;
-    let work = region(offsets[12] as u64);
+    let work = region(offsets[14] as u64);
     let list = |i: u64| part(9, work) + (limits.rows as u64 * 4).next_multiple_of(256) * i;
     let bases = Bases {
         weights,
@@ -55,9 +56,9 @@ fn load(program: &Program, w: &dyn Weights) -> Machine {
         positions: list(1),
         slots: list(2),
         outs: list(3),
-        fresh: part(10, work),
-        next: program.work.fresh as i64 / 2,
-        links: part(11, work),
+        fresh: part(if several { 12 } else { 10 }, work),
+        next: if several { program.work.several } else { program.work.fresh } as i64 / 2,
+        links: part(if several { 13 } else { 11 }, work),
         ..Bases::default()
     };
     // What nobody wrote is not a number.
@@ -114,7 +115,8 @@ fn run(graph: &Graph, w: &dyn Weights, chunk: usize, context: usize, tokens: &[u
     let target = CudaTarget::of(90).unwrap();
     let plan = Plan::with_options(graph, &target, limits, Options::default()).unwrap();
     let program = lower::lower(&target.0, &plan).unwrap();
-    let mut machine = load(&program, w);
+    // Few rows go through chains.
+    let mut machine = load(&program, w, (2..=SEVERAL).contains(&rows));
     let mut all = Vec::new();
     let mut position = 0;
     for chunk in tokens.chunks(chunk) {
@@ -151,7 +153,7 @@ fn every_op_lowers_to_what_it_means() {
     let mut failed = Vec::new();
     for case in cases::cases() {
         let graph = case.graph(&w);
-        for chunk in [1, 5] {
+        for chunk in [1, 5, 10] {
             let tokens: Vec<u32> = (0..10).map(|i| (i * 37 % cases::TOKENS) as u32).collect();
             let want = reference(&graph, &w, 16, &tokens);
             let got = std::panic::catch_unwind(|| run(&graph, &w, chunk, 16, &tokens));
@@ -169,20 +171,43 @@ fn rows_that_launches_leave_split_are_what_products_take() {
     let w = llama_weights(&SMALL, Format::BF16);
     let graph = llama(&SMALL, &w);
     let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
-    let error = nmse(&run(&graph, &w, 5, 16, &tokens), &reference(&graph, &w, 16, &tokens));
+    let error = nmse(&run(&graph, &w, 10, 16, &tokens), &reference(&graph, &w, 16, &tokens));
     assert!(error < 2e-6, "{error:.1e}");
     // Attention's, and the gate's, of each layer.
     let target = CudaTarget::of(90).unwrap();
-    let limits = Limits { rows: 5, outs: 5, slots: 2, context: 16 };
+    let limits = Limits { rows: 10, outs: 10, slots: 2, context: 16 };
     let plan = Plan::new(&graph, &target, limits).unwrap();
     let program = lower::lower(&target.0, &plan).unwrap();
-    let made = launches(&target.0, &program, &load(&program, &w).bases).unwrap();
+    let made = launches(&target.0, &program, &load(&program, &w, false).bases).unwrap();
     let left = made.iter().filter(|l| match &l.parameters {
         Parameters::Gemm(p) => p.left.at != 0,
         Parameters::Attend(p) => p.left.at != 0,
         _ => false,
     });
     assert_eq!(left.count(), 2 * SMALL.layers);
+}
+
+#[test]
+fn products_of_a_few_rows_are_links_of_chains() {
+    let w = llama_weights(&SMALL, Format::BF16);
+    let graph = llama(&SMALL, &w);
+    let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
+    for chunk in [2, 5, 8] {
+        let got = run(&graph, &w, chunk, 16, &tokens);
+        let error = nmse(&got, &reference(&graph, &w, 16, &tokens));
+        assert!(error < 2e-6, "chunks of {chunk}: {error:.1e}");
+    }
+    let target = CudaTarget::of(90).unwrap();
+    let limits = Limits { rows: 8, outs: 8, slots: 2, context: 16 };
+    let plan = Plan::new(&graph, &target, limits).unwrap();
+    let program = lower::lower(&target.0, &plan).unwrap();
+    let made = launches(&target.0, &program, &load(&program, &w, true).bases).unwrap();
+    let links = made.iter().map(|l| match &l.parameters {
+        Parameters::Chain(p) => p.links.len(),
+        _ => 0,
+    });
+    // Four products a layer, but for the first, which the embedding stands before.
+    assert_eq!(links.sum::<usize>(), 4 * SMALL.layers - 1);
 }
 
 #[test]
@@ -195,7 +220,7 @@ fn every_architecture_lowers_to_what_it_means() {
         let library = arch::Library::embedded();
         let graph = arch::build_for(model.meta(), &model, &library, context).unwrap();
         let want = tiny::reference_logits(&graph, &model, &fixture.prompt);
-        for chunk in [1, 7] {
+        for chunk in [1, 7, 16] {
             let got = std::panic::catch_unwind(|| run(&graph, &model, chunk, 96, &fixture.prompt));
             let error = got.map_or(f64::INFINITY, |got| nmse(&got, &want));
             println!("{name}, chunk {chunk}: {error:.1e}");
