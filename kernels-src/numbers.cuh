@@ -1,0 +1,84 @@
+// Rows on their way to a product of several: read as they are, through a norm, split, and laid where lanes take them.
+#pragma once
+#include "fresh.cuh"
+#include "split.cuh"
+#include "square.cuh"
+
+#if HOPPER
+// Blocks of columns of a warp at a time, and bytes of one as the tensor cores take it.
+constexpr u32 AT_A_TIME = 2, BLOCK_BYTES = 4096;
+
+// Numbers of two blocks of columns, or of one, on their way to a warp: of lane (g, c) four of row g, every 16 from 4 c.
+// Of rows that are not there nobody looks at what comes of them: they are the last one again.
+struct Numbers {
+  float4 v[AT_A_TIME][8];
+  const float* from;
+  bool polls;
+  template <class Product>
+  DEV Numbers(const Product& p, u32 rows, u32 lane, bool polls)
+      : from(p.x + (u64)min(lane / 4, rows - 1) * p.stride + lane % 4 * 4), polls(polls) {}
+  DEV void ask(u32 block, bool two) {
+    const float* at = from + block * 128;
+#pragma unroll
+    for (u32 k = 0; k < 8; k++) v[0][k] = fresh_f32x4(at + k * 16);
+#pragma unroll
+    for (u32 k = 0; k < 8; k++) v[1][k] = two ? fresh_f32x4(at + 128 + k * 16) : make_float4(0, 0, 0, 0);
+  }
+  // Until all are there. `nan` says whether some may not be: nobody's number is none.
+  template <class Nan>
+  DEV void settle(u32 block, bool two, Nan nan) {
+    while (__any_sync(FULL, nan())) {
+      bool there = true;
+#pragma unroll
+      for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
+        float4& f = v[k / 8][k % 8];
+        if (!is_nobody(f)) continue;
+        there = false;
+        if (k < 8 || two) f = fresh_f32x4(from + block * 128 + k * 16);
+      }
+      if (__all_sync(FULL, there)) return;
+    }
+  }
+  DEV void settle(u32 block, bool two) {
+    if (!polls) return;
+    settle(block, two, [&]() {
+      float sum = 0;
+#pragma unroll
+      for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
+        const float4& f = v[k / 8][k % 8];
+        sum += (f.x + f.y) + (f.z + f.w);
+      }
+      return sum != sum;
+    });
+  }
+};
+// A norm's weights of as many columns go to shared memory at `to`.
+template <class Product>
+DEV void ask_norm(const Product& p, u32 to, u32 block, bool two, u32 lane) {
+#pragma unroll
+  for (u32 k = 0; k < AT_A_TIME; k++)
+    if (k == 0 || two)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (k * 128 + lane * 4) * 4),
+                   "l"(p.norm + (block + k) * 128 + lane * 4)
+                   : "memory");
+}
+DEV void norm_is_there() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncwarp();
+}
+// Splits numbers of a block, and lays them where the lanes take them that multiply.
+template <bool WIDE>
+DEV void lay_block(const float4 (&v)[8], u32 to, u32 lane) {
+  u32 g = lane / 4, c = lane % 4;
+  u32 at = to + g * 64 + (WIDE ? c * 512 : c % 2 * 512 + (c / 2 ^ c % 2) * 16);
+#pragma unroll
+  for (u32 m = 0; m < 8; m++) {
+    u32 h0 = bf16x2(v[m].x, v[m].y), h1 = bf16x2(v[m].z, v[m].w);
+    u32 l0 = low_parts(v[m].x, v[m].y, h0), l1 = low_parts(v[m].z, v[m].w, h1);
+    // Instruction i and lane (g, q ^ i % 4), with q = m / 2 and i = m % 2 * 4 + c, or q = m % 2 * 2 + c / 2 and
+    // i = m / 2 * 2 + c % 2.
+    u32 there = WIDE ? at + m % 2 * 2048 + (m / 2 ^ c) * 16 : at + m / 2 * 1024 + (m % 2 ^ m / 2 % 2) * 32;
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(there), "r"(h0), "r"(h1), "r"(l0), "r"(l1) : "memory");
+  }
+}
+#endif
