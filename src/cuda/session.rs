@@ -183,12 +183,12 @@ impl CudaSession {
         session.fill(&last.tensors, weights, progress)?;
         session.tabulate(&last.ropes, limits.context, weights)?;
         let chip = &backend.target.0;
-        let last = programs.len() - 1;
+        let count = programs.len();
         for (i, program) in programs.into_iter().enumerate() {
             // Steps over one row: the first program that holds them runs them all.
             let chains = program.work.fresh > 0 && session.programs.is_empty();
             // Over several, the one that holds every step.
-            if program.work.several > 0 && i == last {
+            if program.work.several > 0 && i + 1 == count {
                 let (at, links) = ((offsets[12], work.several), (offsets[13], work.several_links));
                 let turns = session.turns(at, links)?;
                 session.add(program.clone(), chip, &turns, true)?;
