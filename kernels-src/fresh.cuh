@@ -31,9 +31,13 @@ DEV float4 fresh_f32x4(const float* p) {
 }
 DEV bool is_nobody(float4 v) { return is_nobody(v.x) || is_nobody(v.y) || is_nobody(v.z) || is_nobody(v.w); }
 
+// Takes the number out of the next step's place.
+DEV void take_out(float* at, long long next) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"((u8*)at + next), "r"(NOBODY) : "memory");
+}
 DEV void leave(float* at, float v, long long next) {
   // A copy of what a file holds may be any NaN.
   u32 w = is_nobody(v) ? 0x7fffffffu : __float_as_uint(v);
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(w) : "memory");
-  if (next) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"((u8*)at + next), "r"(NOBODY) : "memory");
+  if (next) take_out(at, next);
 }

@@ -195,7 +195,7 @@ struct Outputs {
     float* out = e.out + (u64)row * e.out_stride + first + o;
     if (row >= rows) {
       // Another step may have more rows.
-      if (next) asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"((u8*)out + next), "r"(NOBODY) : "memory");
+      if (next) take_out(out, next);
       return;
     }
     if (e.form == GATED) v = gate(e, v) * partner;

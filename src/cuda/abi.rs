@@ -80,6 +80,24 @@ pub(super) struct Matrix {
     pub table: [u32; 4],
 }
 
+impl Matrix {
+    /// Columns of a whole span.
+    pub(super) fn span_cols(&self) -> usize {
+        let unit = match (self.lo, self.kind) {
+            // 4 columns of f32 in a unit, 8 of halves.
+            (0, 0) => 4,
+            (0, _) => 8,
+            _ => 32,
+        };
+        SPAN * unit
+    }
+
+    /// Bytes of its largest span in a panel.
+    pub(super) fn largest_span(&self) -> u32 {
+        self.span_bytes.min(self.panel_bytes)
+    }
+}
+
 /// Where an operand is.
 pub(super) const REGISTER: u32 = 0;
 pub(super) const ROWS: u32 = 1;

@@ -76,22 +76,14 @@ impl Machine {
             }
             Parameters::Gemv(p) => {
                 assert_eq!(n, 1);
-                let mut x: Vec<f32> =
-                    (0..p.cols).map(|c| self.get(p.x + 4 * u64::from(c))).collect();
-                if p.norm != 0 {
-                    self.norm(&mut x, p.norm, p.eps);
-                }
+                let x = self.normed(p.x, p.cols, p.norm, p.eps);
                 self.product(0, &x, &p.domain[..p.domains as usize], &p.part);
             }
             Parameters::Several(p) => {
                 assert!((2..=SEVERAL).contains(&n));
                 for row in 0..n as u64 {
                     let at = p.x + 4 * row * u64::from(p.stride);
-                    let mut x: Vec<f32> =
-                        (0..p.cols).map(|c| self.get(at + 4 * u64::from(c))).collect();
-                    if p.norm != 0 {
-                        self.norm(&mut x, p.norm, p.eps);
-                    }
+                    let x = self.normed(at, p.cols, p.norm, p.eps);
                     self.product(row, &x, &p.domain[..p.domains as usize], &p.part);
                 }
             }
@@ -166,6 +158,15 @@ impl Machine {
             }
             Parameters::Sample(_) => {}
         }
+    }
+
+    /// A row behind its norm, if it has one.
+    fn normed(&self, at: u64, cols: u32, weights: u64, eps: f32) -> Vec<f32> {
+        let mut x: Vec<f32> = (0..cols).map(|c| self.get(at + 4 * u64::from(c))).collect();
+        if weights != 0 {
+            self.norm(&mut x, weights, eps);
+        }
+        x
     }
 
     fn norm(&self, x: &mut [f32], weights: u64, eps: f32) {
@@ -280,9 +281,7 @@ impl Machine {
             *v += self.get(at(h.bias, first + d));
         }
         if h.norm != 0 {
-            let mean = x.iter().map(|v| v * v).sum::<f32>() / dim as f32;
-            let scale = 1.0 / (mean + h.eps).sqrt();
-            x.iter_mut().enumerate().for_each(|(d, v)| *v *= scale * self.get(at(h.norm, d)));
+            self.norm(&mut x, h.norm, h.eps);
         }
         let pairs = if h.turns == 0 { 0 } else { h.turn as usize / 2 };
         for i in 0..pairs {

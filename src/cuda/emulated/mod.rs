@@ -17,7 +17,7 @@ mod rows;
 use super::CudaTarget;
 use super::abi::SEVERAL;
 use super::lower::{self, launches};
-use super::program::{Bases, Parameters, Program, TensorKind};
+use super::program::{Bases, Launch, Parameters, Program, TensorKind};
 use crate::graph::{DType, Graph, Lead, Weights, arch};
 use crate::model::Format;
 use crate::plan::{Limits, Options, Plan, Role, origin};
@@ -166,19 +166,26 @@ fn every_op_lowers_to_what_it_means() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-#[test]
-fn rows_that_launches_leave_split_are_what_products_take() {
+/// A small model's launches of a step of so many rows, after it gave the reference's values in such steps.
+fn small_steps(rows: usize) -> Vec<Launch> {
     let w = llama_weights(&SMALL, Format::BF16);
     let graph = llama(&SMALL, &w);
     let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
-    let error = nmse(&run(&graph, &w, 10, 16, &tokens), &reference(&graph, &w, 16, &tokens));
-    assert!(error < 2e-6, "{error:.1e}");
-    // Attention's, and the gate's, of each layer.
+    let got = run(&graph, &w, rows, 16, &tokens);
+    let error = nmse(&got, &reference(&graph, &w, 16, &tokens));
+    assert!(error < 2e-6, "{rows} rows: {error:.1e}");
     let target = CudaTarget::of(90).unwrap();
-    let limits = Limits { rows: 10, outs: 10, slots: 2, context: 16 };
+    let limits = Limits { rows, outs: rows, slots: 2, context: 16 };
     let plan = Plan::new(&graph, &target, limits).unwrap();
     let program = lower::lower(&target.0, &plan).unwrap();
-    let made = launches(&target.0, &program, &load(&program, &w, false).bases).unwrap();
+    let bases = load(&program, &w, (2..=SEVERAL).contains(&rows)).bases;
+    launches(&target.0, &program, &bases).unwrap()
+}
+
+#[test]
+fn rows_that_launches_leave_split_are_what_products_take() {
+    // Attention's, and the gate's, of each layer.
+    let made = small_steps(10);
     let left = made.iter().filter(|l| match &l.parameters {
         Parameters::Gemm(p) => p.left.at != 0,
         Parameters::Attend(p) => p.left.at != 0,
@@ -189,25 +196,15 @@ fn rows_that_launches_leave_split_are_what_products_take() {
 
 #[test]
 fn products_of_a_few_rows_are_links_of_chains() {
-    let w = llama_weights(&SMALL, Format::BF16);
-    let graph = llama(&SMALL, &w);
-    let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
-    for chunk in [2, 5, 8] {
-        let got = run(&graph, &w, chunk, 16, &tokens);
-        let error = nmse(&got, &reference(&graph, &w, 16, &tokens));
-        assert!(error < 2e-6, "chunks of {chunk}: {error:.1e}");
+    for rows in [2, 5, 8] {
+        let made = small_steps(rows);
+        let links = made.iter().map(|l| match &l.parameters {
+            Parameters::Chain(p) => p.links.len(),
+            _ => 0,
+        });
+        // Four products a layer, but for the first, which the embedding stands before.
+        assert_eq!(links.sum::<usize>(), 4 * SMALL.layers - 1);
     }
-    let target = CudaTarget::of(90).unwrap();
-    let limits = Limits { rows: 8, outs: 8, slots: 2, context: 16 };
-    let plan = Plan::new(&graph, &target, limits).unwrap();
-    let program = lower::lower(&target.0, &plan).unwrap();
-    let made = launches(&target.0, &program, &load(&program, &w, true).bases).unwrap();
-    let links = made.iter().map(|l| match &l.parameters {
-        Parameters::Chain(p) => p.links.len(),
-        _ => 0,
-    });
-    // Four products a layer, but for the first, which the embedding stands before.
-    assert_eq!(links.sum::<usize>(), 4 * SMALL.layers - 1);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::cuda::abi::*;
 use crate::cuda::driver::Shape;
 use crate::cuda::layout::Product;
 use crate::cuda::program::{Bases, Kernel, Launch, Links, Parameters};
-use crate::graph::{DType, Graph, NodeId, Op};
+use crate::graph::{DType, Graph, Lead, NodeId, Op};
 use crate::plan::{Group, GroupKind, Limits, live_values};
 use std::collections::BTreeMap;
 
@@ -129,11 +129,10 @@ fn close(
     links: &mut Vec<Launch>,
     out: &mut Vec<Launch>,
 ) -> Result<()> {
-    let [first, _, ..] = links.as_slice() else {
+    if links.len() < 2 {
         out.append(links);
         return Ok(());
-    };
-    let (lead, group) = (first.lead, first.group);
+    }
     let mut made = links.clone();
     let attend = made.iter_mut().map(|l| settle(l, bases)).max().unwrap_or(0);
     let room = chip.block_shared.saturating_sub(CHAIN_SHARED + attend);
@@ -151,31 +150,47 @@ fn close(
     }
     links.clear();
     let links = made;
+    let kernel = (Kernel::Chain, GEMV_THREADS);
+    out.push(as_one(chip, bases, table, links, kernel, (stages, page), attend)?);
+    Ok(())
+}
+
+/// Links as one launch of a kernel with so many threads, whose ring has so many stages of so many bytes,
+/// and `beside` it as many more.
+pub(super) fn as_one(
+    chip: &Chip,
+    bases: &Bases,
+    table: &mut u64,
+    links: Vec<Launch>,
+    (kernel, threads): (Kernel, u32),
+    (stages, stage): (usize, usize),
+    beside: usize,
+) -> Result<Launch> {
+    let (lead, group) = links.first().map_or((Lead::Rows, 0), |l| (l.lead, l.group));
     let chain = Chain {
         links: *table,
         positions: bases.positions,
         slots: bases.slots,
         count: count(links.len())?,
         stages: count(stages)?,
-        stage_bytes: count(page)?,
-        beside: count(stages * page)?,
+        stage_bytes: count(stage)?,
+        beside: count(stages * stage)?,
         ..Chain::default()
     };
     *table += (links.len() * LINK_BYTES) as u64;
     let shape = Shape {
         grid: (chip.processors, 1),
         cluster: 1,
-        block: GEMV_THREADS,
-        shared: count(stages * page + attend)?,
+        block: threads,
+        shared: count(stages * stage + beside)?,
         early: true,
         together: true,
     };
     let parameters = Parameters::Chain(Box::new(Links { chain, links }));
-    out.push(Launch { kernel: Kernel::Chain, tile: 0, shape, parameters, lead, group });
-    Ok(())
+    Ok(Launch { kernel, tile: 0, shape, parameters, lead, group })
 }
 
-pub(super) fn is_fresh(at: u64, bases: &Bases) -> bool {
+fn is_fresh(at: u64, bases: &Bases) -> bool {
     at >= bases.fresh && at - bases.fresh < bases.next.unsigned_abs()
 }
 
@@ -217,17 +232,20 @@ fn product_kind(product: Product) -> u32 {
 /// Whether links may wait for what this one leaves.
 pub(super) fn leaves(launch: &Launch, bases: &Bases) -> bool {
     match &launch.parameters {
-        Parameters::Gemv(p) => {
-            let mut domains = p.domain.iter().take(p.domains as usize);
-            domains.all(|d| is_fresh(d.epilogue.out, bases))
-        }
-        Parameters::Several(p) => {
-            let mut domains = p.domain.iter().take(p.domains as usize);
-            domains.all(|d| is_fresh(d.epilogue.out, bases))
-        }
         Parameters::AttendOne(p) => is_fresh(p.out, bases),
-        _ => false,
+        _ => domains_of(launch)
+            .is_some_and(|all| all.iter().all(|d| is_fresh(d.epilogue.out, bases))),
     }
+}
+
+/// What becomes of a product that is a link.
+pub(super) fn domains_of(launch: &Launch) -> Option<&[Domain]> {
+    let (all, count) = match &launch.parameters {
+        Parameters::Gemv(p) => (&p.domain, p.domains),
+        Parameters::Several(p) => (&p.domain, p.domains),
+        _ => return None,
+    };
+    all.get(..count as usize)
 }
 
 /// Adapts a launch to being a link; bytes of shared memory that it takes beside the ring.

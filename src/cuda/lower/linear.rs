@@ -68,64 +68,10 @@ impl Lowering<'_> {
         }
         products.sort_by_key(|p| p.0);
 
-        // The row to multiply, and the norm that is done on the way.
-        let mut row = Operand::default();
-        let mut norm = (0, 0.0);
-        let mut single = false;
-        let only = self.plan.limits().rows == 1;
-        let normed = match prologue {
-            [id] if one || self.several => Some((*id, *id)),
-            // The only row is the selected one.
-            [select, id]
-                if only
-                    && matches!(self.graph.node(*select).op, Op::Select(_))
-                    && self.put(*select)?.is_none() =>
-            {
-                Some((*select, *id))
-            }
-            _ => None,
-        };
-        if let Some((reads, id)) = normed
-            && let Op::RmsNorm(op) = &self.graph.node(id).op
-            && (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2)
-            && self.put(id)?.is_none()
-        {
-            norm = (self.address(self.arg(id, 1)?)?, op.eps);
-            row = self.value(origin(self.graph, self.arg(reads, 0)?))?;
-            single = true;
-        }
-        if prologue.is_empty() && (one || self.several) {
-            row = self.value(x)?;
-            single = true;
-        }
-        let mut way = if one { Way::One } else { Way::Many };
-        if single && !one {
-            single = self.are_links(lead, cols, Row { row, norm }, &products)?;
-            way = if single { Way::Several } else { way };
-        }
-        if single {
-            // The row is there.
-        } else if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {
-            // The rows are there.
-        } else {
-            let mut list = List::new();
-            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
-            let a = self.operand(&known, x)?;
-            let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
-            if one {
-                row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
-                op.b = row;
-            } else {
-                self.split(lead, linear, cols, &mut op)?;
-            }
-            list.ops.push(op);
-            Self::whole(&mut list)?;
-            self.push_list(lead, list)?;
-        }
-
+        let (row, way) = self.rows_for(lead, prologue, (linear, x), &products)?;
         for same in products.chunk_by(|a, b| a.0 == b.0) {
             for some in same.chunks(MAX_DOMAINS) {
-                self.product(lead, way, cols, Row { row, norm }, some)?;
+                self.product(lead, way, cols, row, some)?;
             }
         }
         if one && whole.is_none() {
@@ -135,6 +81,71 @@ impl Lowering<'_> {
             }
         }
         self.finish(lead, later, whole, &ranges)
+    }
+
+    /// The rows of a product, and how they go through it: as they are where a norm at most is to be done on the
+    /// way, or made by a launch.
+    fn rows_for(
+        &mut self,
+        lead: Lead,
+        prologue: &[NodeId],
+        (linear, x): (NodeId, NodeId),
+        products: &[Multiplied],
+    ) -> Result<(Row, Way)> {
+        let one = self.most(lead) == 1;
+        let cols = self.graph.ty(x).width();
+        if (one || self.several)
+            && let Some(row) = self.as_it_is(prologue, x)?
+        {
+            if one {
+                return Ok((row, Way::One));
+            }
+            if self.are_links(lead, cols, row, products)? {
+                return Ok((row, Way::Several));
+            }
+        }
+        let mut row = Row::default();
+        if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {
+            return Ok((row, Way::Many));
+        }
+        let mut list = List::new();
+        let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
+        let a = self.operand(&known, x)?;
+        let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
+        if one {
+            row.row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
+            op.b = row.row;
+        } else {
+            self.split(lead, linear, cols, &mut op)?;
+        }
+        list.ops.push(op);
+        Self::whole(&mut list)?;
+        self.push_list(lead, list)?;
+        Ok((row, if one { Way::One } else { Way::Many }))
+    }
+
+    /// The row that there is before a prologue of a norm at most, and that norm.
+    fn as_it_is(&self, prologue: &[NodeId], x: NodeId) -> Result<Option<Row>> {
+        let (reads, id) = match prologue {
+            [] => return Ok(Some(Row { row: self.value(x)?, ..Row::default() })),
+            [id] => (*id, *id),
+            // The only row is the selected one.
+            [select, id]
+                if self.plan.limits().rows == 1
+                    && matches!(self.graph.node(*select).op, Op::Select(_))
+                    && self.put(*select)?.is_none() =>
+            {
+                (*select, *id)
+            }
+            _ => return Ok(None),
+        };
+        let Op::RmsNorm(op) = &self.graph.node(id).op else { return Ok(None) };
+        let plain = (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2);
+        if !plain || self.put(id)?.is_some() {
+            return Ok(None);
+        }
+        let norm = (self.address(self.arg(id, 1)?)?, op.eps);
+        Ok(Some(Row { row: self.value(origin(self.graph, self.arg(reads, 0)?))?, norm }))
     }
 
     /// Byte code for what becomes of a domain's columns, or a straight line where there is one, and

@@ -1,14 +1,13 @@
 //! Products over two to eight rows that follow each other as one kernel, on sm_90: each waits for the numbers of
 //! those before, while weights of the next are on their way.
 
-use super::chain::leaves;
+use super::chain::{as_one, domains_of, leaves};
 use super::product::Multiplied;
 use super::tiles::stretches;
 use super::{Chip, Lowering, count, too_large};
 use crate::Result;
 use crate::cuda::abi::*;
-use crate::cuda::driver::Shape;
-use crate::cuda::program::{Bases, Kernel, Launch, Links, Parameters};
+use crate::cuda::program::{Bases, Kernel, Launch, Parameters};
 use crate::graph::Lead;
 
 /// Stages that a ring must have.
@@ -24,7 +23,7 @@ struct Room {
 impl Room {
     fn of(p: &Several) -> Room {
         let parts = p.part.iter().take_while(|m| m.rows > 0);
-        let span = parts.map(|m| m.span_bytes.min(m.panel_bytes)).max().unwrap_or(0);
+        let span = parts.map(Matrix::largest_span).max().unwrap_or(0);
         // Of as many stretches as there are warps each makes its own rows bit by bit.
         let blocks = match p.stretches as usize {
             WARPS => WARPS * AT_A_TIME,
@@ -45,7 +44,7 @@ impl Room {
 }
 
 /// The rows that a product multiplies, and the norm before it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Row {
     pub row: Operand,
     pub norm: (u64, f32),
@@ -87,17 +86,9 @@ impl Lowering<'_> {
         let most = WARPS as u32 / stretches;
         let enough = |subs: &u32| outputs.div_ceil(*subs) <= self.chip.processors;
         let subs = [1, 2, 4].into_iter().filter(|s| *s < most).find(enough).unwrap_or(most);
-        // Columns of a span, and whether stretches end where spans do.
-        let span = |m: &Matrix| {
-            SPAN * match (m.lo, m.kind) {
-                (0, 0) => 4,
-                (0, _) => 8,
-                _ => 32,
-            }
-        };
-        let parts = columns.part.iter().take_while(|m| m.rows > 0);
-        let mut each = parts.map(|m| span(m) * stretches as usize);
-        let alone = stretches == 1 || each.all(|all| cols.is_multiple_of(all));
+        // Whether stretches end where spans do, which are alike in all parts.
+        let each = columns.part[0].span_cols() * stretches as usize;
+        let alone = stretches == 1 || cols.is_multiple_of(each);
         Ok(Several {
             x: row.row.at,
             norm: row.norm.0,
@@ -124,35 +115,38 @@ pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Resul
     let mut room = Room::default();
     for launch in launches {
         let Parameters::Several(p) = &launch.parameters else {
-            close(chip, &mut room, &mut table, &mut links, &mut out)?;
+            close(chip, bases, &mut room, &mut table, &mut links, &mut out)?;
             out.push(launch);
             continue;
         };
         if room.with(Room::of(p)).stages(chip).is_none() {
-            close(chip, &mut room, &mut table, &mut links, &mut out)?;
+            close(chip, bases, &mut room, &mut table, &mut links, &mut out)?;
         }
         room = room.with(Room::of(p));
         // For what is left elsewhere nobody can wait.
         let ends = !leaves(&launch, bases);
         links.push(launch);
         if ends {
-            close(chip, &mut room, &mut table, &mut links, &mut out)?;
+            close(chip, bases, &mut room, &mut table, &mut links, &mut out)?;
         }
     }
-    close(chip, &mut room, &mut table, &mut links, &mut out)?;
+    close(chip, bases, &mut room, &mut table, &mut links, &mut out)?;
     Ok(out)
 }
 
 /// Moves links to the launches, as one of them.
 fn close(
     chip: &Chip,
+    bases: &Bases,
     room: &mut Room,
     table: &mut u64,
     links: &mut Vec<Launch>,
     out: &mut Vec<Launch>,
 ) -> Result<()> {
     let (room, mut links) = (std::mem::take(room), std::mem::take(links));
-    let Some((lead, group)) = links.first().map(|l| (l.lead, l.group)) else { return Ok(()) };
+    if links.is_empty() {
+        return Ok(());
+    }
     let stages = room.stages(chip).ok_or_else(too_large)?;
     let mut next = 0;
     for i in 0..links.len() {
@@ -170,32 +164,22 @@ fn close(
         p.first_block = next;
         next = (next + p.jobs) % chip.processors.max(1);
     }
-    let chain = Chain {
-        links: *table,
-        count: count(links.len())?,
-        stages: count(stages)?,
-        stage_bytes: count(room.stage)?,
-        beside: count(stages * room.stage)?,
-        ..Chain::default()
-    };
-    *table += (links.len() * LINK_BYTES) as u64;
-    let shape = Shape {
-        grid: (chip.processors, 1),
-        cluster: 1,
-        block: SEVERAL_THREADS,
-        shared: count(stages * room.stage + room.rows)?,
-        early: true,
-        together: true,
-    };
-    let parameters = Parameters::Chain(Box::new(Links { chain, links }));
-    out.push(Launch { kernel: Kernel::SeveralChain, tile: 0, shape, parameters, lead, group });
+    let ring = (stages, room.stage);
+    out.push(as_one(
+        chip,
+        bases,
+        table,
+        links,
+        (Kernel::SeveralChain, SEVERAL_THREADS),
+        ring,
+        room.rows,
+    )?);
     Ok(())
 }
 
 /// Whether a link leaves what is at this address.
 fn leaves_at(link: &Launch, at: u64) -> bool {
-    let Parameters::Several(p) = &link.parameters else { return false };
-    p.domain.iter().take(p.domains as usize).any(|d| {
+    domains_of(link).into_iter().flatten().any(|d| {
         let e = &d.epilogue;
         let bytes = u64::from(e.out_stride) * 4 * SEVERAL as u64;
         e.out <= at && at - e.out < bytes
@@ -215,6 +199,7 @@ mod tests {
     use crate::cuda::CudaTarget;
     use crate::cuda::lower::chain::table;
     use crate::cuda::lower::launches;
+    use crate::cuda::program::Links;
     use crate::graph::{Builder, MemoryWeights};
     use crate::model::format::Format;
     use crate::plan::{Limits, Plan};

@@ -60,15 +60,8 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
 /// multiprocessor if two spans each fit; else one.
 fn pages(p: &Gemm, tile: usize, groups: u32, own: u32) -> (u32, u32) {
     let parts = p.part.iter().take_while(|m| m.rows > 0);
-    let span = |m: &Matrix| m.span_bytes.min(m.panel_bytes);
-    let page = parts.map(span).max().unwrap_or(0).next_multiple_of(128);
-    let first = &p.part[0];
-    let blocks = match (first.lo, first.kind) {
-        // 4 columns of f32 in a unit, 8 of halves.
-        (0, 0) => 1,
-        (0, _) => 2,
-        _ => SPAN as u32 / 4,
-    };
+    let page = parts.map(Matrix::largest_span).max().unwrap_or(0).next_multiple_of(128);
+    let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32;
     let each = (own * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
     // Stretches that do not begin with a span have a part of one more.
     let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));

@@ -10,7 +10,7 @@
 //! A chain says itself when each of its links ended in each block, if it is given memory for that.
 
 use super::{CudaSession, Ready, too_large};
-use crate::cuda::abi::{Epilogue, Heads, Operand, R_NORM, RowList, VECTOR};
+use crate::cuda::abi::{Domain, Epilogue, Heads, Matrix, Operand, R_NORM, RowList, VECTOR};
 use crate::cuda::driver::{Event, Function, Graph, Memory, Shape};
 use crate::cuda::layout::Product;
 use crate::cuda::program::{Bases, Kernel, Launch, Parameters, unchained};
@@ -393,19 +393,9 @@ fn weight_at(plan: &Plan, at: u64) -> Option<NodeId> {
 fn addresses(parameters: &Parameters) -> Vec<u64> {
     let heads = |h: &Heads| [h.bias, h.norm];
     match parameters {
-        Parameters::Gemv(p) => {
-            let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
-            let parts = p.part.iter().map(|m| m.data);
-            parts.chain(vectors).chain([p.norm]).collect()
-        }
-        Parameters::Gemm(p) => {
-            let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
-            p.part.iter().map(|m| m.data).chain(vectors).collect()
-        }
-        Parameters::Several(p) => {
-            let vectors = p.domain.iter().flat_map(|d| operands(&d.epilogue));
-            p.part.iter().map(|m| m.data).chain(vectors).chain([p.norm]).collect()
-        }
+        Parameters::Gemv(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
+        Parameters::Several(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
+        Parameters::Gemm(p) => of_product(&p.domain, &p.part).collect(),
         Parameters::Experts(p) => p.part.iter().map(|m| m.data).collect(),
         Parameters::Rows(p) => {
             let tables = p.table.iter().map(|m| m.data);
@@ -423,6 +413,11 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
         // Its links have their own lines.
         Parameters::Chain(_) | Parameters::Sample(_) => Vec::new(),
     }
+}
+
+/// The weights of a product, and the vectors of what becomes of it.
+fn of_product<'a>(domain: &'a [Domain], part: &'a [Matrix]) -> impl Iterator<Item = u64> + 'a {
+    part.iter().map(|m| m.data).chain(domain.iter().flat_map(|d| operands(&d.epilogue)))
 }
 
 /// The vectors of an epilogue.
