@@ -48,16 +48,19 @@ struct Many {
   u16 *queries, *tiles;
   float* back;
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv = blockIdx.x, row = blockIdx.y;
-  u32 group = p.heads / p.kv_heads, position, slot, rows, low, high;
+  // Query heads of a key head, and what divides by them: a row of a tile by its head.
+  u32 group = p.heads / p.kv_heads, inverse = 65536 / group + 1, position, slot, rows, low, high;
+  u64 cache;
   DEV Many(const Attend& p, u16* shared, float* back) : p(p), queries(shared), back(back) {
     tiles = shared + max(MANY * QUERY, PARTS / 2 + p.buffers * EACH * 64);
   }
 
+  DEV u32 row_of(u32 m) const { return m * inverse >> 16; }
   DEV u32 first(u32 at) const { return p.window && at + 1 > p.window ? at + 1 - p.window : 0; }
 
   // Whether this block's row begins a tile, and which rows are in it.
   DEV bool begins() {
-    u32 most = MANY / group;
+    u32 most = row_of(MANY);
     position = cg_u32(p.positions + row), slot = cg_u32(p.slots + row);
     auto goes_on = [&](u32 i) {
       return i < p.rows && i % most != 0 && cg_u32(p.slots + i) == cg_u32(p.slots + i - 1) &&
@@ -65,6 +68,7 @@ struct Many {
     };
     if (goes_on(row)) return false;
     u32 near = ~__ballot_sync(FULL, goes_on(row + 1 + lane)), far = ~__ballot_sync(FULL, goes_on(row + 33 + lane));
+    cache = ((u64)slot * (p.kv_heads / p.share) + kv / p.share) * p.context * p.dim;
     rows = near ? __ffs(near) : far ? 32 + __ffs(far) : 64;
     low = first(position) / CHUNK, high = (position + rows - 1) / CHUNK + 1;
     return true;
@@ -72,7 +76,6 @@ struct Many {
 
   // Asks for chunk `c`; zeros are for what no row of the tile sees.
   DEV void ask(u32 c, u32 buffer, u32 thread, u32 threads) const {
-    u64 cache = ((u64)slot * (p.kv_heads / p.share) + kv / p.share) * p.context * p.dim;
     u32 into = shared_address(tiles + 2 * buffer * CHUNK * LINE), from = first(position);
     if (c < high) {
 #pragma unroll 4
@@ -92,7 +95,7 @@ struct Many {
   DEV void split_queries(u32 count) const {
 #pragma unroll 4
     for (u32 m = warp; m < count; m += TEAM) {
-      u32 r = m / group, h = m % group, most = 0;
+      u32 r = row_of(m), h = m - r * group, most = 0;
       const float* from = p.q + (u64)(row + r) * p.q_stride + (kv * group + h) * p.dim;
       float2 x[PAIRS];
 #pragma unroll
@@ -140,7 +143,7 @@ struct Many {
     Sums found;
 #pragma unroll
     for (u32 k = 0; k < 2; k++) {
-      u32 mine = m + g + 8 * k, r = mine / group, at = position + r;
+      u32 mine = m + g + 8 * k, r = row_of(mine), at = position + r;
       // What this row sees of the chunk: none if it is not there.
       int begin = (int)first(at) - (int)(c * CHUNK), end = r < rows ? (int)(at - c * CHUNK) : -1;
       float factor = back[mine] * LOG2E, most = -INFINITY, cap = p.softcap * LOG2E;
@@ -195,7 +198,7 @@ struct Many {
     u32 g = lane / 4, t = lane % 4;
 #pragma unroll
     for (u32 k = 0; k < 2; k++) {
-      u32 mine = m + g + 8 * k, r = mine / group, head = kv * group + mine % group;
+      u32 mine = m + g + 8 * k, r = row_of(mine), head = kv * group + mine - r * group;
       float total = all.total[k], scale = 1.0f;
       total += __shfl_xor_sync(FULL, total, 1);
       total += __shfl_xor_sync(FULL, total, 2);
@@ -222,7 +225,7 @@ struct Many {
 #pragma unroll 1
     for (u32 b = 0; b < p.buffers; b++) ask(low + b, b, threadIdx.x, THREADS);
     split_queries(MANY);
-    u32 m = warp * M, from = position + m / group, to = min(position + (m + M - 1) / group, position + rows - 1);
+    u32 m = warp * M, from = position + row_of(m), to = min(position + row_of(m + M - 1), position + rows - 1);
     Sums all;
     float sum[TILES][4] = {};
     u32 buffer = 0;

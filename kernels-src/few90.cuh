@@ -1,9 +1,9 @@
 // Few rows times weights on sm_90a: `mma` of a warp, whose weights come by bulk copies.
 //
-// A block has a tile of 64 outputs and one or two stretches of the inputs, which are dealt out over its
-// warpgroups; a warp has 16 outputs. Nearly all that must be brought is weights, each of which is used once: so a
+// A block has a tile of 64 outputs and one or two stretches of the inputs, one after the other; a warp has 16
+// outputs. Nearly all that must be brought is weights, each of which is used once: so a
 // warp brings spans of its own four panels to shared memory, several ahead and the first ones before the kernel
-// waits, and waits for nobody but them. Rows go through a ring that a warpgroup shares, as in gemm90.cuh; so do the
+// waits, and waits for nobody but them. Rows go through a ring that all share, as in gemm90.cuh; so do the
 // order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
 // row's bits: both kinds of instruction add up alike, which tests hold them to.
 #pragma once
@@ -22,38 +22,34 @@ DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
 template <u32 N>
 struct Few {
   static constexpr u32 STAGE = N / 8 * GROUP, TEAM = 4, MOST_PAGES = 4;
-  // Barriers of a warpgroup.
-  static constexpr u32 BARRIERS = 16 * MAX_GEMM_STAGES + 8 * MOST_PAGES * TEAM;
-  static_assert(2 * BARRIERS <= HEADER, "barriers of two warpgroups");
+  static_assert(16 * MAX_GEMM_STAGES + 8 * MOST_PAGES * TEAM <= HEADER, "barriers");
   const Gemm& p;
-  u32 lane = threadIdx.x % 32, group = threadIdx.x / 128, warp = threadIdx.x / 32 % TEAM, q = lane % 4, half = lane / 16;
+  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4, half = lane / 16;
   // Barriers of the ring and of this warp's pages; sums of stretches, the ring, four panels' spans a page.
   u32 full, empty, here, tiles, pages;
   float* sums;
-  u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, groups = blockDim.x / 128;
-  u32 own = each / groups, blocks = p.stride / 128, begin, end, last, bytes;
+  u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, blocks = p.stride / 128, begin, end, last, bytes;
   const u8* from;
   const Matrix* matrix[2];
   Lines line;
   u32 at = 0, stage = 0, parity = 0, page = 0, round = 0;
 
-  // Where the `i`th of this warpgroup's stretches begins.
-  DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + group * own + i) / (gridDim.z * each); }
+  // Where the `i`th of this block's stretches begins.
+  DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + i) >> log_of(gridDim.z * each); }
   DEV Few(const Gemm& p, u8* unaligned) : p(p) {
     u32 base = (shared_address(unaligned) + 1023) & ~1023u;
     sums = (float*)(unaligned + (base - shared_address(unaligned)) + HEADER);
     // Of several stretches in a row the sums of all but the last have a place of their own.
-    u32 kept = ((own - 1) * N * sums_width(1) * 4 + 1023) / 1024 * 1024;
-    full = base + BARRIERS * group, empty = full + 8 * MAX_GEMM_STAGES, here = empty + 8 * (MAX_GEMM_STAGES + MOST_PAGES * warp);
-    tiles = base + HEADER + kept + group * p.stages * STAGE;
-    pages = base + HEADER + kept + groups * p.stages * STAGE + (group * TEAM + warp) * p.pages * 4 * p.page;
-    begin = stretch(0), end = stretch(own), last = (end - begin) * 2;
+    u32 kept = ((each - 1) * N * sums_width(1) * 4 + 1023) / 1024 * 1024;
+    full = base, empty = full + 8 * MAX_GEMM_STAGES, here = empty + 8 * (MAX_GEMM_STAGES + MOST_PAGES * warp);
+    tiles = base + HEADER + kept, pages = tiles + p.stages * STAGE + warp * p.pages * 4 * p.page;
+    begin = stretch(0), end = stretch(each), last = (end - begin) * 2;
     bytes = min(N / 8, (rows + 7) / 8) * GROUP;
     from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
     line = lines_of(p, tile_of(p, blockIdx.y), warp * 16 + lane / 4, matrix);
   }
   DEV void begin_barriers() const {
-    if (threadIdx.x % 128 == 0)
+    if (threadIdx.x == 0)
       for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, TEAM);
     if (lane == 0)
       for (u32 i = 0; i < p.pages; i++) mbar_init(here + 8 * i, 2);
@@ -79,7 +75,7 @@ struct Few {
     u32 span = begin / S::BLOCKS, ends = (end + S::BLOCKS - 1) / S::BLOCKS;
     for (u32 i = 0; i < p.pages; i++) fetch(span + i, ends, i);
     pdl_wait();
-    if (threadIdx.x % 128 == 0)
+    if (threadIdx.x == 0)
       for (u32 i = 0; i < min(p.stages, last); i++) bring(i, i);
     const Matrix &a = *matrix[0], &b = *matrix[1];
     float acc[N / 2] = {};
@@ -140,7 +136,7 @@ struct Few {
     }
     // The rings have served: no copy is on its way, and nobody reads them any more once all are here.
     __syncthreads();
-    put_sums<N>(acc, sums + ((group + 1) * own - 1) * N * sums_width(1), sums_width(1));
+    put_sums<N>(acc, sums + (each - 1) * N * sums_width(1), sums_width(1));
   }
 };
 

@@ -23,15 +23,15 @@ DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a
 
 // Adds up what the blocks of a cluster have, `each` times `most` rows of sums, in place: each block its share of the rows.
 DEV void add_up(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {
-  u32 quads = (width - 4) / 4, mine = (rows - rank + splits - 1) / splits * quads, all = splits * each;
-  if (rows <= rank) return;
+  u32 by = log_of(splits), several = log_of(each), quads = log_of((width - 4) / 4), all = splits * each;
+  u32 mine = rows <= rank ? 0 : (rows - rank + splits - 1) >> by << quads, next = most * width * 4;
 #pragma unroll 2
   for (u32 i = t; i < mine; i += threads) {
-    u32 at = sums + ((rank + i / quads * splits) * width + i % quads * 4) * 4;
+    u32 at = sums + ((rank + (i >> quads << by)) * width + (i & (1 << quads) - 1) * 4) * 4;
     float4 v[8];
 #pragma unroll
     for (u32 s = 0; s < 8; s++)
-      if (s < all) v[s] = cluster_read(at + s % each * most * width * 4, s / each);
+      if (s < all) v[s] = cluster_read(at + (s & each - 1) * next, s >> several);
     // The first half in order, the second half in order, then both: as blocks do that have half each.
     u32 half = all / 2;
     float4 sum = v[0], second = v[1];
@@ -51,9 +51,9 @@ DEV void add_up(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u
 // of a warpgroup.
 struct Share {
   Tile tile;
-  // First row of all, rows of the block, this block of so many that share them, thread.
-  u32 m0, rows, rank, splits, t;
-  DEV u32 count() const { return rows <= rank || tile.first >= tile.outputs ? 0 : (rows - rank + splits - 1) / splits; }
+  // First row of all, rows of the block, this block of so many that share them, as a power of two; thread.
+  u32 m0, rows, rank, by, t;
+  DEV u32 count() const { return rows <= rank || tile.first >= tile.outputs ? 0 : (rows - rank - 1 >> by) + 1; }
 };
 
 // Whether four columns can be done at once: they lie well, and nothing but a line is to do.
@@ -72,36 +72,38 @@ struct Residuals {
 DEV void ask(Residuals& r, const Epilogue& e, const Share& s, u32 quads, u32 i0) {
 #pragma unroll
   for (u32 k = 0; k < AT_ONCE; k++) {
-    u32 i = i0 + k * 128, n = s.rank + i / quads * s.splits;
-    if (i >= s.count() * quads) continue;
+    u32 i = i0 + k * 128, n = s.rank + (i >> quads << s.by);
+    if (i >= s.count() << quads) continue;
     u64 row = e.residual.where == ROWS ? (u64)(s.m0 + n) * e.residual.n : 0;
-    r.v[k] = cg_f32x4(e.residual.at + row + s.tile.first + i % quads * 4);
+    r.v[k] = cg_f32x4(e.residual.at + row + s.tile.first + (i & (1 << quads) - 1) * 4);
   }
 }
+// Fours of a tile's row, as a power of two.
+DEV u32 quads_of(const Domain& d) { return d.parts == 1 ? 4 : 3; }
 
 // What can be asked for before the sums are there.
 DEV void ask_early(Residuals& r, const Gemm& p, const Share& s) {
   const Domain& d = p.domain[s.tile.domain];
-  u32 columns = WG_M / d.parts;
-  if (d.epilogue.form == RESIDUAL && by_fours(d.epilogue, s.tile, columns)) ask(r, d.epilogue, s, columns / 4, s.t);
+  u32 quads = quads_of(d);
+  if (d.epilogue.form == RESIDUAL && by_fours(d.epilogue, s.tile, 4 << quads)) ask(r, d.epilogue, s, quads, s.t);
 }
 
 // `sums` begins with the tile's first column; `regs` are this thread's in byte code, every `step`th.
 DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, const float* sums, u32 width, float* regs, u32 step) {
   const Domain& d = p.domain[s.tile.domain];
   const Epilogue& e = d.epilogue;
-  u32 columns = WG_M / d.parts, first = s.tile.first;
+  u32 quads = quads_of(d), first = s.tile.first;
   // Of two parts eight columns of one stand before the same eight of the other.
   bool two = d.parts != 1;
   auto at = [&](u32 n, u32 c) { return sums + n * width + (two ? c / 8 * 16 + c % 8 : c); };
-  if (by_fours(e, s.tile, columns)) {
-    u32 quads = columns / 4, all = s.count() * quads;
+  if (by_fours(e, s.tile, 4 << quads)) {
+    u32 all = s.count() << quads;
 #pragma unroll 1
     for (u32 i0 = s.t; i0 < all; i0 += AT_ONCE * 128) {
       if (e.form == RESIDUAL && i0 != s.t) ask(r, e, s, quads, i0);
 #pragma unroll
       for (u32 k = 0; k < AT_ONCE; k++) {
-        u32 i = i0 + k * 128, n = s.rank + i / quads * s.splits, c = i % quads * 4;
+        u32 i = i0 + k * 128, n = s.rank + (i >> quads << s.by), c = (i & (1 << quads) - 1) * 4;
         if (i >= all) break;
         float4 v = *(const float4*)at(n, c);
         if (e.form == RESIDUAL) {
@@ -121,8 +123,8 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, const float* s
     return;
   }
 #pragma unroll 1
-  for (u32 i = s.t; i < s.count() * columns; i += 128) {
-    u32 n = s.rank + i / columns * s.splits, c = i % columns, col = first + c;
+  for (u32 i = s.t; i < s.count() << quads + 2; i += 128) {
+    u32 n = s.rank + (i >> quads + 2 << s.by), c = i & (4 << quads) - 1, col = first + c;
     if (col >= s.tile.outputs) continue;
     float early = e.form == RESIDUAL ? operand(e.residual, s.m0 + n, col, nullptr, 0) : 0.0f;
     finish(e, s.m0 + n, col, *at(n, c), at(n, c)[two ? 8 : 0], early, regs, step);

@@ -58,7 +58,7 @@ template <u32 N>
 DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 tiles) {
   u32 t = threadIdx.x, width = sums_width(tiles), group = t / 128;
   u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
-  Share share = {tile_of(p, first_tile + group), m0, rows, rank, splits, t % 128};
+  Share share = {tile_of(p, first_tile + group), m0, rows, rank, log_of(splits), t % 128};
   Residuals residuals;
   if (group < tiles) ask_early(residuals, p, share);
   if (splits > 1) cluster_meet();

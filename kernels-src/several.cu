@@ -16,7 +16,8 @@ struct Several {
   // Weights of the norm before the product; null for none.
   const float* norm;
   float eps;
-  // Columns of a row, whole blocks of 128; floats from a row to the next; the order of columns; stretches.
+  // Columns of a row, whole blocks of 128; floats from a row to the next; the order of columns; stretches, a power of two
+  // as `subs` is.
   u32 cols, stride, wide, stretches;
   // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each stretch has spans of its
   // own, and so each warp pages of its own.
@@ -57,19 +58,20 @@ struct Owners {
   u32 count, spans;
   DEV explicit Owners(const Several& p) {
     count = p.alone ? p.subs * p.stretches : p.subs;
-    spans = p.alone ? p.part[0].spans / p.stretches : p.part[0].spans;
+    spans = p.alone ? p.part[0].spans >> log_of(p.stretches) : p.part[0].spans;
   }
 };
 // A block's first job; it has every one of the grid's from there.
-DEV u32 first_job(const Several& p) { return (blockIdx.x + gridDim.x - p.first_block) % gridDim.x; }
+DEV u32 first_job(const Several& p) { return blockIdx.x - p.first_block + (blockIdx.x < p.first_block ? gridDim.x : 0); }
 
 // Asks for all weights of a link's jobs: a page is a span of four panels, 16 outputs. Four lanes ask for one.
 DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 empty, u32 stages, u32 stage_bytes,
                        u32 lane) {
   Owners owners(p);
   u32 pages = owners.spans * owners.count, all_spans = p.part[0].spans;
-  u32 which = lane / 4, side = lane / 2 % 2, half = lane % 2, owner = which % owners.count;
-  u32 own_sub = p.alone ? owner / p.stretches : owner, begins = p.alone ? owner % p.stretches * owners.spans : 0;
+  u32 which = lane / 4, side = lane / 2 % 2, half = lane % 2, turn = log_of(owners.count), owner = which & owners.count - 1;
+  u32 own_sub = p.alone ? owner >> log_of(p.stretches) : owner;
+  u32 begins = p.alone ? (owner & p.stretches - 1) * owners.spans : 0;
 #pragma unroll 1
   for (u32 job = first_job(p); job < p.jobs; job += gridDim.x) {
     u32 sub = job * p.subs + own_sub;
@@ -78,8 +80,8 @@ DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 em
     u32 output = tile.first + (d.parts == 1 ? sub % 4 * 16 + side * 8 : sub % 4 * 8) + half * PANEL;
     if (output >= tile.outputs) output = 0;
     const Matrix& m = p.part[d.part[d.parts == 1 ? 0 : side]];
-    u32 span = begins + which / owners.count, ends = begins + owners.spans;
-    u32 steps = WARPS / owners.count;
+    u32 span = begins + (which >> turn), ends = begins + owners.spans;
+    u32 steps = WARPS >> turn;
     u32 whole = m.span_bytes, rest = m.panel_bytes - (all_spans - 1) * whole;
     const u8* from = m.data + (u64)(output / PANEL) * m.panel_bytes + (u64)span * whole;
     Stage mine = base;
@@ -227,7 +229,7 @@ struct Consumer {
 
   DEV void link(const SeveralLink& l) {
     const Several& p = l.product;
-    u32 stretches = p.stretches, subs = p.subs, n = p.cols / 128;
+    u32 stretches = p.stretches, log = log_of(stretches), subs = p.subs, n = p.cols / 128;
     Owners owners(p);
     u32 job = first_job(p);
     if (job >= p.jobs) return;
@@ -295,9 +297,9 @@ struct Consumer {
     if (!own) meet();
     else __syncwarp();
     bool bit_by_bit = own && !once;
-    u32 stretch = warp % stretches, sub = warp / stretches;
-    u32 begin = n * stretch / stretches, end = n * (stretch + 1) / stretches;
-    walk.arrivals = p.alone ? WARPS : WARPS / stretches, walk.step = owners.count;
+    u32 stretch = warp & stretches - 1, sub = warp >> log;
+    u32 begin = n * stretch >> log, end = n * (stretch + 1) >> log;
+    walk.arrivals = p.alone ? WARPS : WARPS >> log, walk.step = owners.count;
     u32 owner = p.alone ? warp : sub, begins = p.alone ? stretch * owners.spans : 0;
     // Warps may be more than a job has outputs for.
     bool has = sub < subs;

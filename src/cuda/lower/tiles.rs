@@ -37,12 +37,13 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
         _ => 2,
     };
     let tiles = p.first[MAX_DOMAINS];
-    // Warpgroups of a block, and its stretches: half of all where rows are many; where they are few two, at once
-    // if taking weights apart is work.
+    // Warpgroups of a block, and its stretches: half of all where rows are many; where they are few two in a row of
+    // floats, one of planes. Two at once would have a multiprocessor for themselves, and not all clusters of such
+    // blocks are on the chip at the same time.
     let (groups, each) = match (tile, p.stretches) {
         (3, all) => (2, all / 2),
         (FEW.., _) => (2, 1),
-        (_, 8) => (if p.part[0].lo > 0 { 2 } else { 1 }, 2),
+        (_, 8) if p.part[0].lo == 0 => (1, 2),
         _ => (1, 1),
     };
     p.each = each;
@@ -51,35 +52,39 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     shape.block = groups * 128;
     let own = if tile < FEW { 1 } else { groups };
     shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(own));
-    (p.pages, p.page) = if tile < FEW { pages(p, tile, groups, each / groups) } else { (0, 0) };
-    shape.shared = tile_shared(tile, groups, each / groups, p.pages * p.page);
+    (p.pages, p.page) = if tile < FEW { pages(p, tile) } else { (0, 0) };
+    shape.shared = tile_shared(tile, groups, each, p.pages * p.page);
     tile
 }
 
-/// Spans of weights that a warp has on their way where rows are few, and how large they are. Two blocks have a
-/// multiprocessor if two spans each fit; else one.
-fn pages(p: &Gemm, tile: usize, groups: u32, own: u32) -> (u32, u32) {
+/// Spans of weights that a warp has on their way where rows are few, and how large they are. Two are enough, and of
+/// planes one if there are no more than two: taking one apart takes long, and more warps on a multiprocessor are worth
+/// more than another on its way.
+fn pages(p: &Gemm, tile: usize) -> (u32, u32) {
     let parts = p.part.iter().take_while(|m| m.rows > 0);
     let page = parts.map(Matrix::largest_span).max().unwrap_or(0).next_multiple_of(128);
     let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32;
-    let each = (own * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
+    let each = (p.each * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
     // Stretches that do not begin with a span have a part of one more.
     let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
-    let fits = |pages: &u32, room| tile_shared(tile, groups, own, pages * page) <= room;
+    let fits = |pages: &u32, room| tile_shared(tile, 1, p.each, pages * page) <= room;
     let most = most.min(MOST_PAGES);
-    let enough = most.min(2);
-    let beside = (enough..=most).rev().find(|n| fits(n, HALF));
-    let alone = || (1..=enough).rev().find(|n| fits(n, WHOLE));
-    (beside.or_else(alone).unwrap_or(1), page)
+    let (enough, rooms): (u32, &[u32]) = match p.part[0].lo {
+        0 => (most.min(2), &[HALF, WHOLE]),
+        _ => (if most > 2 { 2 } else { 1 }, &[THIRD, HALF, WHOLE]),
+    };
+    let within = |&room: &u32| (enough..=most).rev().find(|n| fits(n, room));
+    (rooms.iter().find_map(within).unwrap_or(1), page)
 }
 
-/// Shared memory of a block that leaves room for another, and of one alone.
+/// Shared memory of a block that leaves room for two others, for another, and of one alone.
+const THIRD: u32 = 75 << 10;
 const HALF: u32 = 113 << 10;
 const WHOLE: u32 = 220 << 10;
 
 /// Shared memory of a block: barriers, then the ring (at a multiple of 1,024) and, where rows are few, pages of so many
 /// bytes a panel; sums and registers of byte code replace them.
-fn tile_shared(tile: usize, groups: u32, own: u32, pages: u32) -> u32 {
+fn tile_shared(tile: usize, groups: u32, each: u32, pages: u32) -> u32 {
     let (rows, few) = (TILE_ROWS[tile], tile < FEW);
     let registers = MAX_REGISTERS as u32 * groups * 128 * 4;
     let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
@@ -87,11 +92,10 @@ fn tile_shared(tile: usize, groups: u32, own: u32, pages: u32) -> u32 {
         let sums = rows * (groups * WG_M as u32 + 4) * 4;
         return 2048 + ring.max(sums + registers);
     }
-    // Sums of all stretches of a warpgroup but its last have a place of their own.
+    // Sums of all stretches but the last have a place of their own.
     let sums = rows * (WG_M as u32 + 4) * 4;
-    let kept = ((own - 1) * sums).next_multiple_of(1024);
-    let ring = groups * (ring + FEW_WARPS * WARP_PANELS * pages);
-    2048 + (kept + ring).max(groups * own * sums + registers)
+    let kept = ((each - 1) * sums).next_multiple_of(1024);
+    2048 + (kept + ring + FEW_WARPS * WARP_PANELS * pages).max(each * sums + registers)
 }
 
 /// The most shared memory that a product with many rows takes.
@@ -224,6 +228,21 @@ mod tests {
             let Parameters::Gemm(p) = &launch.parameters else { continue };
             assert_eq!((launch.tile, launch.shape.cluster, p.each), (tile, cluster, each));
             assert_eq!((p.stretches, p.tile), (8, TILE_ROWS[tile]));
+        }
+    }
+
+    #[test]
+    fn a_stretch_of_planes_leaves_a_multiprocessor_to_others_where_rows_are_few() {
+        for (format, beside) in
+            [(Format::Q1_0, 2), (Format::Q4_0, 2), (Format::Q4_K, 2), (Format::Q8_0, 1)]
+        {
+            for rows in [9, 32] {
+                let all = square(format, rows);
+                let launch = all.iter().find(|l| matches!(l.kernel, Kernel::Gemm(_))).unwrap();
+                let Parameters::Gemm(p) = &launch.parameters else { continue };
+                assert_eq!((launch.shape.cluster, launch.shape.block, p.each), (8, 128, 1));
+                assert!((beside + 1) * (launch.shape.shared + 1024) <= 228 << 10, "{format:?}");
+            }
         }
     }
 
