@@ -50,8 +50,7 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     (p.tile, p.stages) = (TILE_ROWS[tile], TILE_STAGES[tile]);
     shape.cluster = p.stretches / p.each;
     shape.block = groups * 128;
-    let own = if tile < FEW { 1 } else { groups };
-    shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(own));
+    shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(groups));
     (p.pages, p.page) = if tile < FEW { pages(p, tile) } else { (0, 0) };
     shape.shared = tile_shared(tile, groups, each, p.pages * p.page);
     tile
