@@ -5,7 +5,9 @@ template <u32 PAIRS>
 DEV void alone(const AttendOne& p) {
   extern __shared__ __align__(16) u8 shared[];
   __shared__ AttendShared<PAIRS> own;
-  attend_one<PAIRS, false>(p, Fresh{}, cg_u32(p.positions), cg_u32(p.slots), own, shared, threadIdx.x);
+  u32 position = cg_u32(p.positions);
+  Alone tiles = {(u16*)shared, p.chunk * AttendShared<PAIRS>::LINE};
+  attend_one<PAIRS>(p, Fresh{}, position, Seen(p, position, cg_u32(p.slots)), own, tiles, threadIdx.x);
 }
 
 #define ATTEND_ONE(PAIRS) \

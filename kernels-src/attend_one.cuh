@@ -54,6 +54,8 @@ static_assert(sizeof(AttendOne) == 256, "src/cuda/abi.rs mirrors it");
 // What a block has beside its tiles.
 template <u32 PAIRS>
 struct __align__(16) AttendShared {
+  // Of a tile a position's key and value; floats of a head's sums, of each warp and from a head to the next.
+  static constexpr u32 LINE = 128 * PAIRS + 8, WARP_SUMS = 64 * PAIRS + 4, HEAD_SUMS = 8 * WARP_SUMS + 4;
   u16 queries[2][QUERIES][64 * PAIRS + 8], fresh[2][64 * PAIRS];
   float most_of[QUERIES][8], total_of[QUERIES][8];
   float2 stats_of[QUERIES][MOST_RUNS];
@@ -65,12 +67,11 @@ struct __align__(16) AttendShared {
 DEV void together() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 
 // What a block sees of the cache.
-template <u32 PAIRS>
 struct Seen {
-  static constexpr u32 LINE = 64 * PAIRS + 8, PIECES = 8 * PAIRS;
+  u64 cache;
   // Which heads, and which of their runs; positions from the first, chunks from `low`.
   u32 own, run, kv, first, low, n, runs, begin, end;
-  u64 cache;
+  Seen() = default;
   DEV Seen(const AttendOne& p, u32 position, u32 slot) {
     u32 all = p.kv_heads * p.parts, chunk = p.chunk;
     own = blockIdx.x % all, run = blockIdx.x / all, kv = own / p.parts;
@@ -79,66 +80,88 @@ struct Seen {
     begin = low + n * run / runs, end = run < runs ? low + n * (run + 1) / runs : begin;
     cache = ((u64)slot * p.kv_heads + kv) * p.context * p.dim;
   }
-  // Asks for what earlier steps wrote of a chunk; zeros are for what is not seen.
+  // Chunks that there is room for at a time.
+  DEV u32 chunks(const AttendOne& p) const { return min(p.buffers, end - begin); }
+  // Asks for what earlier steps wrote of a chunk. Values of a warp's positions that are not seen are zeros, and so is what
+  // heads are filled up with; unseen keys may be anything.
+  template <u32 PAIRS, u32 THREADS>
   DEV void ask(const AttendOne& p, u32 position, u32 c, u16* into, u32 thread) const {
+    constexpr u32 BYTES = 2 * AttendShared<PAIRS>::LINE, PIECES = 8 * PAIRS, ROWS = THREADS / PIECES;
     if (c < end) {
-      u32 chunk = p.chunk, dim = p.dim, base = c * chunk, piece = thread % PIECES * 8;
-      u32 to = shared_address(into), values = 2 * chunk * LINE;
+      u32 dim = p.dim, row = thread / PIECES, piece = thread % PIECES * 8;
+      u32 base = c * p.chunk, ends = min(base + p.chunk, (position | TILE - 1) + 1);
+      u32 keys = shared_address(into) + 2 * piece - base * BYTES, values = keys + 128 * PAIRS;
+      auto clear = [&](u32 to, u32 at, u32 ends) {
 #pragma unroll 1
-      for (u32 i = thread / PIECES; i < chunk; i += 256 / PIECES) {
-        u32 at = base + i, bytes = at >= first && at < position && piece < dim ? 16 : 0;
-        u64 from = cache + (bytes ? (u64)at * dim + piece : 0);
-        u32 put = to + 2 * (i * LINE + piece);
-        if (at == position) continue;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(put), "l"(p.keys + from), "r"(bytes) : "memory");
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(put + values), "l"(p.values + from), "r"(bytes)
-                     : "memory");
+        for (at += row; at < ends; at += ROWS)
+          asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(to + at * BYTES), "r"(0) : "memory");
+      };
+      if (piece >= dim) {
+        clear(keys, base, ends), clear(values, base, ends);
+      } else {
+        u32 at = max(base, first) + row, until = min(ends, position), to = keys + at * BYTES;
+        u64 from = cache + (u64)at * dim + piece;
+        const u16 *key = p.keys + from, *value = p.values + from;
+#pragma unroll 4
+        for (; at < until; at += ROWS, key += ROWS * dim, value += ROWS * dim, to += ROWS * BYTES) {
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(key) : "memory");
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + 128 * PAIRS), "l"(value) : "memory");
+        }
+        clear(values, max(base, first & ~(TILE - 1)), first);
+        clear(values, max(base, position + 1), ends);
       }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   }
-  // As many chunks as there is room for.
-  DEV void ask_first(const AttendOne& p, u32 position, u16* tiles, u32 thread) const {
-#pragma unroll 1
-    for (u32 b = 0; b < p.buffers; b++) ask(p, position, begin + b, tiles + 2 * b * p.chunk * LINE, thread);
-  }
 };
 
-// Heads of up to 64 * PAIRS elements. In a `CHAIN` of launches that are one kernel nothing is waited for
+// Where tiles are: of a launch alone one after the other.
+struct Alone {
+  static constexpr bool CHAIN = false;
+  u16* first;
+  u32 each;
+  DEV u16* of(u32 buffer) const { return first + buffer * each; }
+  DEV void wait(u32) const {}
+};
+
+// Heads of up to 64 * PAIRS elements. In a chain of launches that are one kernel nothing is waited for
 // but numbers, and the first chunks have been asked for.
-template <u32 PAIRS, bool CHAIN>
-DEV void attend_one(const AttendOne& p, Fresh f, u32 position, u32 slot, AttendShared<PAIRS>& own_shared, u8* shared, u32 thread) {
-  constexpr u32 WIDE = 64 * PAIRS, LINE = Seen<PAIRS>::LINE, TILES = WIDE / 16, PIECES = Seen<PAIRS>::PIECES, APART = WIDE + 4, HEAD = 8 * APART + 4;
+template <u32 PAIRS, class Tiles>
+DEV void attend_one(const AttendOne& p, Fresh f, u32 position, const Seen& seen, AttendShared<PAIRS>& own_shared,
+                    const Tiles& tiles, u32 thread) {
+  constexpr bool CHAIN = Tiles::CHAIN;
+  constexpr u32 WIDE = 64 * PAIRS, QUERY = WIDE + 8, TILES = WIDE / 16, PIECES = 8 * PAIRS;
+  constexpr u32 LINE = AttendShared<PAIRS>::LINE, APART = AttendShared<PAIRS>::WARP_SUMS, HEAD = AttendShared<PAIRS>::HEAD_SUMS;
   auto &queries = own_shared.queries;
   auto &fresh = own_shared.fresh;
   auto &most_of = own_shared.most_of, &total_of = own_shared.total_of;
   auto &back = own_shared.back;
   auto &stats_of = own_shared.stats_of;
   u32 lane = thread % 32, warp = thread / 32, dim = p.dim, chunk = p.chunk, buffers = p.buffers;
-  Seen<PAIRS> seen(p, position, slot);
   u32 own = seen.own, run = seen.run, kv = seen.kv, first = seen.first, low = seen.low, n = seen.n, runs = seen.runs;
   u32 begin = seen.begin, end = seen.end;
   u64 cache = seen.cache;
   u32 part = own % p.parts * p.taken, heads = min(p.taken, p.group - part), head0 = kv * p.group + part;
-  u32 tile = chunk * LINE;
-  u16* tiles = (u16*)shared;
   // In the place of tiles, when all have read them.
-  float* sums = (float*)tiles;
+  float* sums = (float*)tiles.of(0);
 
   if (run >= runs) {
     if (!CHAIN) pdl_launch_next(), pdl_wait();
     return;
   }
-  if (!CHAIN) seen.ask_first(p, position, tiles, thread);
+  if (!CHAIN) {
+#pragma unroll 1
+    for (u32 b = 0; b < buffers; b++) seen.ask<PAIRS, 256>(p, position, begin + b, tiles.of(b), thread);
+  }
   // Whoever has the newest chunk makes key and value.
   bool newest = end == low + n;
   u32 g = lane / 4, t = lane % 4;
   // Where this warp's keys and values lie in a tile, and queries.
   u32 key_at = ((warp * TILE + lane % 16) * LINE + lane / 16 * 8) * 2;
-  u32 value_at = ((warp * TILE + lane % 8 + lane / 16 * 8) * LINE + lane / 8 % 2 * 8) * 2;
+  u32 value_at = ((warp * TILE + lane % 8 + lane / 16 * 8) * LINE + lane / 8 % 2 * 8 + WIDE) * 2;
   u32 query = shared_address(&queries[0][lane % 8][lane / 8 * 8]);
   // The element that this thread puts together.
-  u32 h = thread / dim, e = thread % dim;
+  u32 h = (u32)(((float)thread + 0.5f) * (1.0f / (float)dim)), e = thread - h * dim;
   // One head a warp, a pair of elements a lane: what becomes of it is looked up before the wait.
   u32 jobs = heads + (newest ? 2 : 0);
 #pragma unroll 1
@@ -214,7 +237,7 @@ DEV void attend_one(const AttendOne& p, Fresh f, u32 position, u32 slot, AttendS
       to[a[k]] = w, to[b[k]] = w >> 16;
       if (is_query) {
         w = rest(x[k].x * up, x[k].y * up, w);
-        to[QUERIES * LINE + a[k]] = w, to[QUERIES * LINE + b[k]] = w >> 16;
+        to[QUERIES * QUERY + a[k]] = w, to[QUERIES * QUERY + b[k]] = w >> 16;
       } else if (raw && on[k]) {
         // Several blocks may write the same to the cache.
         stored[a[k]] = w, stored[b[k]] = w >> 16;
@@ -231,10 +254,12 @@ DEV void attend_one(const AttendOne& p, Fresh f, u32 position, u32 slot, AttendS
   for (u32 c = begin; c < end; c++) {
     if (buffers == 1) asm volatile("cp.async.wait_group 0;" ::: "memory");
     else asm volatile("cp.async.wait_group 1;" ::: "memory");
-    u32 base = c * chunk, into = shared_address(tiles + 2 * buffer * tile);
+    if (c - begin < buffers) tiles.wait(c - begin);
+    u16* both = tiles.of(buffer);
+    u32 base = c * chunk, into = shared_address(both);
     if (newest && c + 1 == end && thread < 2 * PIECES) {
       u32 piece = thread % PIECES * 8, which = thread / PIECES;
-      u16* to = tiles + (2 * buffer + which) * tile + (position - base) * LINE + piece;
+      u16* to = both + which * WIDE + (position - base) * LINE + piece;
       *(uint4*)to = *(const uint4*)(fresh[which] + piece);
     }
     together();
@@ -247,7 +272,7 @@ DEV void attend_one(const AttendOne& p, Fresh f, u32 position, u32 slot, AttendS
         u32 a[4], b[4], high[4], low[4];
         four(high, query + i * 32);
         four(a, into + key_at + i * 32);
-        four(low, query + i * 32 + QUERIES * LINE * 2);
+        four(low, query + i * 32 + QUERIES * QUERY * 2);
         four(b, into + key_at + i * 32 + 32);
         multiply(c0, a, high[0], high[1]);
         multiply(c1, a, low[0], low[1]);
@@ -280,7 +305,7 @@ DEV void attend_one(const AttendOne& p, Fresh f, u32 position, u32 slot, AttendS
 #pragma unroll
       for (u32 i = 0; i < TILES; i++) {
         u32 a[4];
-        four_turned(a, into + 2 * tile + value_at + i * 32);
+        four_turned(a, into + value_at + i * 32);
 #pragma unroll
         for (u32 k = 0; k < 4; k++) sum[i][k] *= old[k % 2];
         multiply(sum[i], a, w0, w1);
@@ -289,7 +314,7 @@ DEV void attend_one(const AttendOne& p, Fresh f, u32 position, u32 slot, AttendS
     }
     if (c + 1 == end) break;
     together();
-    seen.ask(p, position, c + buffers, tiles + 2 * buffer * tile, thread);
+    seen.ask<PAIRS, 256>(p, position, c + buffers, both, thread);
     if (++buffer == buffers) buffer = 0;
   }
 

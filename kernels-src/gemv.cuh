@@ -157,16 +157,12 @@ DEV bool multiply_pages(const Matrix& m, Ring& ring, Page& page, const typename 
                         const Place& to, u32 lane) {
 #pragma unroll 1
   while (true) {
-    F::template multiply<PATH, CHAIN>(m, ring.page(), page.slice, to.group, to.groups, page.n, at, x, to.again,
+    F::template multiply<PATH, CHAIN>(m, ring.there(page), page.slice, to.group, to.groups, page.n(), at, x, to.again,
                                       to.sums + page.to + to.member, lane);
-    // All lanes have read the page before it is overwritten.
-    __syncwarp();
-    if (lane == 0) barrier_arrive(ring.empty + ring.at);
-    ring.next();
+    ring.done(lane);
     if (page.what & ENDS) return true;
     u32 what = page.what >> PASS;
-    barrier_wait(ring.full + ring.at, ring.parity);
-    page = ring.said[ring.at];
+    page = ring.page();
     if (page.what >> PASS != what) return false;
   }
 }
@@ -196,21 +192,32 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
   };
   // Until all numbers are there.
   auto settle = [&](u32 pass) {
-    while (true) {
+    for (bool watched = false;; watched = true) {
       bool there = true;
 #pragma unroll
       for (u32 q = 0; q < F::QUADS; q++) there &= !is_nobody(v[q]);
       if (__all_sync(FULL, there)) return;
+      if (!watched) watch(in + F::column(pass * per_pass + unit, 0, 0));
       load(pass, false);
     }
   };
   // Weights are nobody's output: where they are, and those of the norm, may be known early.
-  if (weights) load_norm(0);
+  bool comes = CHAIN && norm_comes(p);
+  if (weights && !comes) load_norm(0);
   if (!CHAIN) pdl_launch_next();
   Stretch mine(p);
   if (!CHAIN) pdl_wait();
   if (mine.begin >= mine.end) return;
   load(0, true);
+  if (comes) {
+    const float* page = (const float*)ring.there(ring.page());
+#pragma unroll
+    for (u32 q = 0; q < F::QUADS; q++) {
+      u32 c = F::column(unit, q, lane);
+      if (c + 4 <= cols) norm[q] = *(const float4*)(page + c);
+    }
+    ring.done(lane);
+  }
   typename F::Lane at = {};
   typename F::Unit x = {};
   bool first = true;
@@ -218,8 +225,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
   float sum = 0;
 #pragma unroll 1
   while (true) {
-    barrier_wait(ring.full + ring.at, ring.parity);
-    Page page = ring.said[ring.at];
+    Page page = ring.page();
     u32 pass = page.what >> PASS & 0xffff, which = turn.which;
     // What can be done before the row is there.
     const Matrix& m = p.part[page.what >> MATRIX];
@@ -269,9 +275,9 @@ DEV void gemv(const Gemv& p) {
   __shared__ Sums sums;
   __shared__ float regs[MAX_REGISTERS * CHUNK * PANEL];
   __shared__ uint4 words[F::WHOLE ? WARPS * 32 : 1];
-  __shared__ __align__(16) Page said[MAX_STAGES];
-  __shared__ u64 full[MAX_STAGES], empty[MAX_STAGES];
-  if (threadIdx.x < p.stages) {
+  __shared__ __align__(16) Page said[PAGES];
+  __shared__ u64 full[PAGES], empty[PAGES];
+  if (threadIdx.x < PAGES) {
     barrier_init(full + threadIdx.x, HOPPER ? 1 : 33);
     barrier_init(empty + threadIdx.x, WARPS);
   } else if (threadIdx.x >= 32 && threadIdx.x < 34) {
@@ -283,9 +289,10 @@ DEV void gemv(const Gemv& p) {
 #endif
   __syncthreads();
   u32 warp = threadIdx.x / 32;
-  Ring ring = {shared, said, full, empty, p.stages, p.stage_bytes, 0, 0, 0};
+  Ring ring = {shared, said, full, empty, 0, 0};
   Turn turn;
-  if (warp == WARPS) produce<false>(p, ring, threadIdx.x % 32);
+  Filling filling(ring, p.ring, threadIdx.x % 32);
+  if (warp == WARPS) produce<false>(p, filling);
   else if (warp > WARPS) finish_chunks<false>(p, Fresh{}, sums, turn, regs, threadIdx.x % 32);
   else consume<F, false>(p, Fresh{}, ring, sums, turn, words + (F::WHOLE ? warp * 32 : 0), threadIdx.x);
 }

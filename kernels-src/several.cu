@@ -33,8 +33,8 @@ struct SeveralLink {
 };
 static_assert(sizeof(SeveralLink) == 2784 && sizeof(SeveralLink) % 16 == 0, "src/cuda/abi.rs mirrors it");
 
-// Rows at most; blocks of 128 columns at most where there is a norm; floats from a row of sums to the next.
-constexpr u32 ROWS_MOST = 8, NORM_BLOCKS = 64, SUMS_WIDTH = 20, HELD_LINKS = 3;
+// Depth of a ring. Rows at most; blocks of 128 columns at most where there is a norm; floats from a row of sums to the next.
+constexpr u32 MAX_STAGES = 24, ROWS_MOST = 8, NORM_BLOCKS = 64, SUMS_WIDTH = 20, HELD_LINKS = 3;
 
 struct Work {
   Links<SeveralLink, HELD_LINKS, WARPS + 1> links;

@@ -16,7 +16,9 @@ struct Gemv {
   // Weights of the norm that is the prologue; null for none.
   const float* norm;
   float eps;
-  u32 cols, domains, stages, stage_bytes;
+  // Bytes of the ring, if the launch is no link; panels that each block has at least: the last blocks have one more, since
+  // the first ones attend.
+  u32 cols, domains, ring, each;
   // Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
   // through, and how many units a warp has each time.
   u32 team, batch, passes, wide, unused;
@@ -27,9 +29,9 @@ struct Gemv {
 };
 static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
 
-// Panels that are added up at a time; depth of a ring.
+// Panels that are added up at a time; pages at most that are on their way or read.
 constexpr u32 CHUNK = 16;
-constexpr u32 MAX_STAGES = 24;
+constexpr u32 PAGES = 16;
 // Partial sums of a panel, one after the other: of two parts, of the warps of a team.
 constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
 constexpr u32 GEMV_THREADS = (WARPS + 2) * 32;
@@ -72,22 +74,64 @@ DEV void bring_once(u32 to, const void* from, u32 bytes, u32 full) {
 // What the producer says of a page: bytes and number of its slices, where their sums go, and what is
 // to be done with it.
 struct Page {
-  u32 slice, n, to, what;
+  // Where it is in the ring, a multiple of 128, and the number.
+  u32 slice, place, to, what;
+  DEV u32 n() const { return place % 128; }
 };
 // The page begins or ends a chunk, or ends all; above it stand the pass and the matrix.
 enum Ends : u32 { BEGINS = 1, ENDS = 2, ENDS_ALL = 4 };
 constexpr u32 PASS = 8, MATRIX = 24;
 
-// A place in the ring.
+// Pages in shared memory, one behind the other, each of as many bytes as it needs.
 struct Ring {
-  u8* pages;
+  u8* bytes;
   Page* said;
   u64 *full, *empty;
-  // `filled` counts for the producer.
-  u32 stages, stage_bytes, at, parity, filled;
-  DEV u8* page() const { return pages + at * stage_bytes; }
+  u32 at, parity;
   DEV void next() {
-    if (++at == stages) at = 0, parity ^= 1;
+    at = (at + 1) % PAGES;
+    if (at == 0) parity ^= 1;
+  }
+  DEV Page page() const {
+    barrier_wait(full + at, parity);
+    return said[at];
+  }
+  DEV u8* there(const Page& page) const { return bytes + page.place / 128 * 128; }
+  // A warp is through with the page: all of its lanes are.
+  DEV void done(u32 lane) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(empty + at);
+    next();
+  }
+};
+// Whoever fills a ring, a warp: pages that it has asked for, and the oldest that may not be free; where the next one
+// goes, and bytes in all up to there, with what was left at the ring's end.
+struct Filling {
+  Ring ring;
+  u32 size, lane, pages, oldest, head, all, begin, written;
+  DEV Filling(Ring ring, u32 size, u32 lane)
+      : ring(ring), size(size), lane(lane), pages(0), oldest(0), head(0), all(0), begin(0), written(0) {}
+  DEV u64* full() const { return ring.full + ring.at; }
+  // Room for so many bytes, which threads write if not bulk copies; what has none at once is `late`.
+  template <class Late>
+  DEV u32 room(u32 bytes, bool threads, Late late) {
+    bytes = (bytes + 127) / 128 * 128;
+    if (head + bytes > size) all += size - head, head = 0;
+    // Each of the first lanes knows where a page begins.
+    while (oldest != pages && (pages - oldest == PAGES || all + bytes - __shfl_sync(FULL, begin, oldest % PAGES) > size)) {
+      late();
+      barrier_wait(ring.empty + oldest % PAGES, oldest / PAGES % 2);
+#if HOPPER
+      // Bulk copies come after what threads wrote there, if they did.
+      if (written >> oldest % PAGES & 1) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+      oldest++;
+    }
+    if (lane == pages % PAGES) begin = all;
+    written = written & ~(1u << pages % PAGES) | (threads ? 1u << pages % PAGES : 0);
+    u32 at = head;
+    head += bytes, all += bytes, pages++;
+    return at;
   }
 };
 
@@ -96,11 +140,13 @@ struct Ring {
 struct Stretch {
   u32 begin, end;
   DEV explicit Stretch(const Gemv& p) {
-    u64 all = p.first[p.domains];
-    begin = (u32)(all * blockIdx.x / gridDim.x);
-    end = (u32)(all * (blockIdx.x + 1) / gridDim.x);
+    u32 fewer = gridDim.x - (p.first[p.domains] - p.each * gridDim.x);
+    begin = p.each * blockIdx.x + (blockIdx.x > fewer ? blockIdx.x - fewer : 0);
+    end = begin + p.each + (blockIdx.x >= fewer ? 1 : 0);
   }
 };
+// Whether a link's norm comes through the ring, before its panels: it is read once, if there is one pass.
+DEV bool norm_comes(const Gemv& p) { return p.norm && p.passes == 1; }
 DEV u32 domain_of(const Gemv& p, u32 panel) {
   u32 d = 0;
   while (panel >= p.first[d + 1]) d++;
@@ -113,36 +159,37 @@ DEV u32 slice_bytes(const Gemv& p, const Matrix& m) {
 }
 
 template <bool CHAIN>
-DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
-  u32 passes = p.passes, batch = p.batch;
-  // Slices of `said.n` panels, one page.
-  auto bring = [&](const u8* src, u32 bytes, u32 panel, Page said) {
-    u32 slice = said.slice, n = said.n;
-    u64* full = ring.full + ring.at;
-    if (ring.filled >= ring.stages) {
-      // All that is asked for ahead is: the next kernel may ask.
-      if (!CHAIN && ring.filled == ring.stages) pdl_launch_next();
-      barrier_wait(ring.empty + ring.at, ring.parity ^ 1);
-    }
-    ring.filled++;
+DEV void produce(const Gemv& p, Filling& filling) {
+  u32 passes = p.passes, batch = p.batch, lane = filling.lane;
+  Ring& ring = filling.ring;
+  bool told = false;
+  // All that can be asked for ahead is: the next kernel may ask.
+  auto tell = [&]() {
+    if (!CHAIN && !told) pdl_launch_next();
+    told = true;
+  };
+  // Slices of `n` panels, one page.
+  auto bring = [&](const u8* src, u32 bytes, u32 panel, u32 n, Page said) {
+    u32 slice = said.slice, at = filling.room(n * slice, false, tell);
+    u64* full = filling.full();
+    said.place = at | n;
     if (lane == 0) ring.said[ring.at] = said;
     // Whole panels are one piece.
     if (slice == panel) bytes *= n, n = 1;
+    u32 to = shared_address(ring.bytes) + at;
 #if HOPPER
     if (lane == 0) {
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(bytes * n)
                    : "memory");
 #pragma unroll 1
-      for (u32 k = 0; k < n; k++)
-        bring_once(shared_address(ring.page() + k * slice), src + k * panel, bytes, shared_address(full));
+      for (u32 k = 0; k < n; k++) bring_once(to + k * slice, src + k * panel, bytes, shared_address(full));
     }
 #else
 #pragma unroll 1
     for (u32 k = 0; k < n; k++)
 #pragma unroll 1
       for (u32 b = lane * 16; b < bytes; b += 512)
-        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
-                         shared_address(ring.page() + k * slice + b)),
+        asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to + k * slice + b),
                      "l"(src + k * panel + b), "l"(once())
                      : "memory");
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(full)) : "memory");
@@ -173,10 +220,10 @@ DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
           u32 begins = i == chunk && pass == 0 ? BEGINS : 0;
           u32 ends = i + n < stop || pass + 1 < passes ? 0 : stop < mine.end ? ENDS : ENDS | ENDS_ALL;
           if (parts == 2) {
-            bring(at0, bytes0, panel0, {slice0, n, to, begins | pass << PASS | index0 << MATRIX});
-            bring(at1, bytes1, panel1, {slice1, n, to + WARPS * PANEL, ends | pass << PASS | index1 << MATRIX});
+            bring(at0, bytes0, panel0, n, {slice0, 0, to, begins | pass << PASS | index0 << MATRIX});
+            bring(at1, bytes1, panel1, n, {slice1, 0, to + WARPS * PANEL, ends | pass << PASS | index1 << MATRIX});
           } else {
-            bring(at0, bytes0, panel0, {slice0, n, to, begins | ends | pass << PASS | index0 << MATRIX});
+            bring(at0, bytes0, panel0, n, {slice0, 0, to, begins | ends | pass << PASS | index0 << MATRIX});
           }
           at0 += n * panel0;
           at1 += n * panel1;
@@ -186,6 +233,6 @@ DEV void produce(const Gemv& p, Ring& ring, u32 lane) {
     }
   }
   if (CHAIN) return;
-  if (ring.filled <= ring.stages) pdl_launch_next();
+  tell();
   pdl_wait();
 }

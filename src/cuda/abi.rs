@@ -179,8 +179,9 @@ pub(super) struct Gemv {
     pub eps: f32,
     pub cols: u32,
     pub domains: u32,
-    pub stages: u32,
-    pub stage_bytes: u32,
+    /// Bytes of the ring, if the launch is no link; panels that each block has at least.
+    pub ring: u32,
+    pub each: u32,
     /// Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
     /// through, and how many units a warp has each time.
     pub team: u32,
@@ -449,8 +450,10 @@ pub(super) struct LinkHead {
     pub fresh: Fresh,
 }
 pub(super) const LINK_BYTES: usize = 2784;
+/// A chain of one row has a warp more, which brings what is in the cache.
+pub(super) const CHAIN_THREADS: u32 = GEMV_THREADS + 32;
 /// A chain's own shared memory, rounded up, of one row and of several.
-pub(super) const CHAIN_SHARED: usize = 32 << 10;
+pub(super) const CHAIN_SHARED: usize = 35 << 10;
 pub(super) const SEVERAL_SHARED: usize = 30 << 10;
 /// Rows of a chain over several of them, blocks of columns that it has a norm for, and that a warp has at a time; bytes
 /// of one.
@@ -464,6 +467,11 @@ pub(super) const SEVERAL_THREADS: u32 = (WARPS as u32 + 1) * 32;
 /// What a block of attention of one row has in shared memory beside its tiles.
 pub(super) fn attend_shared(pairs: usize) -> usize {
     (2 * QUERIES * (64 * pairs + 8) * 2 + 256 * pairs + 2596).next_multiple_of(16)
+}
+
+/// The same of a chain's page, with what the block sees of the cache.
+pub(super) fn attend_page(pairs: usize) -> usize {
+    128 + attend_shared(pairs).next_multiple_of(128)
 }
 
 #[repr(C)]
@@ -587,5 +595,6 @@ mod tests {
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {
         assert_eq!([1, 2, 4].map(attend_shared), [5168, 7472, 12080]);
+        assert_eq!([1, 2].map(attend_page), [5376, 7680]);
     }
 }

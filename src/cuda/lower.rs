@@ -247,13 +247,16 @@ impl Lowering<'_> {
         lead: Lead,
         p: Parameters,
     ) -> Result<()> {
-        let (mut grid, mut shared) = (grid, shared);
+        let (mut grid, mut shared, mut p) = (grid, shared, p);
         if self.chip.hopper && self.plan.limits().rows == 1 {
             // Kernels that overlap share multiprocessors evenly only if each has one block on every
             // one of them, and if no three blocks fit: where one kernel leaves a gap, the next puts
             // two blocks, and all that follow are uneven.
             grid.0 = self.chip.processors;
             shared = shared.max(self.chip.processor_shared / 3);
+        }
+        if let Parameters::Gemv(p) = &mut p {
+            p.each = p.first[abi::MAX_DOMAINS].checked_div(grid.0).unwrap_or(0);
         }
         let shared = count(shared)?;
         let early = self.chip.hopper;

@@ -31,14 +31,18 @@ fn one_shared(group: usize, dim: usize, chunks: Chunks) -> usize {
 }
 
 fn room(heads: usize, pairs: usize, chunks: Chunks) -> usize {
-    let line = 64 * pairs + 8;
     // Sums take the place of tiles that all have read.
-    let sums = heads * (WARPS * (line - 4) + 4) * 4;
-    sums.max(chunks.buffers * 2 * chunks.positions * line * 2)
+    let sums = heads * (WARPS * (64 * pairs + 4) + 4) * 4;
+    sums.max(chunks.buffers * tile(pairs, chunks.positions))
 }
 
-/// What attention takes of a block that multiplies as well: two chunks at a time where heads are
-/// narrow. What is left for weights is enough; a second chunk that is asked for late is waited for.
+/// Bytes of a tile: a key and a value for each position.
+fn tile(pairs: usize, positions: usize) -> usize {
+    positions * (128 * pairs + 8) * 2
+}
+
+/// What attention takes at most of a ring through which weights come as well, in pages: two chunks at a time where heads
+/// are narrow. A second chunk that is asked for late is waited for.
 pub(super) fn one_room(p: &mut AttendOne) -> usize {
     const MOST: usize = 80 << 10;
     let (heads, pairs) = (p.taken as usize, pairs(p.dim as usize) as usize);
@@ -47,7 +51,7 @@ pub(super) fn one_room(p: &mut AttendOne) -> usize {
     let least = &all[CHUNKS.len() - 1];
     let chunks = all.iter().find(fits).unwrap_or(least);
     (p.chunk, p.buffers) = (chunks.positions as u32, chunks.buffers as u32);
-    room(heads, pairs, *chunks)
+    room(heads, pairs, *chunks) + attend_page(pairs)
 }
 
 /// Pairs of elements of a head that a lane makes: the kernels are made for 1, 2 and 4.

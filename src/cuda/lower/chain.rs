@@ -91,8 +91,7 @@ pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Resul
     let (mut out, mut links, mut table) = (Vec::new(), Vec::new(), bases.links);
     for launch in launches {
         let joins = kind(&launch, bases).is_some();
-        let waits = attends(&launch) && !is_over(chip, bases, &links);
-        if !joins || waits {
+        if !joins || !follows(&links, &launch) {
             close(chip, bases, &mut table, &mut links, &mut out)?;
         }
         let ends = !leaves(&launch, bases);
@@ -109,16 +108,35 @@ fn attends(launch: &Launch) -> bool {
     matches!(launch.parameters, Parameters::AttendOne(_))
 }
 
-/// Whether all warps of each block are through with the last attention before they start the last of
-/// these links, when they ask for what the next attention sees of the cache, in the same memory. They are
-/// after a product that every block has panels of, since its row takes all of that attention.
-fn is_over(chip: &Chip, bases: &Bases, links: &[Launch]) -> bool {
+/// Whether attention waits for the attention before it among these links, by way of products, which read whole rows:
+/// blocks leave each other their shares of both in the same place.
+fn follows(links: &[Launch], attention: &Launch) -> bool {
+    let Parameters::AttendOne(next) = &attention.parameters else { return true };
     let Some(last) = links.iter().rposition(attends) else { return true };
-    let between = links.get(last + 1..links.len() - 1).unwrap_or(&[]);
-    between.iter().any(|link| match &link.parameters {
-        Parameters::Gemv(p) => p.first[MAX_DOMAINS] >= chip.processors && is_fresh(p.x, bases),
-        _ => false,
-    })
+    let mut made: Vec<(u64, u64)> = Vec::new();
+    let within = |made: &[(u64, u64)], at| made.iter().any(|&(a, n)| a <= at && at - a < n);
+    for (i, link) in links.iter().enumerate().skip(last) {
+        let reads = matches!(&link.parameters, Parameters::Gemv(p) if within(&made, p.x));
+        if i == last || reads {
+            made.append(&mut outputs(link));
+        }
+    }
+    within(&made, next.q.raw)
+}
+
+/// What a link leaves, and how many bytes.
+fn outputs(link: &Launch) -> Vec<(u64, u64)> {
+    match &link.parameters {
+        Parameters::AttendOne(p) => {
+            vec![(p.out, 4 * u64::from(p.kv_heads) * u64::from(p.group) * u64::from(p.dim))]
+        }
+        Parameters::Gemv(p) => {
+            let rows = |d: &Domain| p.part.get(d.part[0] as usize).map_or(0, |m| m.rows);
+            let all = domains_of(link).unwrap_or_default().iter();
+            all.map(|d| (d.epilogue.out, 4 * u64::from(rows(d)))).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Moves links to the launches, as one of them; one alone stays what it is.
@@ -133,25 +151,16 @@ fn close(
         out.append(links);
         return Ok(());
     }
+    let room = chip.block_shared.saturating_sub(CHAIN_SHARED) / 128 * 128;
     let mut made = links.clone();
-    let attend = made.iter_mut().map(|l| settle(l, bases)).max().unwrap_or(0);
-    let room = chip.block_shared.saturating_sub(CHAIN_SHARED + attend);
-    let pages = made.iter_mut().filter_map(|l| match &mut l.parameters {
-        Parameters::Gemv(p) => Some(chained(p, room)),
-        _ => None,
-    });
-    // None where a product's pages do not fit.
-    let pages: Option<Vec<usize>> = pages.collect();
-    let page = pages.into_iter().flatten().max().unwrap_or(0);
-    let stages = room.checked_div(page).unwrap_or(0).min(MAX_STAGES);
-    if stages < 2 {
+    // None where something's pages do not fit.
+    if made.iter_mut().any(|l| settle(chip, l, room, bases).is_none()) {
         out.append(links);
         return Ok(());
     }
     links.clear();
-    let links = made;
-    let kernel = (Kernel::Chain, GEMV_THREADS);
-    out.push(as_one(chip, bases, table, links, kernel, (stages, page), attend)?);
+    let kernel = (Kernel::Chain, CHAIN_THREADS);
+    out.push(as_one(chip, bases, table, made, kernel, (1, room), 0)?);
     Ok(())
 }
 
@@ -248,22 +257,21 @@ pub(super) fn domains_of(launch: &Launch) -> Option<&[Domain]> {
     all.get(..count as usize)
 }
 
-/// Adapts a launch to being a link; bytes of shared memory that it takes beside the ring.
-fn settle(launch: &mut Launch, bases: &Bases) -> usize {
-    match (&mut launch.parameters, launch.kernel) {
-        (Parameters::Gemv(p), _) => {
+/// Adapts a launch to being a link, if its pages fit the ring.
+fn settle(chip: &Chip, launch: &mut Launch, room: usize, bases: &Bases) -> Option<()> {
+    match &mut launch.parameters {
+        Parameters::Gemv(p) => {
+            p.each = p.first[MAX_DOMAINS].checked_div(chip.processors)?;
             for d in &mut p.domain {
                 let e = &mut d.epilogue;
                 if e.form == RESIDUAL && is_fresh(e.residual.at, bases) {
                     e.residual.place = FRESH;
                 }
             }
-            0
+            chained(p, room)
         }
-        (Parameters::AttendOne(p), Kernel::AttendOne(pairs)) => {
-            one_room(p) + attend_shared(pairs as usize)
-        }
-        _ => 0,
+        Parameters::AttendOne(p) => (one_room(p) <= room).then_some(()),
+        _ => Some(()),
     }
 }
 
@@ -312,8 +320,8 @@ mod tests {
         (bases, made)
     }
 
-    /// Layers of attention and a product of `dim` outputs that returns to it.
-    fn layers(dim: usize, layers: usize) -> Graph {
+    /// Layers of attention and products that add to a row; attention sees the row, or what it was `at_first`.
+    fn layers(dim: usize, layers: usize, at_first: bool) -> Graph {
         let mut w = MemoryWeights::new();
         w.insert("x.weight", &[4, dim], &vec![0.0; 4 * dim]).unwrap();
         for name in ["q", "k", "v", "o", "up"] {
@@ -321,9 +329,11 @@ mod tests {
         }
         let mut b = Builder::new(&w);
         let mut x = b.embed("x").unwrap();
+        let first = x;
         for layer in 0..layers {
+            let seen = if at_first { first } else { x };
             let mut head = |name: &str| {
-                let y = b.linear(x, name).unwrap();
+                let y = b.linear(seen, name).unwrap();
                 b.heads(y, dim / 64).unwrap()
             };
             let (q, k, v) = (head("q"), head("k"), head("v"));
@@ -340,9 +350,9 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_one_chain_if_every_block_waits_between_attentions() {
-        let links = |dim| {
-            let (_, made) = chains(&layers(dim, 3), 90);
+    fn attentions_are_in_one_chain_if_each_waits_for_the_one_before() {
+        let links = |dim, at_first| {
+            let (_, made) = chains(&layers(dim, 3, at_first), 90);
             let chained = made.iter().filter_map(|l| match &l.parameters {
                 Parameters::Chain(p) => Some(p.links.iter().filter(|l| attends(l)).count()),
                 _ => None,
@@ -350,8 +360,37 @@ mod tests {
             chained.collect::<Vec<_>>()
         };
         // 256 panels, more than there are blocks; 32 panels.
-        assert_eq!(links(1024), [3]);
-        assert_eq!(links(128), [1, 1, 1]);
+        assert_eq!(links(1024, false), [3]);
+        assert_eq!(links(128, false), [3]);
+        // Three at once would leave their shares in one place.
+        let apart = links(128, true);
+        assert!(apart.iter().all(|&n| n <= 1) && apart.iter().sum::<usize>() == 3);
+    }
+
+    #[test]
+    fn what_a_chain_asks_for_fits_its_ring() {
+        let (bases, made) = chains(&layers(1024, 2, false), 90);
+        let chain = made.iter().find_map(|l| match &l.parameters {
+            Parameters::Chain(p) => Some((p, l.shape)),
+            _ => None,
+        });
+        let (p, shape) = chain.unwrap();
+        let ring = p.chain.beside as usize;
+        assert!(ring.is_multiple_of(128) && ring == shape.shared as usize);
+        assert!(ring + CHAIN_SHARED <= 227 << 10);
+        for link in &p.links {
+            match &link.parameters {
+                Parameters::Gemv(p) => {
+                    let page = p.batch * p.part[0].panel_bytes;
+                    assert!(p.passes > 1 || page as usize <= ring / 2);
+                    // Blocks of the chain, not of the launch alone, share the panels.
+                    assert_eq!(p.each, p.first[MAX_DOMAINS] / 132);
+                }
+                Parameters::AttendOne(p) => assert!(one_room(&mut p.clone()) <= ring),
+                _ => unreachable!(),
+            }
+            assert!(kind(link, &bases).is_some());
+        }
     }
 
     #[test]
@@ -382,19 +421,5 @@ mod tests {
         // Before sm_90 there are none.
         let (_, made) = chains(&graph, 80);
         assert!(made.iter().all(|l| l.kernel != Kernel::Chain));
-    }
-
-    fn outputs(link: &Launch) -> Vec<(u64, u64)> {
-        match &link.parameters {
-            Parameters::Gemv(p) => {
-                let domains = p.domain.iter().take(p.domains as usize);
-                let rows = |d: &Domain| u64::from(p.part[d.part[0] as usize].rows);
-                domains.map(|d| (d.epilogue.out, 4 * rows(d))).collect()
-            }
-            Parameters::AttendOne(p) => {
-                vec![(p.out, 4 * u64::from(p.kv_heads * p.group * p.dim))]
-            }
-            _ => Vec::new(),
-        }
     }
 }

@@ -16,8 +16,8 @@ pub(super) struct Stream {
     batch: usize,
     passes: usize,
     wide: usize,
-    stages: usize,
-    stage_bytes: usize,
+    /// Bytes of a page.
+    page: usize,
 }
 
 /// What pages of several panels are filled up to; in a chain, whose ring is larger and whose warps multiply more panels
@@ -50,29 +50,26 @@ impl Stream {
             _ => team * wide / SPAN * m.span_bytes as usize,
         };
         let slice = parts.iter().map(slice).max()?;
-        let page = if link { LINK_PAGE.min(room / 256 * 128) } else { PAGE };
-        let batch = (page / slice).clamp(1, 16);
-        let stage_bytes = (batch * slice).next_multiple_of(128);
-        let stages = (room / stage_bytes).min(MAX_STAGES);
-        (stages >= 2).then_some(Stream { team, batch, passes, wide, stages, stage_bytes })
+        let most = if link { LINK_PAGE.min(room / 256 * 128) } else { PAGE };
+        let batch = (most / slice).clamp(1, 16);
+        let page = (batch * slice).next_multiple_of(128);
+        (page <= room / 2).then_some(Stream { team, batch, passes, wide, page })
     }
 
     /// Tells a product of it.
     fn tell(&self, p: &mut Gemv) -> Result<()> {
         p.team = self.team.ilog2();
         (p.batch, p.passes) = (count(self.batch)?, count(self.passes)?);
-        (p.wide, p.stages) = (count(self.wide)?, count(self.stages)?);
-        p.stage_bytes = count(self.stage_bytes)?;
+        p.wide = count(self.wide)?;
         Ok(())
     }
 }
 
-/// Adapts a product to a chain's ring; bytes of its pages.
-pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<usize> {
+/// Adapts a product to a chain's ring, if there is room.
+pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<()> {
     let parts = p.part.iter().take_while(|m| m.data != 0 || m.rows != 0);
     let stream = Stream::with(room, &parts.copied().collect::<Vec<_>>(), true)?;
-    stream.tell(p).ok()?;
-    Some(stream.stage_bytes)
+    stream.tell(p).ok()
 }
 
 /// Columns of a product: the kernel, the weights and where they are, and what becomes of them.
@@ -161,8 +158,11 @@ impl Lowering<'_> {
                 ..Gemv::default()
             };
             stream.tell(&mut p)?;
+            // As many whole pages as there is room for.
+            let room = self.chip.stream_shared();
+            let shared = room / stream.page * stream.page;
+            p.ring = count(shared)?;
             let grid = (end.clamp(1, self.chip.processors.max(1)), 1);
-            let shared = stream.stages * stream.stage_bytes;
             let p = Parameters::Gemv(Box::new(p));
             return self.push(Kernel::Gemv(*product), grid, GEMV_THREADS, shared, lead, p);
         }
@@ -199,7 +199,7 @@ mod tests {
         let stream = |format, cols, link| {
             let parts = [Layout::of(format, 2048, cols).unwrap().matrix(0)];
             let s = Stream::with(120 << 10, &parts, link).unwrap();
-            assert!(s.stages >= 2 && s.stages * s.stage_bytes <= 120 << 10);
+            assert!(2 * s.page <= 120 << 10);
             assert!(s.passes * s.team * s.wide >= parts[0].units as usize);
             (s.wide, s.team, s.passes, s.batch)
         };
