@@ -19,10 +19,10 @@ awk '!/^#/ {
   if ($8 > ($3 == "gemm_f32_many" || $3 == "pick" ? 16 :  $3 == "attend_many_4" ? 240 : $3 == "several" ? 48 : 0)) {
     print $1, $3 ": " $8 " bytes of stack"; bad = 1
   }
-  # Two blocks of 256 threads or of 128, or one of 1,024, 320 or 288, must fit the 65,536 registers.
+  # Two blocks of 256 threads or of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers.
   if ($7 > ($3 == "pick" ? 64 : $3 == "chain" || $3 == "several" ? 168 : $3 ~ /^attend_many/ ? 255 : 128)) { print $1, $3 ": " $7 " registers"; bad = 1 }
   # src/cuda/abi.rs knows what a chain takes.
-  if ($9 > ($3 == "chain" ? 32768 : $3 == "several" ? 30720 : 24576)) { print $1, $3 ": " $9 " bytes of static shared memory"; bad = 1 }
+  if ($9 > ($3 == "chain" ? 35840 : $3 == "several" ? 30720 : 24576)) { print $1, $3 ": " $9 " bytes of static shared memory"; bad = 1 }
 } END { exit bad }' "$fresh/MANIFEST"
 
 tools="${GLLM_CUDA_TOOLS:-$here/../target/cuda-tools}"
