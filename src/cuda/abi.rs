@@ -194,6 +194,13 @@ pub(super) struct Gemv {
     pub part: [Matrix; 2 * MAX_DOMAINS],
 }
 
+impl Gemv {
+    /// Deals its panels out to so many blocks.
+    pub(super) fn deal(&mut self, blocks: u32) {
+        self.each = self.first[MAX_DOMAINS].checked_div(blocks).unwrap_or(0);
+    }
+}
+
 /// A product of a chain over several rows.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]

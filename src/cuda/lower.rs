@@ -256,7 +256,7 @@ impl Lowering<'_> {
             shared = shared.max(self.chip.processor_shared / 3);
         }
         if let Parameters::Gemv(p) = &mut p {
-            p.each = p.first[abi::MAX_DOMAINS].checked_div(grid.0).unwrap_or(0);
+            p.deal(grid.0);
         }
         let shared = count(shared)?;
         let early = self.chip.hopper;

@@ -261,7 +261,7 @@ pub(super) fn domains_of(launch: &Launch) -> Option<&[Domain]> {
 fn settle(chip: &Chip, launch: &mut Launch, room: usize, bases: &Bases) -> Option<()> {
     match &mut launch.parameters {
         Parameters::Gemv(p) => {
-            p.each = p.first[MAX_DOMAINS].checked_div(chip.processors)?;
+            p.deal(chip.processors);
             for d in &mut p.domain {
                 let e = &mut d.epilogue;
                 if e.form == RESIDUAL && is_fresh(e.residual.at, bases) {
