@@ -290,13 +290,9 @@ fn main() {
             for _ in 0..5 {
                 generator.reset();
                 generator.prefill(&prompt, || true).unwrap();
-                for _ in 0..8 {
-                    generator.next_token().unwrap();
-                }
+                generator.tokens(8, |_| true).unwrap();
                 let start = Instant::now();
-                for _ in 0..48 {
-                    generator.next_token().unwrap();
-                }
+                generator.tokens(48, |_| true).unwrap();
                 times.push(start.elapsed().as_secs_f64() / 48.0);
             }
             decode.push(median(times));

@@ -14,7 +14,7 @@ mod upload;
 
 use super::CudaBackend;
 use super::abi::{Given, SEVERAL, SamplerState};
-use super::driver::{Device, Function, Graph, Memory, Pinned, Stream};
+use super::driver::{Device, Event, Function, Graph, Memory, Pinned, Stream};
 use super::lower::{Chip, launches, table};
 use super::program::{Bases, Kernel, Launch, Parameters, Program, Tensor, Work};
 use crate::error::Size;
@@ -49,6 +49,9 @@ pub struct CudaSession {
     bases: Bases,
     /// The words that the sampler leaves for the host.
     result: Pinned,
+    /// Where the captured step of each turn ends, and how many of them nobody has had the token of.
+    ends: [Event; 2],
+    asked: usize,
     /// Tokens, positions, slots and rows on their way to the device, one after the other.
     staging: Pinned,
     state: State,
@@ -67,13 +70,16 @@ struct Repeated {
     graphs: [Option<Graph>; 2],
 }
 
-/// A program with its launches: where they are chained, links of a step leave their numbers in other places than
-/// those of the step before, so that there are launches for two turns.
+/// A program with its launches. There may be two turns of them, for steps in turn: where they are chained, links of
+/// a step leave their numbers in other places than those of the step before; and the token of a step that is
+/// captured is read while the next one runs.
 struct Ready {
     program: Program,
     turns: Vec<Launches>,
     /// Whose turn it is.
     turn: usize,
+    /// Words for the host from a turn's first to the next one's.
+    apart: usize,
     /// Whether it is for steps of two to eight rows only.
     several: bool,
 }
@@ -94,6 +100,11 @@ impl Ready {
 
     fn samples(&self) -> bool {
         self.launches().iter().any(|(l, _)| l.kernel == Kernel::Pick)
+    }
+
+    /// The first word that the latest step but so many leaves for the host.
+    fn word(&self, before: usize) -> usize {
+        (self.turn + 1 + before) % self.turns.len().max(1) * self.apart
     }
 
     /// After a step, or as much of one as has its chains.
@@ -147,7 +158,7 @@ impl CudaSession {
         let loaded = backend.loaded()?;
         let memory = |bytes: usize| Memory::new(&device, &stream, bytes);
         let (mut result, staging) = (
-            Pinned::new(&device, limits.outs.saturating_mul(4).saturating_add(64))?,
+            Pinned::new(&device, limits.outs.saturating_mul(8).saturating_add(64))?,
             Pinned::new(&device, limits.rows.saturating_mul(16).saturating_add(64))?,
         );
         result.bytes_mut().fill(0xff);
@@ -164,6 +175,8 @@ impl CudaSession {
             work: memory(offsets[14])?,
             bases: Bases::default(),
             result,
+            ends: [Event::new(&device)?, Event::new(&device)?],
+            asked: 0,
             staging,
             state: State {
                 rows: 0,
@@ -185,18 +198,18 @@ impl CudaSession {
         let chip = &backend.target.0;
         let count = programs.len();
         for (i, program) in programs.into_iter().enumerate() {
-            // Steps over one row: the first program that holds them runs them all.
-            let chains = program.work.fresh > 0 && session.programs.is_empty();
             // Over several, the one that holds every step.
             if program.work.several > 0 && i + 1 == count {
                 let (at, links) = ((offsets[12], work.several), (offsets[13], work.several_links));
                 let turns = session.turns(at, links)?;
                 session.add(program.clone(), chip, &turns, true)?;
             }
-            let turns = match chains {
-                true => session.turns((offsets[10], work.fresh), (offsets[11], work.links))?,
-                false => vec![session.bases],
-            };
+            // Steps over one row: the first program that holds them runs them all.
+            let mut turns = vec![session.bases];
+            if session.programs.is_empty() {
+                turns = session.turns((offsets[10], work.fresh), (offsets[11], work.links))?;
+                turns[1].result += 4 * limits.outs as u64;
+            }
             session.add(program, chip, &turns, false)?;
         }
         session.take.1 = Given {
@@ -273,7 +286,9 @@ impl CudaSession {
             let with: Result<Vec<_>> = launches.into_iter().map(with).collect();
             made.push(with?.into_iter().map(|(f, l)| (l, f)).collect());
         }
-        self.programs.push(Ready { program, turns: made, turn: 0, several });
+        let apart = turns.iter().map(|b| b.result - self.bases.result).max().unwrap_or(0) / 4;
+        let apart = size(apart)?;
+        self.programs.push(Ready { program, turns: made, turn: 0, apart, several });
         Ok(())
     }
 
@@ -366,36 +381,23 @@ impl Session for CudaSession {
         let vocabulary = self.programs.first().map_or(0, |p| p.program.vocabulary);
         input.check(self.limits(), vocabulary)?;
         let _span = tracing::debug_span!("step", rows = input.tokens.len()).entered();
-        self.alive(|s| s.replay(input))
+        self.alive(|s| {
+            s.take_back()?;
+            s.replay(input)
+        })
     }
 
     fn step(&mut self) -> Result<u32> {
-        let _span = tracing::debug_span!("step", rows = 1).entered();
-        if self.state.sampled.is_empty() {
-            return Err(Error::Invalid("nothing was sampled yet".to_string()));
+        self.go_on(1)
+    }
+
+    fn steps(&mut self, most: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<()> {
+        for left in (1..=most).rev() {
+            if !each(self.go_on(left)?) {
+                break;
+            }
         }
-        let (position, slot) = self.state.last;
-        let context = self.limits().context;
-        if position as usize + 1 >= context {
-            let what = format!("position {}", u64::from(position) + 1);
-            return Err(Error::Context { context, what, wants: context.saturating_mul(2) });
-        }
-        let token = self.alive(|s| {
-            s.replay_graph()?;
-            s.stream.wait()?;
-            Ok(s.result.word(0))
-        })?;
-        self.traffic.steps += 1;
-        self.traffic.bytes_out += 4;
-        self.state.program = self.sampling().unwrap_or(0);
-        (self.state.rows, self.state.outs, self.state.last) = (1, 1, (position + 1, slot));
-        self.state.sampled.clear();
-        if token == NO_TOKEN {
-            let position = position as usize + 1;
-            return Err(Error::NonFinite { step: self.traffic.steps, position });
-        }
-        self.state.sampled.push(token);
-        Ok(token)
+        Ok(())
     }
 
     fn sampled(&self) -> &[u32] {
@@ -416,6 +418,7 @@ impl Session for CudaSession {
             draws: 0,
         };
         self.alive(|session| {
+            session.take_back()?;
             let mut bytes = [0u8; size_of::<SamplerState>()];
             let floats = [s.temperature, s.top_p, s.min_p, s.penalty].map(f32::to_bits);
             let words = floats.into_iter().chain([s.top_k, s.last_n]);
@@ -429,6 +432,10 @@ impl Session for CudaSession {
     }
 
     fn peek(&mut self, output: usize) -> Option<Vec<f32>> {
+        // A step ahead has written over it.
+        if self.asked > 0 {
+            return None;
+        }
         let ready = self.programs.get(self.state.program)?;
         let plan = &ready.program.plan;
         let graph = plan.graph();
@@ -458,7 +465,10 @@ impl Session for CudaSession {
     fn profile(&mut self, input: &StepInput<'_>, rounds: usize) -> Result<Times> {
         let vocabulary = self.programs.first().map_or(0, |p| p.program.vocabulary);
         input.check(self.limits(), vocabulary)?;
-        self.alive(|s| s.watched(input, rounds))
+        self.alive(|s| {
+            s.take_back()?;
+            s.watched(input, rounds)
+        })
     }
 }
 

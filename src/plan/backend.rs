@@ -145,6 +145,21 @@ pub trait Session: Send {
     /// As [`Session::run`], and when the context is full or nothing has been sampled yet.
     fn step(&mut self) -> Result<u32>;
 
+    /// Runs up to `most` steps, as [`Session::step`] one after the other, and gives each token to `each` as soon as it
+    /// is there, until that says `false`. A session may run the next step meanwhile: if `each` ends early, tokens go on
+    /// as if it had not, but what [`Session::peek`] would show may be gone.
+    ///
+    /// # Errors
+    /// As [`Session::step`], after the tokens before.
+    fn steps(&mut self, most: usize, each: &mut dyn FnMut(u32) -> bool) -> Result<()> {
+        for _ in 0..most {
+            if !each(self.step()?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Tokens sampled in the last step, one for each wanted row.
     fn sampled(&self) -> &[u32];
 
@@ -156,7 +171,7 @@ pub trait Session: Send {
 
     /// Copies an output of the graph, such as the logits, out of the session: the metered door for
     /// tests and diagnosis, which no step passes through. `output` counts [`Graph::outputs`]; rows
-    /// are those of the last step. `None` when there is no such output or it is not f32.
+    /// are those of the last step. `None` when there is no such output, it is not f32, or it is gone.
     fn peek(&mut self, output: usize) -> Option<Vec<f32>>;
 
     /// Bytes that crossed so far.

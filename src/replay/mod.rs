@@ -184,4 +184,24 @@ impl<S: Session> Generator<S> {
         self.position += 1;
         Ok(token)
     }
+
+    /// The next tokens of the sequence, up to `most`, each given to `each` as soon as it is there, until that says
+    /// `false`. They are those of [`next_token`](Self::next_token), but a device need not wait for `each`.
+    ///
+    /// # Errors
+    /// As [`next_token`](Self::next_token), after the tokens before.
+    pub fn tokens(&mut self, most: usize, mut each: impl FnMut(u32) -> bool) -> Result<()> {
+        let mut left = most;
+        if left > 0 && !matches!(self.next, Next::Step) {
+            left -= 1;
+            if !each(self.next_token()?) {
+                return Ok(());
+            }
+        }
+        let position = &mut self.position;
+        self.session.steps(left, &mut |token| {
+            *position += 1;
+            each(token)
+        })
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::common::{SMALL, cuda, llama, llama_weights};
 use gllm_kernels::cuda::CudaSession;
+use gllm_kernels::graph::op::Sampler;
 use gllm_kernels::model::Format;
 use gllm_kernels::plan::{Limits, Session, StepInput};
 use gllm_kernels::replay::profile::profile;
@@ -56,9 +57,10 @@ fn a_step_allocates_nothing_and_moves_a_token() {
     let (before, free) =
         (generator.session().traffic(), generator.session().free_memory().unwrap());
     let count = COUNT.with(std::cell::Cell::get);
-    for _ in 0..10_000 {
+    for _ in 0..5_000 {
         generator.next_token().unwrap();
     }
+    generator.tokens(5_000, |_| true).unwrap();
     assert_eq!(COUNT.with(std::cell::Cell::get), count);
     let after = generator.session().traffic();
     assert_eq!((after.steps - before.steps, after.bytes_in - before.bytes_in), (10_000, 0));
@@ -87,6 +89,60 @@ fn the_captured_step_equals_the_step_that_is_launched() {
     let same =
         fed.peek(0).unwrap().iter().map(|v| v.to_bits()).eq(logits.iter().map(|v| v.to_bits()));
     assert!(same, "other logits");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_step_ahead_that_nobody_wants_is_as_if_it_had_not_been() {
+    let sampler = |seed| Sampler { seed, temperature: 1.5, ..Sampler::default() };
+    let begin = || {
+        let mut generator = Generator::new(session(200).unwrap());
+        generator.set_sampler(&sampler(1)).unwrap();
+        generator.prefill(&[5, 6, 7], || true).unwrap();
+        generator
+    };
+    let (mut one, mut ahead) = (begin(), begin());
+    let some = |g: &mut Generator<CudaSession>, n: usize| -> Vec<u32> {
+        (0..n).map(|_| g.next_token().unwrap()).collect()
+    };
+    // Wants more than it takes.
+    let taken = |g: &mut Generator<CudaSession>, n: usize| {
+        let mut all = Vec::new();
+        g.tokens(n + 50, |token| {
+            all.push(token);
+            all.len() < n
+        })
+        .unwrap();
+        all
+    };
+    for n in [1, 2, 9] {
+        assert_eq!(taken(&mut ahead, n), some(&mut one, n));
+    }
+    assert!(ahead.session().peek(0).is_none(), "logits of a step that nobody has seen");
+    assert_eq!(ahead.next_token().unwrap(), one.next_token().unwrap());
+    assert_eq!(ahead.session().peek(0).unwrap(), one.session().peek(0).unwrap());
+    // Another sampler, from the token after the last one that was given.
+    assert_eq!(taken(&mut ahead, 3), some(&mut one, 3));
+    for g in [&mut one, &mut ahead] {
+        g.set_sampler(&Sampler { repeat_penalty: 1.3, ..sampler(2) }).unwrap();
+    }
+    assert_eq!(taken(&mut ahead, 5), some(&mut one, 5));
+    // A prompt; draws go on where they were.
+    for g in [&mut one, &mut ahead] {
+        g.rewind(6).unwrap();
+        g.prefill(&[8, 9], || true).unwrap();
+    }
+    assert_eq!(taken(&mut ahead, 12), some(&mut one, 12));
+    // As many as there are: no step is left over.
+    let left = 200 - one.position();
+    let (mut all, want) = (Vec::new(), some(&mut one, left));
+    let error = ahead.tokens(1_000, |token| {
+        all.push(token);
+        true
+    });
+    assert!(matches!(error, Err(Error::Context { .. })));
+    assert_eq!(all, want);
+    assert_eq!(ahead.session().peek(0).unwrap(), one.session().peek(0).unwrap());
 }
 
 #[test]

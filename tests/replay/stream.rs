@@ -27,6 +27,42 @@ fn a_full_context_is_an_error_that_says_what_would_do() {
 }
 
 #[test]
+fn many_tokens_are_those_of_one_after_the_other() {
+    let drawing = || {
+        let mut generator = generator(1, 16);
+        generator.set_sampler(&Sampler { seed: 3, ..Sampler::default() }).unwrap();
+        generator
+    };
+    let (mut one, mut many) = (drawing(), drawing());
+    let want: Vec<u32> = (0..24).map(|_| one.next_token().unwrap()).collect();
+    let mut got = Vec::new();
+    many.tokens(0, |_| panic!("none was wanted")).unwrap();
+    for stop in [1, 6, 10] {
+        many.tokens(100, |token| {
+            got.push(token);
+            got.len() < stop
+        })
+        .unwrap();
+        assert_eq!(got.len(), stop);
+    }
+    got.push(many.next_token().unwrap());
+    let whole = |token| {
+        got.push(token);
+        true
+    };
+    many.tokens(13, whole).unwrap();
+    assert_eq!((got, many.position()), (want, one.position()));
+    // What fits comes before the error.
+    let mut left = 0;
+    let error = many.tokens(usize::MAX, |_| {
+        left += 1;
+        true
+    });
+    assert!(matches!(error, Err(Error::Context { .. })));
+    assert_eq!((left, many.position()), (CONTEXT - one.position(), CONTEXT));
+}
+
+#[test]
 fn a_prompt_can_be_interrupted_between_chunks() {
     let mut generator = Generator::new(session(1, 4, 1));
     let mut chunks = 0;

@@ -154,11 +154,9 @@ fn measure(
             let start = Instant::now();
             // A step, whose token is the first of `n`.
             generator.prefill(&[token(depth)], || true)?;
-            for _ in 0..args.n {
-                generator.next_token()?;
-                if signal::caught().is_some() {
-                    return Ok(None);
-                }
+            generator.tokens(args.n, |_| go_on())?;
+            if !go_on() {
+                return Ok(None);
             }
             if round > 0 {
                 decode.push(rate(args.n, start.elapsed()));

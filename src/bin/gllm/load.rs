@@ -233,6 +233,14 @@ impl Session for AnySession {
         self.get_mut().step()
     }
 
+    fn steps(
+        &mut self,
+        most: usize,
+        each: &mut dyn FnMut(u32) -> bool,
+    ) -> gllm_kernels::Result<()> {
+        self.get_mut().steps(most, each)
+    }
+
     fn sampled(&self) -> &[u32] {
         self.get().sampled()
     }

@@ -83,32 +83,30 @@ pub fn run(args: Run) -> Result<End, Failure> {
     let start = Instant::now();
     let mut stop = if finished { "length" } else { "interrupted" };
     let mut failure = None;
-    while finished && ids.len() < args.n {
-        let id = match generator.next_token() {
-            Ok(id) => id,
-            Err(e @ Error::Context { .. }) => {
-                (stop, failure) = ("context", Some(e));
-                break;
-            }
-            Err(e) => {
-                shown.end()?;
-                return Err(e.into());
-            }
-        };
+    let mut written = Ok(());
+    let mut each = |id| {
         if tokenizer.is_end(id) {
             stop = "end";
-            break;
+            return false;
         }
         ids.push(id);
         let found = stops.push(detokenizer.push(id));
-        shown.add(found.text)?;
+        written = shown.add(found.text);
         if found.stopped {
             stop = "stop";
-            break;
-        }
-        if signal::caught().is_some() {
+        } else if signal::caught().is_some() {
             stop = "interrupted";
-            break;
+        }
+        stop == "length" && written.is_ok()
+    };
+    let ended = generator.tokens(if finished { args.n } else { 0 }, &mut each);
+    written?;
+    match ended {
+        Ok(()) => {}
+        Err(e @ Error::Context { .. }) => (stop, failure) = ("context", Some(e)),
+        Err(e) => {
+            shown.end()?;
+            return Err(e.into());
         }
     }
     let decode = start.elapsed();

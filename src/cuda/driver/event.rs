@@ -1,4 +1,4 @@
-//! Marks in a stream, the time between them, and what memory can do: for `profile`.
+//! Marks in a stream, the time between them, and, for `profile`, what memory can do.
 
 use super::{Device, Memory, Stream, check};
 use crate::Result;
@@ -10,6 +10,9 @@ pub(in crate::cuda) struct Event {
     device: Device,
     raw: sys::CUevent,
 }
+
+// SAFETY: a mark may be used by any thread that has made its context current.
+unsafe impl Send for Event {}
 
 impl Event {
     pub(in crate::cuda) fn new(device: &Device) -> Result<Event> {
@@ -25,6 +28,12 @@ impl Event {
     pub(in crate::cuda) fn record(&self, on: &Stream) -> Result<()> {
         // SAFETY: both are alive.
         unsafe { call!(cuEventRecord(self.raw, on.raw)) }
+    }
+
+    /// Waits until all before the mark is done.
+    pub(in crate::cuda) fn wait(&self) -> Result<()> {
+        // SAFETY: the mark is alive.
+        unsafe { call!(cuEventSynchronize(self.raw)) }
     }
 
     /// Seconds from `earlier` to this mark. Both must have been passed.

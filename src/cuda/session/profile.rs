@@ -245,19 +245,21 @@ impl CudaSession {
         for _ in 0..rounds {
             self.replay(input)?;
             // The first gives the host a start.
-            self.replay_graph()?;
+            self.ask()?;
             marks.0.record(&self.stream)?;
             for _ in 0..ROW {
-                self.replay_graph()?;
+                self.ask()?;
             }
             marks.1.record(&self.stream)?;
             self.stream.wait()?;
             device.push(marks.1.since(&marks.0)? / ROW as f64);
             let start = Instant::now();
-            for _ in 0..ROW {
-                self.replay_graph()?;
-                self.stream.wait()?;
-                std::hint::black_box(self.result.word(0));
+            self.asked = 0;
+            for left in (1..=ROW).rev() {
+                while self.asked < left.min(2) {
+                    self.ask()?;
+                }
+                std::hint::black_box(self.answer()?);
             }
             host.push(start.elapsed().as_secs_f64() / ROW as f64);
         }

@@ -2,11 +2,13 @@
 //! is captured once.
 
 use super::{CudaSession, NO_TOKEN, Ready, Repeated};
+use crate::cuda::abi::SamplerState;
 use crate::cuda::driver::{Graph, Shape};
 use crate::cuda::program::{Kernel, Launch, Parameters};
 use crate::graph::Lead;
-use crate::plan::StepInput;
+use crate::plan::{Session, StepInput};
 use crate::{Error, Result};
+use std::mem::offset_of;
 
 /// Shapes of steps that are remembered.
 const MOST_REPEATED: usize = 8;
@@ -39,13 +41,87 @@ impl CudaSession {
         graphs.into_iter().collect()
     }
 
-    /// Launches the step that is captured, for the turn that it is.
-    pub(super) fn replay_graph(&mut self) -> Result<()> {
+    /// Puts the captured step, in the turn that it is, behind those that were asked for.
+    pub(super) fn ask(&mut self) -> Result<()> {
         let missing = || Error::Invalid("the graph does not sample".to_string());
         let index = self.sampling().ok_or_else(missing)?;
         let ready = &mut self.programs[index];
         self.graphs.get(ready.turn).ok_or_else(missing)?.launch(&self.stream)?;
+        self.ends[ready.turn % 2].record(&self.stream)?;
         ready.pass();
+        self.asked += 1;
+        Ok(())
+    }
+
+    /// Waits for the first of the steps that were asked for, of two at most: its token.
+    pub(super) fn answer(&mut self) -> Result<u32> {
+        let index = self.sampling().unwrap_or(0);
+        let ready = &self.programs[index];
+        self.asked = self.asked.saturating_sub(1);
+        // The latest but so many.
+        let word = ready.word(self.asked);
+        self.ends[(ready.turn + 1 + self.asked) % 2].wait()?;
+        Ok(self.result.word(word))
+    }
+
+    /// The next step, of so many that are `wanted`: if there are more, one is in the stream while this one's token is
+    /// looked at.
+    pub(super) fn go_on(&mut self, wanted: usize) -> Result<u32> {
+        let _span = tracing::debug_span!("step", rows = 1).entered();
+        if self.state.sampled.is_empty() {
+            return Err(Error::Invalid("nothing was sampled yet".to_string()));
+        }
+        let (position, slot) = self.state.last;
+        let context = self.limits().context;
+        let left = context.saturating_sub(position as usize + 1);
+        if left == 0 {
+            let what = format!("position {}", u64::from(position) + 1);
+            return Err(Error::Context { context, what, wants: context.saturating_mul(2) });
+        }
+        let token = self.alive(|s| {
+            while s.asked < wanted.min(left).clamp(1, 2) {
+                s.ask()?;
+            }
+            s.answer()
+        })?;
+        self.traffic.steps += 1;
+        self.traffic.bytes_out += 4;
+        self.state.program = self.sampling().unwrap_or(0);
+        (self.state.rows, self.state.outs, self.state.last) = (1, 1, (position + 1, slot));
+        self.state.sampled.clear();
+        if token == NO_TOKEN {
+            let position = position as usize + 1;
+            return Err(Error::NonFinite { step: self.traffic.steps, position });
+        }
+        self.state.sampled.push(token);
+        Ok(token)
+    }
+
+    /// Makes it as if a step that nobody wants the token of had not been: where the sequence goes on, and which draw
+    /// is the next. What it left in caches and history is behind the sequence.
+    pub(super) fn take_back(&mut self) -> Result<()> {
+        if self.asked == 0 {
+            return Ok(());
+        }
+        self.stream.wait()?;
+        let draws = self.bases.sampler + offset_of!(SamplerState, draws) as u64;
+        let mut bytes = [0; 8];
+        // SAFETY: the sampler's state has so many bytes there, and each list a word.
+        unsafe {
+            self.stream.download(&mut bytes, draws)?;
+            let before = u64::from_le_bytes(bytes).saturating_sub(self.asked as u64);
+            self.stream.upload(draws, &before.to_le_bytes())?;
+            // After logits that were not finite there is nothing to go on from.
+            if let Some(&token) = self.state.sampled.last() {
+                self.stream.upload(self.bases.tokens, &token.to_le_bytes())?;
+                let next = self.state.last.0 + 1;
+                self.stream.upload(self.bases.positions, &next.to_le_bytes())?;
+            }
+        }
+        self.stream.wait()?;
+        self.asked = 0;
+        self.traffic.bytes_out += 8;
+        self.traffic.bytes_in += 16;
         Ok(())
     }
 
@@ -120,7 +196,8 @@ impl CudaSession {
         let Some(&last) = input.outs.last().filter(|_| samples) else { return Ok(()) };
         let last = last as usize;
         self.state.last = (input.positions[last], input.slots[last]);
-        self.state.sampled.extend((0..outs).map(|i| self.result.word(i)));
+        let first = self.programs[index].word(0);
+        self.state.sampled.extend((first..first + outs).map(|i| self.result.word(i)));
         self.traffic.bytes_out += outs as u64 * 4;
         if let Some(bad) = self.state.sampled.iter().position(|&t| t == NO_TOKEN) {
             let row = input.outs.get(bad).map_or(0, |&r| r as usize);
