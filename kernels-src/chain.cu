@@ -84,19 +84,6 @@ DEV void bring_cache(const AttendOne& p, Ring ring, u32 position, u32 lane) {
     there();
   }
 }
-// A norm's weights are a page before those of the product.
-DEV void bring_norm(const Gemv& p, Filling& filling) {
-  Stretch mine(p);
-  if (mine.begin >= mine.end) return;
-  Ring& ring = filling.ring;
-  u32 bytes = p.cols * 4, at = filling.room(bytes, false, []() {}), full = shared_address(filling.full());
-  if (filling.lane == 0) {
-    ring.said[ring.at].place = at;
-    mbar_expect(full, bytes);
-    bulk_copy(shared_address(ring.bytes) + at, p.norm, bytes, full);
-  }
-  ring.next();
-}
 // Where tiles are: pages behind attention's first.
 struct Chained {
   static constexpr bool CHAIN = true;
@@ -160,7 +147,6 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
         }
         LINK
         if (!attends) {
-          if (norm_comes(link.gemv)) bring_norm(link.gemv, filling);
           produce<true>(link.gemv, filling);
         } else {
           // Weights are there before the launches before this one are done; position and cache are not.

@@ -20,19 +20,22 @@ struct Output {
   // residual may not be there yet.
   bool on, plain, gated, waits;
   u32 parts, col;
+  // Panels, and outputs, up to which it goes on as it is.
+  u32 until, rows;
   float early;
   float* out;
   const float* residual;
   const Epilogue* e;
   DEV void find(const Gemv& p, u32 panel, u32 row, u32 end) {
-    on = panel < end, plain = gated = waits = false, parts = 1, col = 0, early = 0;
+    on = panel < end, plain = gated = waits = false, parts = 1, col = rows = 0, until = ~0u, early = 0;
     out = nullptr, residual = nullptr, e = nullptr;
     if (!on) return;
     u32 d = domain_of(p, panel);
     const Domain& domain = p.domain[d];
     e = &domain.epilogue;
     col = (panel - p.first[d]) * PANEL + row;
-    on = col < p.part[domain.part[0]].rows;
+    rows = p.part[domain.part[0]].rows, until = min(end, p.first[d + 1]);
+    on = col < rows;
     parts = domain.parts;
     plain = e->form == STORE || e->form == RESIDUAL;
     gated = e->form == GATED && e->kind == SILU;
@@ -40,6 +43,15 @@ struct Output {
     if (!on || e->form != RESIDUAL) return;
     residual = e->residual.at + col;
     waits = e->residual.where == FRESH;
+  }
+  // The output of the next chunk.
+  DEV void follow(const Gemv& p, u32 panel, u32 row, u32 end) {
+    if (panel >= until) return find(p, panel, row, end);
+    constexpr u32 STEP = CHUNK * PANEL;
+    col += STEP, out += STEP;
+    on = col < rows;
+    if (residual) residual += STEP;
+    if (!on) residual = nullptr, waits = false;
   }
   template <bool CHAIN>
   DEV void load_residual() {
@@ -62,85 +74,49 @@ DEV float sum_of(const float* from, u32 team) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
-// A warp of its own adds up what the others summed, and does what follows the product. Nobody else
-// works when it comes to the last chunk: what is usual has no branches.
+// A warp of its own adds up what the others summed, and does what follows the product: of each chunk an output a lane.
+// Nobody else works when it comes to the last chunk: what is usual has no branches.
 template <bool CHAIN>
 DEV void finish_chunks(const Gemv& p, Fresh f, Sums& sums, Turn& turn, float* regs, u32 lane) {
-  constexpr u32 EACH = CHUNK * PANEL / 32;
+  static_assert(CHUNK * PANEL == 32, "an output a lane");
   u32 team = 1u << p.team;
   bool normed = p.norm != nullptr;
   Stretch mine(p);
-  Output of[EACH];
-  bool gates, others;
-  // What becomes of the outputs is looked up before it is needed.
-  auto find = [&](u32 chunk) {
-    gates = others = false;
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-      of[i].find(p, chunk + (i * 32 + lane) / PANEL, lane % PANEL, mine.end);
-      gates |= of[i].parts == 2;
-      others |= of[i].on && !of[i].plain && !of[i].gated;
-    }
-    gates = __any_sync(FULL, gates), others = __any_sync(FULL, others);
-  };
-  auto load = [&]() {
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) of[i].load_residual<CHAIN>();
-  };
-  find(mine.begin);
+  // What becomes of an output is looked up before it is needed.
+  Output of;
+  of.find(p, mine.begin + lane / PANEL, lane % PANEL, mine.end);
   float scale = 1.0f, each = 1.0f / (float)p.cols, eps = p.eps;
   if (!CHAIN) pdl_launch_next(), pdl_wait();
-  load();
+  of.load_residual<CHAIN>();
 #pragma unroll 1
   for (u32 chunk = mine.begin; chunk < mine.end; chunk += CHUNK) {
     u32 which = turn.which;
-    float v0[EACH] = {}, v1[EACH] = {};
+    bool gates = __any_sync(FULL, of.parts == 2), usual = of.plain || of.gated;
+    bool others = __any_sync(FULL, of.on && !usual);
     const float* from = sums.part[which] + lane / PANEL * NEXT_PANEL + lane % PANEL * WARPS;
     summed(which);
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) {
-      // So many panels are rare.
-      if (i && chunk + i * 32 / PANEL >= mine.end) break;
-      v0[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL, team);
-      if (gates) v1[i] = sum_of(from + i * 32 / PANEL * NEXT_PANEL + WARPS * PANEL, team);
-    }
+    float v0 = sum_of(from, team), v1 = gates ? sum_of(from + WARPS * PANEL, team) : 0.0f;
     if (normed) {
       if (chunk == mine.begin) scale = rsqrtf(sum_of(sums.squares[which], team) * each + eps);
-#pragma unroll
-      for (u32 i = 0; i < EACH; i++) v0[i] *= scale, v1[i] *= scale;
+      v0 *= scale, v1 *= scale;
     }
-    float r[EACH];
-    if constexpr (CHAIN) {
-#pragma unroll
-      for (u32 i = 0; i < EACH; i++) of[i].settle();
+    if constexpr (CHAIN) of.settle();
+    float r = of.early + v0;
+    if (of.gated) r = __fdividef(v0, 1.0f + __expf(-v0)) * v1;
+    if (of.on && usual) {
+      if constexpr (CHAIN) leave(of.out, r, f.next);
+      else __stcg(of.out, r);
     }
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++) r[i] = of[i].early + v0[i];
-    if (gates) {
-#pragma unroll
-      for (u32 i = 0; i < EACH; i++)
-        if (of[i].gated) r[i] = __fdividef(v0[i], 1.0f + __expf(-v0[i])) * v1[i];
-    }
-#pragma unroll
-    for (u32 i = 0; i < EACH; i++)
-      if (of[i].on && (of[i].plain || of[i].gated)) {
-        if constexpr (CHAIN) leave(of[i].out, r[i], f.next);
-        else __stcg(of[i].out, r[i]);
-      }
-    if (others) {
-#pragma unroll
-      for (u32 i = 0; i < EACH; i++)
-        if (of[i].on && !of[i].plain && !of[i].gated) {
-          const Epilogue& e = *of[i].e;
-          // A chain has gates, and no byte code.
-          if constexpr (CHAIN) leave(of[i].out, unary(e.kind, v0[i], e.c, e.d) * v1[i], f.next);
-          else finish(e, 0, of[i].col, v0[i], of[i].parts == 2 ? v1[i] : v0[i], 0.0f, regs + i * 32 + lane, CHUNK * PANEL);
-        }
+    if (others && of.on && !usual) {
+      const Epilogue& e = *of.e;
+      // A chain has gates, and no byte code.
+      if constexpr (CHAIN) leave(of.out, unary(e.kind, v0, e.c, e.d) * v1, f.next);
+      else finish(e, 0, of.col, v0, of.parts == 2 ? v1 : v0, 0.0f, regs + lane, CHUNK * PANEL);
     }
     barrier_arrive(sums.empty + which);
     turn.next();
-    find(chunk + CHUNK);
-    load();
+    of.follow(p, chunk + CHUNK + lane / PANEL, lane % PANEL, mine.end);
+    of.load_residual<CHAIN>();
   }
 }
 

@@ -51,11 +51,18 @@ DEV u32 span_units(const Matrix& m, u32 span) {
 
 // Four codes of a plane, a byte each: quad `q` of the unit whose words are `w`.
 template <int BITS>
+constexpr u32 CODES = BITS == 4 ? 0x0f0f0f0fu : BITS == 2 ? 0x03030303u : 0x01010101u;
+template <int BITS>
 DEV u32 quad(const u32* w, int q) {
   if constexpr (BITS == 8) return w[q];
   constexpr int PER = 8 / BITS;
-  constexpr u32 MASK = BITS == 4 ? 0x0f0f0f0fu : BITS == 2 ? 0x03030303u : 0x01010101u;
-  return (w[q / PER] >> ((q % PER) * BITS)) & MASK;
+  return (w[q / PER] >> ((q % PER) * BITS)) & CODES<BITS>;
+}
+// The same where they are in their bytes: times a power of two.
+template <int BITS>
+DEV u32 placed(const u32* w, int q) {
+  constexpr int PER = 8 / BITS;
+  return w[q / PER] & CODES<BITS> << q % PER * BITS;
 }
 
 // The entries of a table of 16 bytes that four codes name.

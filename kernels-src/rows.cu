@@ -108,7 +108,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
           if (op.n0 == TOKENS) one = cg_u32(p.tokens + row);
           if (op.n0 == POSITIONS) one = cg_u32(p.positions + row);
           for (u32 e = t; e < op.len; e += step) {
-            u32 first = op.n0 == ALL ? col + e : e, id = op.n0 == ALL ? first / op.n1 : one;
+            u32 first = col + e, id = op.n0 == ALL ? first / op.n1 : one;
             if (op.n0 == PICKS) id = __float_as_uint(read(op.a, a, e / op.n1));
             // A row that is not there is zeros.
             bool in = op.n0 == ALL || id < table.rows;

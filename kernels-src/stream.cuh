@@ -30,7 +30,7 @@ struct Gemv {
 static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
 
 // Panels that are added up at a time; pages at most that are on their way or read.
-constexpr u32 CHUNK = 16;
+constexpr u32 CHUNK = 8;
 constexpr u32 PAGES = 16;
 // Partial sums of a panel, one after the other: of two parts, of the warps of a team.
 constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
@@ -145,7 +145,7 @@ struct Stretch {
     end = begin + p.each + (blockIdx.x >= fewer ? 1 : 0);
   }
 };
-// Whether a link's norm comes through the ring, before its panels: it is read once, if there is one pass.
+// Whether a link's norm comes through the ring, a page before its panels: it is read once, if there is one pass.
 DEV bool norm_comes(const Gemv& p) { return p.norm && p.passes == 1; }
 DEV u32 domain_of(const Gemv& p, u32 panel) {
   u32 d = 0;
@@ -198,6 +198,7 @@ DEV void produce(const Gemv& p, Filling& filling) {
     ring.next();
   };
   Stretch mine(p);
+  if (CHAIN && norm_comes(p) && mine.begin < mine.end) bring((const u8*)p.norm, p.cols * 4, 0, 1, {p.cols * 4, 0, 0, 0});
 #pragma unroll 1
   for (u32 chunk = mine.begin; chunk < mine.end; chunk += CHUNK) {
     u32 stop = min(mine.end, chunk + CHUNK);

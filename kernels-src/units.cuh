@@ -176,26 +176,32 @@ struct Planes {
     u32 lo[LO], hi[HI ? HI : 1];
     load<LO>(panel + at.lo[e], LO == 8 ? at.d[e] : 0, lo);
     if constexpr (HI != 0) load<HI>(panel + at.hi[e], 0, hi);
-    int t0 = 0, t1 = 0;
+    // Sums of the two halves of a unit; or of places in a word, where codes of one plane stay, times a power of two.
+    constexpr bool STAY = PATH != ANY && HI == 0 && (LO == 4 || LO == 2);
+    constexpr int PLACES = STAY ? 8 / LO : 2, UP = STAY ? 8 - LO : 0;
+    int t[PLACES] = {};
 #pragma unroll
     for (int q = 0; q < 8; q++) {
-      u32 c = quad<LO>(lo, q);
+      u32 c = STAY ? placed<LO>(lo, q) : quad<LO>(lo, q);
       if constexpr (HI != 0) c |= quad<HI>(hi, q) << LO;
       if (PATH == ANY && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
-      int& t = q < 4 ? t0 : t1;
-      t = dot_low(x.pair[2 * q], c, t);
-      t = dot_high(x.pair[2 * q + 1], c, t);
+      int& to = t[STAY ? q % PLACES : q / 4];
+      to = dot_low(x.pair[2 * q], c, to);
+      to = dot_high(x.pair[2 * q + 1], c, to);
     }
     const u8* s = panel + at.scales[e];
     if constexpr (PATH != ANY) {
-      int sum = x.sum0 + x.sum1, t = t0 + t1;
-      if (LO == 1 && HI == 0 && at.codes == DOUBLE) t *= 2;
-      float v = (float)(t - at.zero * sum);
+      int sum = x.sum0 + x.sum1, all = t[0];
+#pragma unroll
+      for (int k = 1; k < PLACES; k++) all = all * (STAY ? 1 << LO : 1) + t[k];
+      if (LO == 1 && HI == 0 && at.codes == DOUBLE) all *= 2;
+      float v = (float)(all - (at.zero << UP) * sum) * (1.0f / (1 << UP));
       if (PATH == ONE_SCALE) return half_to_f32(*(const u16*)s) * x.scale * v;
       u32 steps = *(const u16*)s, d = *(const u32*)(panel + at.d[e]);
       float less = half_to_f32(d >> 16) * (float)(steps >> 8) * (float)sum;
       return x.scale * (half_to_f32(d & 0xffff) * (float)(i8)steps * v - less);
     }
+    int t0 = t[0], t1 = t[1];
     if (LO == 1 && HI == 0 && at.codes == DOUBLE) t0 *= 2, t1 *= 2;
     t0 -= at.zero * x.sum0, t1 -= at.zero * x.sum1;
     float s0, s1, m0 = 0, m1 = 0;

@@ -460,7 +460,7 @@ pub(super) const LINK_BYTES: usize = 2784;
 /// A chain of one row has a warp more, which brings what is in the cache.
 pub(super) const CHAIN_THREADS: u32 = GEMV_THREADS + 32;
 /// A chain's own shared memory, rounded up, of one row and of several.
-pub(super) const CHAIN_SHARED: usize = 35 << 10;
+pub(super) const CHAIN_SHARED: usize = 31 << 10;
 pub(super) const SEVERAL_SHARED: usize = 30 << 10;
 /// Rows of a chain over several of them, blocks of columns that it has a norm for, and that a warp has at a time; bytes
 /// of one.

@@ -3,7 +3,8 @@
 //! [`Generator`] owns a session and counts positions; it is the same for every backend. A prompt is
 //! run in chunks of as many rows as the session holds, and only the last row's logits are wanted.
 //! From then on [`Generator::next_token`] replays the program of one row, and the token it returns
-//! is all that leaves the session.
+//! is all that leaves the session; [`Generator::tokens`] does so many times, without the device waiting for
+//! whoever looks at them.
 //!
 //! **Invariant:** a sequence never outgrows the context it was planned for. What does not fit is an
 //! error; nothing is cut or shifted in silence.

@@ -29,7 +29,7 @@ impl Machine {
                 R_EMBED => {
                     let table = &p.table[op.kind as usize];
                     for e in 0..len {
-                        let first = if op.n0 == ALL { col as usize + e } else { e };
+                        let first = col as usize + e;
                         let id = match op.n0 {
                             TOKENS => self.word(p.tokens + 4 * row),
                             POSITIONS => self.word(p.positions + 4 * row),

@@ -399,6 +399,10 @@ mod tests {
         let (bases, made) = chains(&graph, 90);
         let mut left = Vec::new();
         for launch in &made {
+            if let Parameters::Rows(p) = &launch.parameters {
+                let puts = p.op.iter().filter(|op| op.what == R_PUT && is_fresh(op.b.at, &bases));
+                left.extend(puts.map(|op| (op.b.at, 4 * u64::from(op.b.n))));
+            }
             let Parameters::Chain(p) = &launch.parameters else { continue };
             assert!(launch.shape.together && launch.shape.grid.0 == 132);
             assert!(launch.shape.shared as usize + CHAIN_SHARED <= 227 << 10);

@@ -94,15 +94,26 @@ impl Lowering<'_> {
     ) -> Result<(Row, Way)> {
         let one = self.most(lead) == 1;
         let cols = self.graph.ty(x).width();
-        if (one || self.several)
-            && let Some(row) = self.as_it_is(prologue, x)?
+        let few = one || self.several;
+        let (mut made, mut row) = (&[][..], None);
+        if few {
+            row = self.as_it_is(prologue, x)?;
+        }
+        if few
+            && row.is_none()
+            && let [before @ .., norm] = prologue
+            && self.plan.place(origin(self.graph, self.arg(*norm, 0)?)).is_some()
         {
-            if one {
-                return Ok((row, Way::One));
+            // A launch does what comes before the norm.
+            (made, row) = (before, self.as_it_is(std::slice::from_ref(norm), x)?);
+        }
+        if let Some(row) = row
+            && (one || self.several && self.are_links(lead, cols, row, products)?)
+        {
+            if !made.is_empty() {
+                self.rows(lead, made)?;
             }
-            if self.are_links(lead, cols, row, products)? {
-                return Ok((row, Way::Several));
-            }
+            return Ok((row, if one { Way::One } else { Way::Several }));
         }
         let mut row = Row::default();
         if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {

@@ -12,6 +12,9 @@ use crate::plan::origin;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
+/// Columns of a block where a row is made by columns.
+const COLUMNS: usize = 64;
+
 /// Whether a list over whole rows fits a block: its operations, tables and registers.
 pub(super) fn list_fits(
     chip: &Chip,
@@ -332,9 +335,78 @@ impl Lowering<'_> {
 
     pub(super) fn rows(&mut self, lead: Lead, nodes: &[NodeId]) -> Result<()> {
         let mut list = List::new();
+        if let Some(blocks) = self.by_columns(lead, nodes) {
+            self.list(&mut list, nodes, COLUMNS, BTreeMap::new(), &[])?;
+            Self::whole(&mut list)?;
+            list.jobs[0].unit = count(COLUMNS)?;
+            list.blocks = blocks;
+            return self.push_list(lead, list);
+        }
         list.fold = fold(self.graph, nodes);
         self.list(&mut list, nodes, 0, BTreeMap::new(), &[])?;
         Self::whole(&mut list)?;
         self.push_list(lead, list)
+    }
+
+    /// In how many blocks a row is made where there are few, if none of its columns is seen by the others: a thread takes
+    /// a while for each column of an embedding.
+    fn by_columns(&self, lead: Lead, nodes: &[NodeId]) -> Option<usize> {
+        let width = |id: NodeId| self.graph.ty(id).width();
+        let cols = width(*nodes.first()?);
+        let apart = |&id: &NodeId| {
+            let node = self.graph.node(id);
+            let input = |&id: &NodeId| matches!(self.graph.node(id).op, Op::Input(_));
+            width(id) == cols
+                && match node.op {
+                    Op::Embed(_) => node.args.get(1).is_some_and(input),
+                    Op::Unary(_) | Op::Binary(_) => node.args.iter().all(|&a| width(a) == cols),
+                    _ => false,
+                }
+        };
+        let few = self.most(lead) == 1 || self.several;
+        (few && cols.is_multiple_of(COLUMNS) && nodes.iter().all(apart)).then_some(cols / COLUMNS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::launches;
+    use crate::cuda::program::Bases;
+    use crate::graph::{Builder, MemoryWeights};
+    use crate::plan::{Limits, Plan};
+
+    /// Blocks of the first list of a step over an embedding, and whether its first product has the norm.
+    fn embedded(dim: usize, rows: usize) -> (u32, bool) {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, dim], &vec![0.0; 4 * dim]).unwrap();
+        w.insert("up.weight", &[dim, dim], &vec![0.0; dim * dim]).unwrap();
+        w.insert("norm.weight", &[dim], &vec![1.0; dim]).unwrap();
+        let mut b = Builder::new(&w);
+        let x = b.embed("x").unwrap();
+        let n = b.rms_norm(x, "norm", 1e-5).unwrap();
+        let y = b.linear(n, "up").unwrap();
+        let y = b.add(x, y).unwrap();
+        b.output(y);
+        let limits = Limits { rows, outs: 1, slots: 1, context: 64 };
+        let target = CudaTarget::of(90).unwrap();
+        let program = target.lower(&Plan::new(&b.finish(), &target, limits).unwrap()).unwrap();
+        let made = launches(&target.0, &program, &Bases::unknown(&program.work)).unwrap();
+        let list = made.iter().find_map(|l| match &l.parameters {
+            Parameters::Rows(p) => Some(p.blocks),
+            _ => None,
+        });
+        let normed = |l: &_| matches!(l, Parameters::Gemv(p) if p.norm != 0);
+        (list.unwrap(), made.iter().any(|l| normed(&l.parameters)))
+    }
+
+    #[test]
+    fn an_embedding_of_one_row_is_made_by_columns_and_its_norm_on_the_way() {
+        assert_eq!(embedded(1024, 1), (16, true));
+        // No columns are left over.
+        assert_eq!(embedded(96, 1), (1, true));
+        assert_eq!(embedded(1024, 64), (1, false));
     }
 }
