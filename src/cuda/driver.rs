@@ -295,6 +295,9 @@ impl Stream {
     /// # Safety
     /// `to` must be an allocation with room for them.
     pub(super) unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         // SAFETY: the caller's promise.
         unsafe { call!(cuMemsetD8Async(to, byte, bytes, self.raw)) }
     }

@@ -94,21 +94,19 @@ impl Lowering<'_> {
     ) -> Result<(Row, Way)> {
         let one = self.most(lead) == 1;
         let cols = self.graph.ty(x).width();
-        let few = one || self.several;
         let (mut made, mut row) = (&[][..], None);
-        if few {
+        if one || self.several {
             row = self.as_it_is(prologue, x)?;
-        }
-        if few
-            && row.is_none()
-            && let [before @ .., norm] = prologue
-            && self.plan.place(origin(self.graph, self.arg(*norm, 0)?)).is_some()
-        {
-            // A launch does what comes before the norm.
-            (made, row) = (before, self.as_it_is(std::slice::from_ref(norm), x)?);
+            if row.is_none()
+                && let [before @ .., norm] = prologue
+                && self.plan.place(origin(self.graph, self.arg(*norm, 0)?)).is_some()
+            {
+                // A launch does what comes before the norm.
+                (made, row) = (before, self.as_it_is(std::slice::from_ref(norm), x)?);
+            }
         }
         if let Some(row) = row
-            && (one || self.several && self.are_links(lead, cols, row, products)?)
+            && (one || self.are_links(lead, cols, row, products)?)
         {
             if !made.is_empty() {
                 self.rows(lead, made)?;

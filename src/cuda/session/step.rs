@@ -104,19 +104,19 @@ impl CudaSession {
             return Ok(());
         }
         self.stream.wait()?;
-        let draws = self.bases.sampler + offset_of!(SamplerState, draws) as u64;
-        let mut bytes = [0; 8];
-        // SAFETY: the sampler's state has so many bytes there, and each list a word.
+        let at = self.bases.sampler + offset_of!(SamplerState, draws) as u64;
+        let mut draws = [0; 8];
+        // SAFETY: the sampler's state has so many bytes there.
+        unsafe { self.stream.download(&mut draws, at)? };
+        let draws = u64::from_le_bytes(draws).saturating_sub(self.asked as u64).to_le_bytes();
+        // After logits that were not finite there is no token to go on from, and nobody does.
+        let token = self.state.sampled.last().copied().unwrap_or(0).to_le_bytes();
+        let position = (self.state.last.0 + 1).to_le_bytes();
+        // SAFETY: as before, and each list has a word.
         unsafe {
-            self.stream.download(&mut bytes, draws)?;
-            let before = u64::from_le_bytes(bytes).saturating_sub(self.asked as u64);
-            self.stream.upload(draws, &before.to_le_bytes())?;
-            // After logits that were not finite there is nothing to go on from.
-            if let Some(&token) = self.state.sampled.last() {
-                self.stream.upload(self.bases.tokens, &token.to_le_bytes())?;
-                let next = self.state.last.0 + 1;
-                self.stream.upload(self.bases.positions, &next.to_le_bytes())?;
-            }
+            self.stream.upload(at, &draws)?;
+            self.stream.upload(self.bases.tokens, &token)?;
+            self.stream.upload(self.bases.positions, &position)?;
         }
         self.stream.wait()?;
         self.asked = 0;
