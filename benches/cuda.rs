@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --bench cuda -- [SHAPE] [FORMAT…]`, by default a Llama of 1B in five formats.
 //! With `where` among them, it says instead where a step's time goes, launch by launch; `pages=DIR`
-//! puts drawings there. Milliseconds are a token's, wall clock, sampling and the token's way to the host included:
-//! medians of 5. Batches are sequences of 128 tokens that go on a token a step each, sampled on the device.
+//! puts drawings there. Milliseconds are a token's, wall clock, sampling and the token's way to the host
+//! included, a step in the stream behind the one whose token is read: medians of 5. Batches are sequences
+//! of 128 tokens that go on a token a step each, sampled on the device.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
