@@ -36,7 +36,9 @@ macro_rules! call {
 }
 
 mod event;
+mod memory;
 pub(super) use event::Event;
+pub(super) use memory::{Memory, Pinned};
 
 /// A device that can be used, and what of it matters here.
 #[derive(Clone, Debug)]
@@ -158,97 +160,6 @@ impl Device {
         // SAFETY: out-pointers are to locals.
         unsafe { call!(cuMemGetInfo_v2(&mut free, &mut total))? };
         Ok((free as u64, total as u64))
-    }
-}
-
-/// Device memory.
-#[derive(Debug)]
-pub(super) struct Memory {
-    device: Device,
-    pub address: u64,
-    pub bytes: usize,
-}
-
-impl Memory {
-    /// Zeroed memory; none at all for 0 bytes.
-    pub(super) fn new(device: &Device, stream: &Stream, bytes: usize) -> Result<Memory> {
-        device.bind()?;
-        let mut memory = Memory { device: device.clone(), address: 0, bytes };
-        if bytes > 0 {
-            // SAFETY: out-pointer to a field; then the range that was just allocated.
-            unsafe {
-                call!(cuMemAlloc_v2(&mut memory.address, bytes))?;
-                call!(cuMemsetD8Async(memory.address, 0, bytes, stream.raw))?;
-            }
-        }
-        Ok(memory)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.address != 0 && self.device.bind().is_ok() {
-            // SAFETY: allocated in `new` and freed once.
-            unsafe { sys::cuMemFree_v2(self.address) };
-        }
-    }
-}
-
-/// Page-locked memory of the host that the device can see.
-#[derive(Debug)]
-pub(super) struct Pinned {
-    device: Device,
-    pointer: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: plain memory, owned.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    pub(super) fn new(device: &Device, bytes: usize) -> Result<Pinned> {
-        device.bind()?;
-        let mut pointer: *mut c_void = std::ptr::null_mut();
-        // SAFETY: out-pointer to a local; the memory is zeroed before anyone reads it.
-        unsafe {
-            call!(cuMemHostAlloc(&mut pointer, bytes.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP))?;
-            std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes);
-        }
-        Ok(Pinned { device: device.clone(), pointer: pointer.cast(), bytes })
-    }
-
-    /// Where the device sees it.
-    pub(super) fn address(&self) -> Result<u64> {
-        let mut address = 0;
-        // SAFETY: the memory was allocated as mapped.
-        unsafe {
-            call!(cuMemHostGetDevicePointer_v2(&mut address, self.pointer.cast(), 0))?;
-        }
-        Ok(address)
-    }
-
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: owned, as long as it says, and the device writes only while a stream runs, which
-        // callers wait for.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer, self.bytes) }
-    }
-
-    /// The `i`-th word, read as the device left it.
-    pub(super) fn word(&self, i: usize) -> u32 {
-        if (i + 1) * 4 > self.bytes {
-            return 0;
-        }
-        // SAFETY: within the memory, which is aligned to a page.
-        unsafe { std::ptr::read_volatile(self.pointer.cast::<u32>().add(i)) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: allocated in `new` and freed once.
-            unsafe { sys::cuMemFreeHost(self.pointer.cast()) };
-        }
     }
 }
 
