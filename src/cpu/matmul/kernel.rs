@@ -351,7 +351,7 @@ pub(super) unsafe fn quad<S: Simd, const LO: u32, const HI: u32, const TABLE: u3
 }
 
 /// Adds what a group's sums of products come to, to `y`, and what its minimums come to, to `m` where
-/// they have yet to meet the block's.
+/// they have yet to meet the block's. Where there are none, the first half of a group waits there for the second.
 ///
 /// # Safety
 /// As [`planes`].
@@ -371,10 +371,13 @@ unsafe fn fold<S: Simd, const SCALES: u8, const MIN: bool, const SUM: usize, con
             let [high, low] = acc[r];
             let dot = S::float(if one { high } else { S::join(high, low) });
             let a = number::<S>(x, r, places.scale);
-            y[r] = match SCALES {
-                SHARED => S::fma(dot, a, y[r]),
-                _ => S::fma(S::mul(dot, a), scale, y[r]),
-            };
+            match SCALES {
+                SHARED => y[r] = S::fma(dot, a, y[r]),
+                // Both halves of a group meet the activations' scale together.
+                TWO if SUM == 0 => m[r] = S::mul(dot, scale),
+                TWO if SUM == 1 => y[r] = S::fma(S::fma(dot, scale, m[r]), a, y[r]),
+                _ => y[r] = S::fma(S::mul(dot, a), scale, y[r]),
+            }
             if MIN {
                 let to = if SCALES == NIBBLES { &mut m[r] } else { &mut y[r] };
                 *to = S::fma(number::<S>(x, r, places.scaled + 4 * SUM), min, *to);
