@@ -183,49 +183,46 @@ pub(in crate::cpu) unsafe fn rows<
                     }
                 }
             }
-            for group in 0..args.groups {
-                let record = args.x.add(group * WORDS);
-                // What halves of a group come to before they meet the activations' scale.
-                let mut sums = [[S::splat(0.0); N]; ROWS];
-                for half in 0..parts {
-                    let part = parts * group + half;
-                    let mut x = record.add(half * (SCALES / 2) + 4 * first);
-                    let mut acc = [[S::set(0); N]; ROWS];
-                    for _ in 0..args.pairs {
-                        S::prefetch(x.wrapping_add(args.next));
-                        let mut tiles = [S::set(0); N];
-                        for (n, tile) in tiles.iter_mut().enumerate() {
-                            *tile = S::load(w.add(4 * TILE * n));
-                        }
-                        for (r, acc) in acc.iter_mut().enumerate() {
-                            let x = S::set(x.add(4 * r).cast::<i32>().read_unaligned());
-                            for (acc, tile) in acc.iter_mut().zip(tiles) {
-                                *acc = S::dot_words(*acc, tile, x);
-                            }
-                        }
-                        w = w.add(4 * TILE * TILES);
-                        x = x.add(4 * BLOCK);
+            // What first halves of groups come to, until the second ones meet the activations' scale with them.
+            let mut sums = y;
+            for part in 0..parts * args.groups {
+                let record = args.x.add(part / parts * WORDS);
+                let mut x = record.add(part % parts * (SCALES / 2) + 4 * first);
+                let mut acc = [[S::set(0); N]; ROWS];
+                for _ in 0..args.pairs {
+                    S::prefetch(x.wrapping_add(args.next));
+                    let mut tiles = [S::set(0); N];
+                    for (n, tile) in tiles.iter_mut().enumerate() {
+                        *tile = S::load(w.add(4 * TILE * n));
                     }
-                    let part = TILE * TILES * part + lane;
-                    let scales = (&raw const (*opened).scales).cast::<f32>().add(part);
-                    let mins = (&raw const (*opened).mins).cast::<f32>().add(part);
-                    for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
-                        let number = |at: usize| {
-                            let at = record.add(at + 4 * (first + r)).cast::<f32>();
-                            S::splat(at.read_unaligned())
-                        };
-                        let a = number(SCALES);
-                        for (n, (acc, y)) in acc.iter().zip(y).enumerate() {
-                            let (dot, scale) = (S::float(*acc), S::load_f32(scales.add(TILE * n)));
-                            match (HALVES, half) {
-                                (true, 0) => sums[r][n] = S::mul(dot, scale),
-                                (true, _) => *y = S::fma(S::fma(dot, scale, sums[r][n]), a, *y),
-                                _ => *y = S::fma(S::mul(dot, a), scale, *y),
-                            }
-                            if MIN {
-                                let min = S::load_f32(mins.add(TILE * n));
-                                *y = S::fma(number(SUMS), min, *y);
-                            }
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let x = S::set(x.add(4 * r).cast::<i32>().read_unaligned());
+                        for (acc, tile) in acc.iter_mut().zip(tiles) {
+                            *acc = S::dot_words(*acc, tile, x);
+                        }
+                    }
+                    w = w.add(4 * TILE * TILES);
+                    x = x.add(4 * BLOCK);
+                }
+                let scales = (&raw const (*opened).scales).cast::<f32>().add(TILE * TILES * part);
+                let mins = (&raw const (*opened).mins).cast::<f32>().add(TILE * TILES * part);
+                for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
+                    let number = |at: usize| {
+                        let at = record.add(at + 4 * (first + r)).cast::<f32>();
+                        S::splat(at.read_unaligned())
+                    };
+                    let a = number(SCALES);
+                    for (n, (acc, y)) in acc.iter().zip(y).enumerate() {
+                        let (dot, sum) = (S::float(*acc), &mut sums[r][n]);
+                        let scale = S::load_f32(scales.add(TILE * n + lane));
+                        match (HALVES, part % parts) {
+                            (true, 0) => *sum = S::mul(dot, scale),
+                            (true, _) => *y = S::fma(S::fma(dot, scale, *sum), a, *y),
+                            _ => *y = S::fma(S::mul(dot, a), scale, *y),
+                        }
+                        if MIN {
+                            let min = S::load_f32(mins.add(TILE * n + lane));
+                            *y = S::fma(number(SUMS), min, *y);
                         }
                     }
                 }
