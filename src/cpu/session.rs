@@ -242,11 +242,7 @@ impl Session for CpuSession {
             return Err(Error::Invalid("nothing was sampled yet".to_string()));
         };
         let (slot, position) = (self.state.slots[row], self.state.positions[row]);
-        let context = self.limits().context;
-        if position as usize + 1 >= context {
-            let what = format!("position {}", u64::from(position) + 1);
-            return Err(Error::Context { context, what, wants: context.saturating_mul(2) });
-        }
+        self.limits().left(position)?;
         for (list, value) in [
             (&mut self.state.tokens, token),
             (&mut self.state.positions, position + 1),

@@ -238,6 +238,11 @@ impl Lowering<'_> {
         }
     }
 
+    /// Whether it is one, or as few as a chain of products takes.
+    fn few(&self, lead: Lead) -> bool {
+        self.most(lead) == 1 || self.several
+    }
+
     fn push(
         &mut self,
         kernel: Kernel,

@@ -102,9 +102,9 @@ impl Ready {
         self.launches().iter().any(|(l, _)| l.kernel == Kernel::Pick)
     }
 
-    /// The first word that the latest step but so many leaves for the host.
-    fn word(&self, before: usize) -> usize {
-        (self.turn + 1 + before) % self.turns.len().max(1) * self.apart
+    /// The turn of the latest step but so many.
+    fn latest(&self, before: usize) -> usize {
+        (self.turn + 1 + before) % self.turns.len().max(1)
     }
 
     /// After a step, or as much of one as has its chains.

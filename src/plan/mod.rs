@@ -53,6 +53,23 @@ pub struct Limits {
     pub context: usize,
 }
 
+impl Limits {
+    /// How many steps a sequence whose last row is at `position` can go on.
+    ///
+    /// # Errors
+    /// [`Error::Context`] if none.
+    pub fn left(&self, position: u32) -> Result<usize> {
+        let (context, next) = (self.context, u64::from(position) + 1);
+        match context.saturating_sub(position as usize + 1) {
+            0 => {
+                let (what, wants) = (format!("position {next}"), context.saturating_mul(2));
+                Err(Error::Context { context, what, wants })
+            }
+            left => Ok(left),
+        }
+    }
+}
+
 /// What one launch computes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Group {

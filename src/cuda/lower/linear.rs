@@ -95,7 +95,7 @@ impl Lowering<'_> {
         let one = self.most(lead) == 1;
         let cols = self.graph.ty(x).width();
         let (mut made, mut row) = (&[][..], None);
-        if one || self.several {
+        if self.few(lead) {
             row = self.as_it_is(prologue, x)?;
             if row.is_none()
                 && let [before @ .., norm] = prologue

@@ -327,24 +327,28 @@ impl Lowering<'_> {
 
     /// Ops so far become one job over whole rows, or over each part of them.
     pub(super) fn whole(list: &mut List) -> Result<()> {
-        let job = Job { first_block: 0, unit: 0, op: 0, ops: count(list.ops.len())? };
-        list.jobs.push(job);
-        list.blocks = 1;
+        Self::apart(list, 0, 1)
+    }
+
+    /// Ops so far become one job over units of columns, or over whole rows if that is 0.
+    fn apart(list: &mut List, unit: usize, blocks: usize) -> Result<()> {
+        let (unit, ops) = (count(unit)?, count(list.ops.len())?);
+        list.jobs.push(Job { first_block: 0, unit, op: 0, ops });
+        list.blocks = blocks;
         Ok(())
     }
 
     pub(super) fn rows(&mut self, lead: Lead, nodes: &[NodeId]) -> Result<()> {
         let mut list = List::new();
-        if let Some(blocks) = self.by_columns(lead, nodes) {
-            self.list(&mut list, nodes, COLUMNS, BTreeMap::new(), &[])?;
-            Self::whole(&mut list)?;
-            list.jobs[0].unit = count(COLUMNS)?;
-            list.blocks = blocks;
-            return self.push_list(lead, list);
+        let (unit, blocks) = match self.by_columns(lead, nodes) {
+            Some(blocks) => (COLUMNS, blocks),
+            None => (0, 1),
+        };
+        if unit == 0 {
+            list.fold = fold(self.graph, nodes);
         }
-        list.fold = fold(self.graph, nodes);
-        self.list(&mut list, nodes, 0, BTreeMap::new(), &[])?;
-        Self::whole(&mut list)?;
+        self.list(&mut list, nodes, unit, BTreeMap::new(), &[])?;
+        Self::apart(&mut list, unit, blocks)?;
         self.push_list(lead, list)
     }
 
@@ -363,8 +367,8 @@ impl Lowering<'_> {
                     _ => false,
                 }
         };
-        let few = self.most(lead) == 1 || self.several;
-        (few && cols.is_multiple_of(COLUMNS) && nodes.iter().all(apart)).then_some(cols / COLUMNS)
+        (self.few(lead) && cols.is_multiple_of(COLUMNS) && nodes.iter().all(apart))
+            .then_some(cols / COLUMNS)
     }
 }
 

@@ -58,10 +58,9 @@ impl CudaSession {
         let index = self.sampling().unwrap_or(0);
         let ready = &self.programs[index];
         self.asked = self.asked.saturating_sub(1);
-        // The latest but so many.
-        let word = ready.word(self.asked);
-        self.ends[(ready.turn + 1 + self.asked) % 2].wait()?;
-        Ok(self.result.word(word))
+        let turn = ready.latest(self.asked);
+        self.ends[turn % 2].wait()?;
+        Ok(self.result.word(turn * ready.apart))
     }
 
     /// The next step, of so many that are `wanted`: if there are more, one is in the stream while this one's token is
@@ -72,12 +71,7 @@ impl CudaSession {
             return Err(Error::Invalid("nothing was sampled yet".to_string()));
         }
         let (position, slot) = self.state.last;
-        let context = self.limits().context;
-        let left = context.saturating_sub(position as usize + 1);
-        if left == 0 {
-            let what = format!("position {}", u64::from(position) + 1);
-            return Err(Error::Context { context, what, wants: context.saturating_mul(2) });
-        }
+        let left = self.limits().left(position)?;
         let token = self.alive(|s| {
             while s.asked < wanted.min(left).clamp(1, 2) {
                 s.ask()?;
@@ -196,7 +190,7 @@ impl CudaSession {
         let Some(&last) = input.outs.last().filter(|_| samples) else { return Ok(()) };
         let last = last as usize;
         self.state.last = (input.positions[last], input.slots[last]);
-        let first = self.programs[index].word(0);
+        let first = self.programs[index].latest(0) * self.programs[index].apart;
         self.state.sampled.extend((first..first + outs).map(|i| self.result.word(i)));
         self.traffic.bytes_out += outs as u64 * 4;
         if let Some(bad) = self.state.sampled.iter().position(|&t| t == NO_TOKEN) {
