@@ -101,8 +101,8 @@ isas! {
 /// How many bytes ahead of the weights that one row of activations meets the next are asked for; 0
 /// for those themselves, in the order of memory. Measured with as many threads as cores on streams
 /// of weights: on an Intel server 0.86 of a plain read's rate with 4 KiB, 0.65 without; on Zen 4
-/// 256 bytes and less are as good as 0, and more is worse; on Zen 5 8 KiB are 1.2 to 1.7 times as fast as 0,
-/// 4 and 16 KiB a little less.
+/// 256 bytes and less are as good as 0, and more is worse; on Zen 5 8 KiB are up to 1.7 times as fast as
+/// 0, least where memory is the slower; 4 and 12 KiB a little less.
 pub(super) fn ahead() -> usize {
     match maker() {
         Maker::Intel => 4096,
