@@ -1,308 +1,43 @@
-// Attention of a step's rows over caches of halves, on tensor cores.
-//
-// Rows that follow each other in one slot are a *tile*, up to 64 rows of (row, query head) with one key
-// head: a block has a tile, and a warp 16 of its rows. There is a block for every row; those whose row is
-// within the tile of one before end at once. Chunks of 64 positions are taken apart from each other: weights
-// relative to the chunk's own maximum, their sum, and the sum of values, which are then added to what
-// the chunks before have left, in order. So a row's bits follow from its own positions alone, and a block of
-// one warp's rows (a batch) has its warps take a chunk each and adds up what they found.
-//
-// Queries and weights are sums of two halves, so that nothing but the cache is rounded; a maximum is
-// rounded up to a whole power of two, so that what sums are scaled by is exact.
-#include "attend.cuh"
-#include "halves.cuh"
+// Attention of a step's rows over caches of halves, on tensor cores: a block for every row; those whose row is
+// within the tile of one before end at once.
+#include "attend_few.cuh"
+#include "attend_many.cuh"
 
-constexpr u32 MANY = 64, M = 16, TEAM = 4, THREADS = 32 * TEAM;
-
-// What has been seen of two rows of a lane: the greatest score and this lane's share of the weights.
-struct Sums {
-  float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
-};
-// By what sums until now and those of a chunk are scaled when they meet.
-struct Scales {
-  float old[2], fresh[2];
-};
-DEV Scales meet(Sums& a, const Sums& chunk) {
-  Scales s;
-#pragma unroll
-  for (u32 k = 0; k < 2; k++) {
-    float both = fmaxf(a.most[k], chunk.most[k]), from = both == -INFINITY ? 0 : both;
-    s.old[k] = exp2_of(a.most[k] - from), s.fresh[k] = exp2_of(chunk.most[k] - from);
-    a.total[k] = __fmaf_rn(a.total[k], s.old[k], __fmul_rn(chunk.total[k], s.fresh[k]));
-    a.most[k] = both;
-  }
-  return s;
-}
-DEV void add(float* to, const float* from, const Scales& s) {
-#pragma unroll
-  for (u32 k = 0; k < 4; k++) to[k] = __fmaf_rn(to[k], s.old[k / 2], __fmul_rn(from[k], s.fresh[k / 2]));
-}
-
-// Heads of up to 64 * PAIRS elements; narrower ones are filled up with zeros.
-template <u32 PAIRS>
-struct Many {
-  static constexpr u32 WIDE = 64 * PAIRS, LINE = WIDE + 8, QUERY = 2 * WIDE + 8, PIECES = WIDE / 8, TILES = WIDE / 8;
-  // Floats that a lane has of a chunk's sums, when warps have a chunk each: behind the 16 queries there are.
-  static constexpr u32 EACH = (TILES + 1) * 4, PARTS = M * QUERY * 2;
+// Rows as the launches before have left them, for those behind.
+struct Launched {
   const Attend& p;
-  u16 *queries, *tiles;
-  float* back;
-  u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv = blockIdx.x, row = blockIdx.y;
-  // Query heads of a key head, and what divides by them: a row of a tile by its head.
-  u32 group = p.heads / p.kv_heads, inverse = 65536 / group + 1, position, slot, rows, low, high;
-  u64 cache;
-  DEV Many(const Attend& p, u16* shared, float* back) : p(p), queries(shared), back(back) {
-    tiles = shared + max(MANY * QUERY, PARTS / 2 + p.buffers * EACH * 64);
-  }
-
-  DEV u32 row_of(u32 m) const { return m * inverse >> 16; }
-  DEV u32 first(u32 at) const { return p.window && at + 1 > p.window ? at + 1 - p.window : 0; }
-
-  // Whether this block's row begins a tile, and which rows are in it.
-  DEV bool begins() {
-    u32 most = row_of(MANY);
-    position = cg_u32(p.positions + row), slot = cg_u32(p.slots + row);
-    auto goes_on = [&](u32 i) {
-      return i < p.rows && i % most != 0 && cg_u32(p.slots + i) == cg_u32(p.slots + i - 1) &&
-             cg_u32(p.positions + i) == cg_u32(p.positions + i - 1) + 1;
-    };
-    if (goes_on(row)) return false;
-    u32 near = ~__ballot_sync(FULL, goes_on(row + 1 + lane)), far = ~__ballot_sync(FULL, goes_on(row + 33 + lane));
-    cache = ((u64)slot * (p.kv_heads / p.share) + kv / p.share) * p.context * p.dim;
-    rows = near ? __ffs(near) : far ? 32 + __ffs(far) : 64;
-    low = first(position) / CHUNK, high = (position + rows - 1) / CHUNK + 1;
-    return true;
-  }
-
-  // Asks for chunk `c`; zeros are for what no row of the tile sees.
-  DEV void ask(u32 c, u32 buffer, u32 thread, u32 threads) const {
-    u32 into = shared_address(tiles + 2 * buffer * CHUNK * LINE), from = first(position);
-    if (c < high) {
+  u32 rows, group, inverse;
+  DEV u32 position(u32 row) const { return cg_u32(p.positions + row); }
+  DEV u32 slot(u32 row) const { return cg_u32(p.slots + row); }
+  // Queries as two halves each.
+  template <class Tile>
+  DEV void make(const Tile& t, u32 count) const {
+    constexpr u32 PAIRS = Tile::WIDE / 64;
 #pragma unroll 4
-      for (u32 i = thread; i < CHUNK * PIECES; i += threads) {
-        u32 n = i / PIECES, at = c * CHUNK + n, piece = i % PIECES * 8;
-        u32 bytes = at >= from && at < position + rows && piece < p.dim ? 16 : 0, to = into + 2 * (n * LINE + piece);
-        u64 there = cache + (bytes ? (u64)at * p.dim + piece : 0);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(p.keys + there), "r"(bytes) : "memory");
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 2 * CHUNK * LINE), "l"(p.values + there),
-                     "r"(bytes) : "memory");
-      }
-    }
-    asm volatile("cp.async.commit_group;" ::: "memory");
-  }
-
-  // Queries as two halves each; those that halves do not hold are brought down by a power of two.
-  DEV void split_queries(u32 count) const {
-#pragma unroll 4
-    for (u32 m = warp; m < count; m += TEAM) {
-      u32 r = row_of(m), h = m - r * group, most = 0;
-      const float* from = p.q + (u64)(row + r) * p.q_stride + (kv * group + h) * p.dim;
+    for (u32 m = t.warp; m < count; m += Tile::THREADS / 32) {
+      u32 r = t.row_of(m), h = m - r * t.group, most = 0;
+      const float* from = p.q + (u64)(t.row + r) * p.q_stride + (t.kv * t.group + h) * p.dim;
       float2 x[PAIRS];
 #pragma unroll
       for (u32 k = 0; k < PAIRS; k++) {
-        u32 e = 2 * (k * 32 + lane);
-        x[k] = r < rows && e < p.dim ? __ldcg((const float2*)(from + e)) : make_float2(0, 0);
+        u32 e = 2 * (k * 32 + t.lane);
+        x[k] = r < t.rows && e < p.dim ? __ldcg((const float2*)(from + e)) : make_float2(0, 0);
         most = max(most, max(__float_as_uint(x[k].x) & 0x7fffffffu, __float_as_uint(x[k].y) & 0x7fffffffu));
       }
-      float up = 1.0f, down = p.scale;
-      most = __reduce_max_sync(FULL, most);
-      if (most > 0x46800000u) up = power(264 - (most >> 23)), down *= power((most >> 23) - 10);
-      if (lane == 0) back[m] = down;
+      float by = t.down(m, __reduce_max_sync(FULL, most), t.lane == 0);
 #pragma unroll
       for (u32 k = 0; k < PAIRS; k++) {
-        u32* to = (u32*)(queries + m * QUERY + 2 * (k * 32 + lane));
-        u32 w = halves(x[k].x * up, x[k].y * up);
-        to[0] = w, to[WIDE / 2] = rest(x[k].x * up, x[k].y * up, w);
+        u32* to = (u32*)(t.queries + m * Tile::QUERY + 2 * (k * 32 + t.lane));
+        u32 w = halves(x[k].x * by, x[k].y * by);
+        to[0] = w, to[Tile::WIDE / 2] = rest(x[k].x * by, x[k].y * by, w);
       }
     }
   }
-
-  // Weights of the 16 rows from `m` for a chunk, as the left side of a product with its values.
-  struct Weights {
-    u32 high[CHUNK / 16][4], low[CHUNK / 16][4];
-  };
-  DEV Sums weights(u32 c, u32 buffer, u32 m, Weights& w) const {
-    u32 g = lane / 4, t = lane % 4;
-    u32 query = shared_address(queries + (m + lane % 16) * QUERY + lane / 16 * 8);
-    u32 key = shared_address(tiles + 2 * buffer * CHUNK * LINE + lane % 8 * LINE + lane / 8 * 8);
-    float s[CHUNK / 8][4] = {};
-    // Of wide heads sums fill the registers.
-#pragma unroll (PAIRS == 4 ? 1 : WIDE / 32)
-    for (u32 i = 0; i < WIDE / 32; i++) {
-      u32 high[2][4], low[2][4];
-      four(high[0], query + i * 64), four(high[1], query + i * 64 + 32);
-      four(low[0], query + i * 64 + 2 * WIDE), four(low[1], query + i * 64 + 32 + 2 * WIDE);
-#pragma unroll
-      for (u32 n = 0; n < CHUNK / 8; n++) {
-        u32 k[4];
-        four(k, key + n * 16 * LINE + i * 64);
-        multiply(s[n], low[0], k[0], k[1]), multiply(s[n], low[1], k[2], k[3]);
-        multiply(s[n], high[0], k[0], k[1]), multiply(s[n], high[1], k[2], k[3]);
-      }
-    }
-    Sums found;
-#pragma unroll
-    for (u32 k = 0; k < 2; k++) {
-      u32 mine = m + g + 8 * k, r = row_of(mine), at = position + r;
-      // What this row sees of the chunk: none if it is not there.
-      int begin = (int)first(at) - (int)(c * CHUNK), end = r < rows ? (int)(at - c * CHUNK) : -1;
-      float factor = back[mine] * LOG2E, most = -INFINITY, cap = p.softcap * LOG2E;
-      if (p.softcap > 0) factor *= __fdividef(2.0f, p.softcap);
-#pragma unroll
-      for (u32 n = 0; n < CHUNK / 8; n++)
-#pragma unroll
-        for (u32 j = 0; j < 2; j++) {
-          int here = n * 8 + 2 * t + j;
-          float v = s[n][2 * k + j] * factor;
-          // cap * tanh(score / cap), without a call, for which all registers would make way.
-          if (p.softcap > 0) v = cap - 2 * cap * __fdividef(1.0f, exp2_of(v) + 1.0f);
-          s[n][2 * k + j] = v = here >= begin && here <= end ? v : -INFINITY;
-          most = fmaxf(most, v);
-        }
-      most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
-      found.most[k] = most = ceilf(fmaxf(most, __shfl_xor_sync(FULL, most, 2)));
-      // A NaN among scores is lost in the maximum, but not here.
-      float from = most == -INFINITY ? 0 : most;
-#pragma unroll
-      for (u32 n = 0; n < CHUNK / 8; n++) {
-        float a = exp2_of(s[n][2 * k] - from), b = exp2_of(s[n][2 * k + 1] - from);
-        found.total[k] += a + b;
-        u32 h = halves(a, b);
-        w.high[n / 2][n % 2 * 2 + k] = h, w.low[n / 2][n % 2 * 2 + k] = rest(a, b, h);
-      }
-    }
-    return found;
-  }
-  // Weights times eight values each from the `i`th eight on.
-  static constexpr u32 EIGHTS = 4;
-  DEV void times_values(const Weights& w, u32 buffer, u32 i, float (&out)[EIGHTS][4]) const {
-    u32 value = shared_address(tiles + (2 * buffer + 1) * CHUNK * LINE + lane % 16 * LINE + lane / 16 * 8) + i * 16;
-#pragma unroll
-    for (u32 j = 0; j < EIGHTS; j++)
-#pragma unroll
-      for (u32 k = 0; k < 4; k++) out[j][k] = 0;
-#pragma unroll
-    for (u32 n = 0; n < CHUNK / 16; n++)
-#pragma unroll
-      for (u32 j = 0; j < EIGHTS; j += 2) {
-        u32 v[4];
-        four_turned(v, value + n * 32 * LINE + j * 16);
-        multiply(out[j], w.low[n], v[0], v[1]), multiply(out[j + 1], w.low[n], v[2], v[3]);
-        multiply(out[j], w.high[n], v[0], v[1]), multiply(out[j + 1], w.high[n], v[2], v[3]);
-      }
-  }
-
-  // Sums of eights `i0` and on of rows from `m`, divided by their weights.
-  template <u32 COUNT>
-  DEV void leave(Sums& all, float (&sum)[COUNT][4], u32 m, u32 i0) const {
-    u32 g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (u32 k = 0; k < 2; k++) {
-      u32 mine = m + g + 8 * k, r = row_of(mine), head = kv * group + mine - r * group;
-      float total = all.total[k], scale = 1.0f;
-      total += __shfl_xor_sync(FULL, total, 1);
-      total += __shfl_xor_sync(FULL, total, 2);
-      if (r >= rows) continue;
-      if (p.sinks) {
-        float sink = p.sinks[head] * LOG2E, both = fmaxf(all.most[k], ceilf(sink));
-        scale = exp2_of(all.most[k] - both);
-        total = total * scale + exp2_of(sink - both);
-      }
-      float* out = p.out + (u64)(row + r) * p.out_stride + head * p.dim;
-#pragma unroll
-      for (u32 i = 0; i < COUNT; i++) {
-        u32 e = (i0 + i) * 8 + 2 * t;
-        if (e >= p.dim) continue;
-        float v = sum[i][2 * k] * scale / total, w = sum[i][2 * k + 1] * scale / total;
-        if (p.out) __stcg((float2*)(out + e), make_float2(v, w));
-        if (p.left.at) leave_split(p.left, row + r, head * p.dim + e, v, w);
-      }
-    }
-  }
-
-  // A warp has 16 rows, and all of them go through the chunks.
-  DEV void run_wide() const {
-#pragma unroll 1
-    for (u32 b = 0; b < p.buffers; b++) ask(low + b, b, threadIdx.x, THREADS);
-    split_queries(MANY);
-    u32 m = warp * M, from = position + row_of(m), to = min(position + row_of(m + M - 1), position + rows - 1);
-    Sums all;
-    float sum[TILES][4] = {};
-    u32 buffer = 0;
-#pragma unroll 1
-    for (u32 c = low; c < high; c++) {
-      if (p.buffers == 1) asm volatile("cp.async.wait_group 0;" ::: "memory");
-      else if (p.buffers == 2) asm volatile("cp.async.wait_group 1;" ::: "memory");
-      else asm volatile("cp.async.wait_group 3;" ::: "memory");
-      __syncthreads();
-      if (from <= to && c * CHUNK <= to && (c + 1) * CHUNK > first(from)) {
-        Weights w;
-        Scales s = meet(all, weights(c, buffer, m, w));
-#pragma unroll
-        for (u32 i = 0; i < TILES; i += EIGHTS) {
-          float part[EIGHTS][4];
-          times_values(w, buffer, i, part);
-#pragma unroll
-          for (u32 j = 0; j < EIGHTS; j++) add(sum[i + j], part[j], s);
-        }
-      }
-      __syncthreads();
-      ask(c + p.buffers, buffer, threadIdx.x, THREADS);
-      if (++buffer == p.buffers) buffer = 0;
-    }
-    leave(all, sum, m, 0);
-  }
-
-  // 16 rows at most: each warp has a chunk, and then its share of the sums of all of them.
-  DEV void run_narrow() const {
-    constexpr u32 MINE = TILES / TEAM;
-    float* parts = (float*)(queries + PARTS / 2) + lane;
-    if (warp < p.buffers) ask(low + warp, warp, lane, 32);
-    split_queries(M);
-    __syncthreads();
-    Sums all;
-    float sum[MINE][4] = {};
-#pragma unroll 1
-    for (u32 c = low; c < high; c += p.buffers) {
-      u32 chunks = min(p.buffers, high - c);
-      if (warp < chunks) {
-        asm volatile("cp.async.wait_group 0;" ::: "memory");
-        __syncwarp();
-        Weights w;
-        Sums found = weights(c + warp, warp, 0, w);
-        float* to = parts + warp * EACH * 32;
-#pragma unroll
-        for (u32 i = 0; i < TILES; i += EIGHTS) {
-          float part[EIGHTS][4];
-          times_values(w, warp, i, part);
-#pragma unroll
-          for (u32 j = 0; j < 4 * EIGHTS; j++) to[(i * 4 + j) * 32] = part[j / 4][j % 4];
-        }
-#pragma unroll
-        for (u32 k = 0; k < 2; k++) to[(TILES * 4 + k) * 32] = found.most[k], to[(TILES * 4 + 2 + k) * 32] = found.total[k];
-        __syncwarp();
-        ask(c + p.buffers + warp, warp, lane, 32);
-      }
-      __syncthreads();
-#pragma unroll 1
-      for (u32 b = 0; b < chunks; b++) {
-        const float* from = parts + b * EACH * 32;
-        Sums found;
-#pragma unroll
-        for (u32 k = 0; k < 2; k++)
-          found.most[k] = from[(TILES * 4 + k) * 32], found.total[k] = from[(TILES * 4 + 2 + k) * 32];
-        Scales s = meet(all, found);
-#pragma unroll
-        for (u32 i = 0; i < MINE; i++) {
-          float part[4];
-#pragma unroll
-          for (u32 k = 0; k < 4; k++) part[k] = from[((warp * MINE + i) * 4 + k) * 32];
-          add(sum[i], part, s);
-        }
-      }
-      __syncthreads();
-    }
-    leave(all, sum, 0, warp * MINE);
+  // All keys and values are in the cache.
+  template <class Tile>
+  DEV void patch(const Tile&, u32, u32) const {}
+  DEV void leave(u32 row, u32 e, float v, float w) const {
+    leave_rows(p, row, e, v, w);
   }
 };
 
@@ -311,16 +46,22 @@ DEV void attend_many(const Attend& p) {
   extern __shared__ __align__(16) u8 shared[];
   __shared__ float back[MANY];
   pdl_launch_next();
-  Many<PAIRS> many(p, (u16*)shared, back);
+  u32 group = p.heads / p.kv_heads;
+  Launched own = {p, p.rows, group, 65536 / group + 1};
+  Many<PAIRS, MANY, Launched> many(p, own, (u16*)shared, back, blockIdx.x, blockIdx.y);
   bool begins = many.begins();
   pdl_wait();
-  if (!begins) return;
-  if (many.rows * many.group <= M) many.run_narrow();
-  else many.run_wide();
+  if (begins) many.run();
 }
 
 #define ENTRY(PAIRS) \
-  KERNEL __launch_bounds__(THREADS) attend_many_##PAIRS(const __grid_constant__ Attend p) { attend_many<PAIRS>(p); }
+  KERNEL __launch_bounds__(32 * TEAM) attend_many_##PAIRS(const __grid_constant__ Attend p) { attend_many<PAIRS>(p); }
 ENTRY(1)
 ENTRY(2)
 ENTRY(4)
+
+#if HOPPER
+#define FEW(PAIRS) KERNEL __launch_bounds__(32 * TEAM) attend_few_##PAIRS(const __grid_constant__ AttendFew p) { attend_few<PAIRS>(p); }
+FEW(1)
+FEW(2)
+#endif

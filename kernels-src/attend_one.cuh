@@ -16,20 +16,12 @@
 #pragma once
 #include "fresh.cuh"
 #include "halves.cuh"
+#include "heads.cuh"
 
 // Query heads of a block, positions of a warp, runs of a head.
 constexpr u32 QUERIES = 8, TILE = 16, MOST_RUNS = 32;
 // Positions that are worth a block of their own.
 constexpr u32 RUN = 384;
-
-// Heads as the product left them, and what becomes of them. Null is for what is not done.
-struct Heads {
-  const float *raw, *bias, *norm;
-  const float2* turns;
-  float eps;
-  // How much of a head turns, and whether halves of it do or neighbours.
-  u32 turn, halves, unused;
-};
 
 struct AttendOne {
   // Of keys and values `raw` is null where they are in the cache already.

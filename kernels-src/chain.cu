@@ -18,8 +18,10 @@ struct Link {
     Gemv gemv;
     AttendOne attend;
   };
+  // As long as a link of several rows.
+  u64 unused2[2];
 };
-static_assert(sizeof(Link) == 2784 && sizeof(Link) % 16 == 0, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Link) == 2800 && sizeof(Link) % 16 == 0, "src/cuda/abi.rs mirrors it");
 
 // Links whose parameters are at hand at once.
 constexpr u32 HELD = 6;
@@ -32,7 +34,7 @@ struct Block {
   uint4 words[WARPS][64];
   __align__(16) Page said[PAGES];
   u64 full[PAGES], empty[PAGES];
-  // Of each link at hand: whether attention has room, and the first of its pages.
+  // Of each attention at hand: whether it has room, and the first of its pages.
   u64 placed[HELD];
   u32 first_page[HELD];
 };
@@ -76,11 +78,18 @@ DEV void bring_cache(const AttendOne& p, Ring ring, u32 position, u32 lane) {
   };
   Seen seen = *(const Seen*)(ring.bytes + ring.said[ring.at].place);
   there();
+  Ring asked = ring;
+  u32 chunks = seen.chunks(p);
 #pragma unroll 1
-  for (u32 c = 0; c < seen.chunks(p); c++) {
-    seen.ask<PAIRS, 32>(p, position, seen.begin + c, (u16*)(ring.bytes + ring.said[ring.at].place), lane);
-    // One arrival more for each lane, until its copies are there.
-    asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(shared_address(ring.full + ring.at)) : "memory");
+  for (u32 c = 0; c < chunks; c++, asked.next())
+    seen.ask<PAIRS, 32>(p, position, seen.begin + c, (u16*)(ring.bytes + ring.said[asked.at].place), lane);
+  // There are two at most.
+  if (chunks == 2) {
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    there();
+  }
+  if (chunks) {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
     there();
   }
 }
@@ -133,7 +142,7 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
   }
   if (warp >= WARPS) {
     if (warp == WARPS) {
-      u32 asked = 0, position = 0, slot = 0;
+      u32 asked = 0, attended = 0, position = 0, slot = 0;
       bool known = false;
       Filling filling(ring, p.beside, thread % 32);
 #pragma unroll 1
@@ -152,12 +161,13 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
           // Weights are there before the launches before this one are done; position and cache are not.
           if (!known) pdl_wait(), position = cg_u32(p.positions), slot = cg_u32(p.slots);
           known = true;
-          if (lane == 0) b.first_page[i % HELD] = filling.ring.at;
+          if (lane == 0) b.first_page[attended % HELD] = filling.ring.at;
           if (link.kind == ATTEND1) find_room<1>(link.attend, filling, position, slot);
           else find_room<2>(link.attend, filling, position, slot);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(b.placed + attended % HELD);
+          attended++;
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(b.placed + i % HELD);
       DONE(false)
     } else if (warp == WARPS + 1) {
       pdl_wait();
@@ -167,12 +177,13 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
       DONE(!attends)
     } else {
       pdl_wait();
-      u32 position = cg_u32(p.positions);
+      u32 attended = 0, position = cg_u32(p.positions);
 #pragma unroll 1
       LINKS LINK
         if (attends) {
-          barrier_wait(b.placed + i % HELD, i / HELD & 1);
-          ring.at = b.first_page[i % HELD];
+          barrier_wait(b.placed + attended % HELD, attended / HELD & 1);
+          ring.at = b.first_page[attended % HELD];
+          attended++;
           if (link.kind == ATTEND1) bring_cache<1>(link.attend, ring, position, lane);
           else bring_cache<2>(link.attend, ring, position, lane);
         }

@@ -18,7 +18,7 @@ own() { sed -nE "s/.* $1_SHARED: usize = ([0-9]+) << 10;/\1/p" "$here/../src/cud
 awk -v chain="$(own CHAIN)" -v several="$(own SEVERAL)" '!/^#/ {
   # What 64 registers of 1,024 threads do not hold, or 128 beside sums and f32 weights, or 255 beside sums of wide
   # heads; what a link of several rows looks up once.
-  if ($8 > ($3 == "gemm_f32_many" || $3 == "pick" ? 16 :  $3 == "attend_many_4" ? 240 : $3 == "several" ? 48 : 0)) {
+  if ($8 > ($3 == "gemm_f32_many" || $3 == "pick" ? 16 :  $3 == "attend_many_4" ? 240 : $3 == "several" ? 104 : $3 == "attend_few_2" ? 8 : 0)) {
     print $1, $3 ": " $8 " bytes of stack"; bad = 1
   }
   # Two blocks of 256 threads or of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers.

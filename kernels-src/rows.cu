@@ -6,6 +6,7 @@
 // element, and all threads meet after each operation. Indices are words in the place of floats.
 #include "cache.cuh"
 #include "epilogue.cuh"
+#include "heads.cuh"
 #include "layout.cuh"
 #include "split.cuh"
 #include "square.cuh"
@@ -276,13 +277,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
               bool first = op.kind ? h < half : h % 2 == 0;
               u32 pair = op.kind ? h % half : h / 2, away = op.kind ? half : 1;
               float2 cs = turn[pair];
-              if (first) {
-                float w = read(op.a, a, e + away);
-                v = v * cs.x - w * cs.y;
-              } else {
-                float w = read(op.a, a, e - away);
-                v = w * cs.y + v * cs.x;
-              }
+              float other = read(op.a, a, first ? e + away : e - away);
+              v = first ? turned_first(v, other, cs) : turned_second(other, v, cs);
             }
             to[e] = v;
           }

@@ -4,7 +4,9 @@
 // memory goes on while products wait for each other. They wait for numbers (fresh.cuh), hence for all blocks, and
 // the launch is cooperative. Eight warps multiply, as in few90.cuh: a warp has 16 outputs and one of the stretches
 // that a product's inputs are summed up in, and what its lanes take is made by the block: rows are read as
-// they are, go through a norm if there is one before the product, and are split. Order of sums, norm (square.cuh) and
+// they are, go through a norm if there is one before the product, and are split. Of rows so long that this would take
+// most of the time a block makes an eighth, which is a stretch, for eight times as many outputs; what stretches come to is
+// left as numbers are, and blocks add it up. Order of sums, norm (square.cuh) and
 // splitting are those of the kernels for any number of rows, and so are the bits.
 #include "few90.cuh"
 #include "links.cuh"
@@ -22,6 +24,9 @@ struct Several {
   // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each stretch has spans of its
   // own, and so each warp pages of its own.
   u32 jobs, subs, first_block, alone, domains;
+  // If blocks have a stretch each, and not warps: what stretches come to, `[stretch][row][output]`. Eight jobs that follow each
+  // other are then the stretches of 16 outputs a warp.
+  float* apart;
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
   Matrix part[2 * MAX_DOMAINS];
@@ -30,8 +35,9 @@ struct SeveralLink {
   u32 kind, unused;
   Fresh fresh;
   Several product;
+  u64 unused2;
 };
-static_assert(sizeof(SeveralLink) == 2784 && sizeof(SeveralLink) % 16 == 0, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(SeveralLink) == 2800 && sizeof(SeveralLink) % 16 == 0, "src/cuda/abi.rs mirrors it");
 
 // Depth of a ring. Rows at most; blocks of 128 columns at most where there is a norm; floats from a row of sums to the next.
 constexpr u32 MAX_STAGES = 24, ROWS_MOST = 8, NORM_BLOCKS = 64, SUMS_WIDTH = 20, HELD_LINKS = 3;
@@ -61,8 +67,21 @@ struct Owners {
     spans = p.alone ? p.part[0].spans >> log_of(p.stretches) : p.part[0].spans;
   }
 };
-// A block's first job; it has every one of the grid's from there.
-DEV u32 first_job(const Several& p) { return blockIdx.x - p.first_block + (blockIdx.x < p.first_block ? gridDim.x : 0); }
+// What of a job is a warp's: 16 outputs, and a stretch.
+struct Part {
+  u32 sub, stretch;
+  DEV Part(const Several& p, u32 job, u32 warp) {
+    u32 log = log_of(p.stretches);
+    sub = p.apart ? job / WARPS * WARPS + warp : job * p.subs + (warp >> log);
+    stretch = p.apart ? job % WARPS : warp & p.stretches - 1;
+  }
+};
+// A block's first job, and how far it is to its next one: all of a block's are of one stretch, if blocks have one each.
+DEV u32 next_job(const Several& p) { return p.apart ? gridDim.x / WARPS * WARPS : gridDim.x; }
+DEV u32 first_job(const Several& p) {
+  u32 job = blockIdx.x - p.first_block + (blockIdx.x < p.first_block ? gridDim.x : 0);
+  return job < next_job(p) ? job : p.jobs;
+}
 
 // Asks for all weights of a link's jobs: a page is a span of four panels, 16 outputs. Four lanes ask for one.
 DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 empty, u32 stages, u32 stage_bytes,
@@ -70,11 +89,10 @@ DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 em
   Owners owners(p);
   u32 pages = owners.spans * owners.count, all_spans = p.part[0].spans;
   u32 which = lane / 4, side = lane / 2 % 2, half = lane % 2, turn = log_of(owners.count), owner = which & owners.count - 1;
-  u32 own_sub = p.alone ? owner >> log_of(p.stretches) : owner;
-  u32 begins = p.alone ? (owner & p.stretches - 1) * owners.spans : 0;
 #pragma unroll 1
-  for (u32 job = first_job(p); job < p.jobs; job += gridDim.x) {
-    u32 sub = job * p.subs + own_sub;
+  for (u32 job = first_job(p); job < p.jobs; job += next_job(p)) {
+    Part part(p, job, owner);
+    u32 sub = p.alone ? part.sub : job * p.subs + owner, begins = p.alone ? part.stretch * owners.spans : 0;
     Tile tile = tile_of(p, sub / 4);
     const Domain& d = p.domain[tile.domain];
     u32 output = tile.first + (d.parts == 1 ? sub % 4 * 16 + side * 8 : sub % 4 * 8) + half * PANEL;
@@ -209,14 +227,17 @@ struct Outputs {
     else __stcg(out, v);
   }
 };
-// Of as many stretches, in the order of `add_up`.
+// Of stretches, in the order of `add_up`: of eight, and of as many as there are.
+DEV float sum_of_stretches(const float* v) {
+  return (((v[0] + v[1]) + v[2]) + v[3]) + (((v[4] + v[5]) + v[6]) + v[7]);
+}
 DEV float sum_up_stretches(const float* sums, u32 stretches) {
   auto at = [&](u32 s) { return sums[s * ROWS_MOST * SUMS_WIDTH]; };
   if (stretches == 2) return at(0) + at(1);
-  float v[8];
+  float v[WARPS];
 #pragma unroll
-  for (u32 s = 0; s < 8; s++) v[s] = at(s);
-  return (((v[0] + v[1]) + v[2]) + v[3]) + (((v[4] + v[5]) + v[6]) + v[7]);
+  for (u32 s = 0; s < WARPS; s++) v[s] = at(s);
+  return sum_of_stretches(v);
 }
 // Of a lane at most.
 constexpr u32 RESULTS = 4;
@@ -232,11 +253,17 @@ struct Consumer {
     u32 stretches = p.stretches, log = log_of(stretches), subs = p.subs, n = p.cols / 128;
     Owners owners(p);
     u32 job = first_job(p);
-    if (job >= p.jobs) return;
-    // The part of the columns that this warp makes; of eight stretches it is its own one, and is made bit by bit.
-    u32 from = n * warp / WARPS, to = n * (warp + 1) / WARPS;
-    bool own = stretches == WARPS, once = to - from <= AT_A_TIME;
-    u32 mine = frags + (own ? warp * AT_A_TIME : from) * BLOCK_BYTES, weights = shared_address(b.norm[warp]);
+    if (job >= p.jobs) {
+      if (p.apart) finish_apart(p, l.fresh.next);
+      return;
+    }
+    // The part of the columns that this warp makes; of eight stretches it is its own one, and is made bit by bit. Of a
+    // block's own stretch warps make a part each.
+    bool apart = p.apart != nullptr;
+    u32 all = apart ? n / WARPS : n, before = apart ? job % WARPS * all : 0;
+    u32 from = before + all * warp / WARPS, to = before + all * (warp + 1) / WARPS;
+    bool own = stretches == WARPS && !apart, once = to - from <= AT_A_TIME;
+    u32 mine = frags + (own ? warp * AT_A_TIME : from - before) * BLOCK_BYTES, weights = shared_address(b.norm[warp]);
     Numbers x(p, rows, lane, l.fresh.polls);
     float scale = 1.0f;
     auto two = [&](u32 block) { return block + 1 < to; };
@@ -297,7 +324,7 @@ struct Consumer {
     if (!own) meet();
     else __syncwarp();
     bool bit_by_bit = own && !once;
-    u32 stretch = warp & stretches - 1, sub = warp >> log;
+    u32 sub = apart ? 0 : warp >> log, stretch = Part(p, job, warp).stretch;
     u32 begin = n * stretch >> log, end = n * (stretch + 1) >> log;
     walk.arrivals = p.alone ? WARPS : WARPS >> log, walk.step = owners.count;
     u32 owner = p.alone ? warp : sub, begins = p.alone ? stretch * owners.spans : 0;
@@ -305,8 +332,8 @@ struct Consumer {
     bool has = sub < subs;
     u32 q = lane % 4, g = lane / 4;
 #pragma unroll 1
-    for (; job < p.jobs; job += gridDim.x) {
-      u32 which = job * subs + (has ? sub : 0);
+    for (; job < p.jobs; job += next_job(p)) {
+      u32 which = has ? Part(p, job, warp).sub : job * subs;
       Tile tile = tile_of(p, which / 4);
       const Matrix* matrix[2];
       Lines line = lines_of(p, tile, which % 4 * 16 + lane / 4, matrix);
@@ -330,9 +357,9 @@ struct Consumer {
           // What comes next is on its way while this is multiplied.
           bool more = until < end;
           u32 after = more ? until : begin;
-          if (more || job + gridDim.x < p.jobs) x.ask(after, two(after));
+          if (more || job + next_job(p) < p.jobs) x.ask(after, two(after));
         }
-        u32 at = own ? mine : frags + block * BLOCK_BYTES;
+        u32 at = own ? mine : frags + (block - before) * BLOCK_BYTES;
 #define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, block, until, at, acc)
 #define TAKES(...) (__VA_ARGS__::takes(*matrix[0]) && __VA_ARGS__::takes(*matrix[1]))
 #define PLANES(LO, HI)                                                                      \
@@ -355,6 +382,10 @@ struct Consumer {
       }
       if (has) walk.end(begins + owners.spans);
       base.step(owners.spans * owners.count, walk.stages);
+      if (apart) {
+        leave_apart(p, which, stretch, acc, l.fresh.next);
+        continue;
+      }
       Outputs out(p, tile, which, rows, l.fresh.next);
       if (stretches == 1) {
         if (has) {
@@ -378,7 +409,39 @@ struct Consumer {
       }
     }
     // Nobody makes rows where others still multiply.
-    if (stretches == 1) meet();
+    if (stretches == 1 || apart) meet();
+    if (apart) finish_apart(p, l.fresh.next);
+  }
+
+  DEV float* apart_at(const Several& p, u32 stretch, u32 row, u32 output) const {
+    return p.apart + (u64)(stretch * ROWS_MOST + row) * p.jobs * 16 + output;
+  }
+  // What a stretch of 16 outputs comes to, as the tensor cores leave it.
+  DEV void leave_apart(const Several& p, u32 sub, u32 stretch, const float* acc, long long next) const {
+#pragma unroll
+    for (u32 k = 0; k < 4; k++) {
+      u32 row = lane % 4 * 2 + k % 2;
+      float* to = apart_at(p, stretch, row, sub * 16 + lane / 4 + k / 2 * 8);
+      if (row < rows) ::leave(to, acc[k], next);
+      else take_out(to, next);
+    }
+  }
+  // Adds stretches up: a block has 16 outputs, a thread one of them and a row.
+  DEV void finish_apart(const Several& p, long long next) const {
+    u32 row = threadIdx.x / 16, o = threadIdx.x % 16;
+#pragma unroll 1
+    for (u32 sub = blockIdx.x; sub < p.jobs && row < ROWS_MOST; sub += gridDim.x) {
+      Outputs out(p, tile_of(p, sub / 4), sub, rows, next);
+      float v[WARPS] = {}, early = out.early(row, o);
+      if (row < rows) {
+#pragma unroll
+        for (u32 s = 0; s < WARPS; s++) v[s] = fresh_f32(apart_at(p, s, row, sub * 16 + o));
+#pragma unroll
+        for (u32 s = 0; s < WARPS; s++)
+          while (is_nobody(v[s])) v[s] = fresh_f32(apart_at(p, s, row, sub * 16 + o));
+      }
+      out.finish(row, o, sum_of_stretches(v), 0.0f, early);
+    }
   }
 };
 

@@ -3,6 +3,12 @@
 //! Addresses are device addresses. A unit test and assertions in the kernels hold the sizes to the
 //! same numbers.
 
+mod attend;
+mod rows;
+
+pub(super) use attend::*;
+pub(super) use rows::*;
+
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 4;
 /// Units of a span.
@@ -220,6 +226,8 @@ pub(super) struct Several {
     /// Whether each stretch has spans of its own.
     pub alone: u32,
     pub domains: u32,
+    /// Where stretches that blocks have are left until they are added up; 0 if warps have them.
+    pub apart: u64,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
@@ -267,73 +275,6 @@ pub(super) const PLAIN_ROWS: u32 = 0;
 pub(super) const NARROW_TILES: u32 = 1;
 pub(super) const WIDE_TILES: u32 = 2;
 
-/// What a row-local operation does.
-pub(super) const R_EMBED: u32 = 0;
-pub(super) const R_SELECT: u32 = 1;
-pub(super) const R_NORM: u32 = 2;
-pub(super) const R_ROPE: u32 = 3;
-pub(super) const R_UNARY: u32 = 4;
-pub(super) const R_BINARY: u32 = 5;
-pub(super) const R_SLICE: u32 = 6;
-pub(super) const R_PUT: u32 = 7;
-pub(super) const R_STORE: u32 = 8;
-pub(super) const R_SPLIT: u32 = 9;
-pub(super) const R_SHARES: u32 = 10;
-pub(super) const R_TOP_K: u32 = 11;
-pub(super) const R_PICK: u32 = 12;
-pub(super) const R_MIX: u32 = 13;
-pub(super) const R_JOIN: u32 = 14;
-
-/// What names the rows of a table.
-pub(super) const TOKENS: u32 = 0;
-pub(super) const POSITIONS: u32 = 1;
-pub(super) const PICKS: u32 = 2;
-pub(super) const ALL: u32 = 3;
-
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq)]
-pub(super) struct RowOp {
-    pub what: u32,
-    pub to: u32,
-    pub len: u32,
-    pub kind: u32,
-    pub c: f32,
-    pub n0: u32,
-    pub n1: u32,
-    pub n2: u32,
-    pub a: Operand,
-    pub b: Operand,
-    pub aux: u64,
-    pub aux2: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq)]
-pub(super) struct Job {
-    pub first_block: u32,
-    pub unit: u32,
-    pub op: u32,
-    pub ops: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct RowList {
-    pub tokens: u64,
-    pub positions: u64,
-    pub slots: u64,
-    pub outs: u64,
-    pub jobs: u32,
-    /// Rows that the list sees in a row of the step.
-    pub fold: u32,
-    /// Units of all jobs; blocks beyond them have none.
-    pub blocks: u32,
-    pub unused: u32,
-    pub job: [Job; MAX_JOBS],
-    pub table: [Matrix; MAX_TABLES],
-    pub op: [RowOp; MAX_ROW_OPS],
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub(super) struct Experts {
@@ -358,85 +299,6 @@ pub(super) struct Experts {
     pub part: [Matrix; MAX_PARTS],
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq)]
-pub(super) struct Attend {
-    pub q: u64,
-    pub out: u64,
-    pub keys: u64,
-    pub values: u64,
-    /// 0 where keys and values are halves.
-    pub key_scales: u64,
-    pub value_scales: u64,
-    pub positions: u64,
-    pub slots: u64,
-    pub partial: u64,
-    pub arrived: u64,
-    pub sinks: u64,
-    pub q_stride: u32,
-    pub out_stride: u32,
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub dim: u32,
-    pub context: u32,
-    pub window: u32,
-    pub chunks: u32,
-    pub scale: f32,
-    pub softcap: f32,
-    pub split: u32,
-    pub alibi: f32,
-    /// How many of `kv_heads` are one in the cache.
-    pub share: u32,
-    /// Rows of the step.
-    pub rows: u32,
-    /// Chunks on their way, and how many there is room for.
-    pub buffers: u32,
-    pub room: u32,
-    pub left: SplitTiles,
-}
-
-/// Heads as a product left them, and what becomes of them; zeros for what is not done.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq)]
-pub(super) struct Heads {
-    pub raw: u64,
-    pub bias: u64,
-    pub norm: u64,
-    pub turns: u64,
-    pub eps: f32,
-    pub turn: u32,
-    pub halves: u32,
-    pub unused: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default, Debug, PartialEq)]
-pub(super) struct AttendOne {
-    pub q: Heads,
-    pub k: Heads,
-    pub v: Heads,
-    pub out: u64,
-    pub keys: u64,
-    pub values: u64,
-    pub positions: u64,
-    pub slots: u64,
-    pub sinks: u64,
-    pub partial: u64,
-    pub arrived: u64,
-    pub kv_heads: u32,
-    pub group: u32,
-    pub taken: u32,
-    pub parts: u32,
-    pub dim: u32,
-    pub context: u32,
-    pub window: u32,
-    pub runs: u32,
-    pub chunk: u32,
-    pub buffers: u32,
-    pub scale: f32,
-    pub softcap: f32,
-}
-
 /// How a link waits for others, and what it leaves.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -456,12 +318,14 @@ pub(super) struct LinkHead {
     pub unused: u32,
     pub fresh: Fresh,
 }
-pub(super) const LINK_BYTES: usize = 2784;
+pub(super) const LINK_BYTES: usize = 2800;
 /// A chain of one row has a warp more, which brings what is in the cache.
 pub(super) const CHAIN_THREADS: u32 = GEMV_THREADS + 32;
 /// A chain's own shared memory, rounded up, of one row and of several.
 pub(super) const CHAIN_SHARED: usize = 31 << 10;
 pub(super) const SEVERAL_SHARED: usize = 30 << 10;
+/// Rows of a step of several whose heads attention can make.
+pub(super) const MAKES_HEADS: usize = 32;
 /// Rows of a chain over several of them, blocks of columns that it has a norm for, and that a warp has at a time; bytes
 /// of one.
 pub(super) const SEVERAL: usize = 8;
@@ -470,16 +334,6 @@ pub(super) const AT_A_TIME: usize = 2;
 pub(super) const BLOCK_BYTES: usize = 4096;
 /// Its threads: warps that multiply, and one that fetches.
 pub(super) const SEVERAL_THREADS: u32 = (WARPS as u32 + 1) * 32;
-
-/// What a block of attention of one row has in shared memory beside its tiles.
-pub(super) fn attend_shared(pairs: usize) -> usize {
-    (2 * QUERIES * (64 * pairs + 8) * 2 + 256 * pairs + 2596).next_multiple_of(16)
-}
-
-/// The same of a chain's page, with what the block sees of the cache.
-pub(super) fn attend_page(pairs: usize) -> usize {
-    128 + attend_shared(pairs).next_multiple_of(128)
-}
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
@@ -588,16 +442,17 @@ mod tests {
             size_of::<Experts>(),
             size_of::<Attend>(),
             size_of::<AttendOne>(),
+            size_of::<AttendFew>(),
             size_of::<LinkHead>(),
-            size_of::<LinkHead>() + size_of::<Gemv>() - LINK_BYTES,
-            size_of::<LinkHead>() + size_of::<Several>() - LINK_BYTES,
+            LINK_BYTES - size_of::<LinkHead>() - size_of::<Gemv>(),
+            LINK_BYTES - size_of::<LinkHead>() - size_of::<Several>(),
             size_of::<Chain>(),
             size_of::<Sample>(),
             size_of::<Given>(),
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2784, 3664, 456, 168, 256, 24, 0, 0, 56, 120, 64, 40, 24]);
+        assert_eq!(sizes, [2760, 2784, 3664, 456, 168, 256, 312, 24, 16, 8, 56, 120, 64, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

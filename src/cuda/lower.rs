@@ -8,10 +8,11 @@
 //! | `columns`, `linear`, `product` | a product: what becomes of its columns, its launches |
 //! | `tiles`, `split` | of many rows: how it is dealt out over blocks, and how rows come to it |
 //! | `experts` | a product with the weights that rows picked |
-//! | `attend`, `sample` | attention, and a token from its row of logits |
+//! | `attend`, `sample` | attention, of one and of a few rows with the making of heads; a token from its row of logits |
 //! | `chain`, `several` | launches over one row, and products over a few, as one kernel |
 
 mod attend;
+mod attend_few;
 mod attend_one;
 mod chain;
 mod columns;

@@ -1,6 +1,8 @@
 //! A plan in the device's terms: launches with their parameters, and the memory they share.
 
-use super::abi::{Attend, AttendOne, Chain, Experts, Gemm, Gemv, RowList, Sample, Several};
+use super::abi::{
+    Attend, AttendFew, AttendOne, Chain, Experts, Gemm, Gemv, RowList, Sample, Several,
+};
 use super::driver::Shape;
 use super::layout::{Layout, Product};
 use crate::graph::op::Rope;
@@ -163,6 +165,8 @@ pub(super) struct Bases {
     pub fresh: u64,
     pub next: i64,
     pub links: u64,
+    /// Rows of a step at most, if attention makes their heads; else 0.
+    pub few: usize,
 }
 
 impl Bases {
@@ -183,6 +187,7 @@ pub(super) enum Kernel {
     /// With so many pairs of elements a lane.
     AttendOne(u32),
     AttendMany(u32),
+    AttendFew(u32),
     Chain,
     /// A link of a chain over several rows, and the chain.
     Several(Product),
@@ -213,6 +218,7 @@ pub(super) enum Parameters {
     Experts(Box<Experts>),
     Attend(Attend),
     AttendOne(Box<AttendOne>),
+    AttendFew(Box<AttendFew>),
     Several(Box<Several>),
     Chain(Box<Links>),
     Sample(Sample),
@@ -251,6 +257,10 @@ impl Launch {
                 super::lower::set_buffers(p, &mut self.shape, self.kernel, n);
             }
             Parameters::Attend(_) => {}
+            Parameters::AttendFew(p) => {
+                p.many.rows = n;
+                self.shape.grid.1 = n;
+            }
             Parameters::Chain(p) => p.chain.rows = n,
             Parameters::AttendOne(_) | Parameters::Several(_) => {}
             Parameters::Sample(p) => {

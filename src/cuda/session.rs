@@ -13,7 +13,7 @@ mod step;
 mod upload;
 
 use super::CudaBackend;
-use super::abi::{Given, SEVERAL, SamplerState};
+use super::abi::{Given, MAKES_HEADS, SEVERAL, SamplerState};
 use super::driver::{Device, Event, Function, Graph, Memory, Pinned, Stream};
 use super::lower::{Chip, launches, table};
 use super::program::{Bases, Kernel, Launch, Parameters, Program, Tensor, Work};
@@ -80,8 +80,8 @@ struct Ready {
     turn: usize,
     /// Words for the host from a turn's first to the next one's.
     apart: usize,
-    /// Whether it is for steps of two to eight rows only.
-    several: bool,
+    /// If it is for steps of two to so many rows only; else 0.
+    few: usize,
 }
 
 type Launches = Vec<(Launch, Functions)>;
@@ -94,7 +94,7 @@ impl Ready {
     /// Whether it runs steps of so many rows, so many of them with logits.
     fn holds(&self, rows: usize, outs: usize) -> bool {
         let limits = self.program.plan.limits();
-        let few = !self.several || (2..=SEVERAL).contains(&rows);
+        let few = self.few == 0 || (2..=self.few).contains(&rows);
         few && rows <= limits.rows && outs <= limits.outs
     }
 
@@ -198,11 +198,14 @@ impl CudaSession {
         let chip = &backend.target.0;
         let count = programs.len();
         for (i, program) in programs.into_iter().enumerate() {
-            // Over several, the one that holds every step.
+            // Over several, the one that holds every step: of as few rows as chains take, and of some more.
             if program.work.several > 0 && i + 1 == count {
                 let (at, links) = ((offsets[12], work.several), (offsets[13], work.several_links));
-                let turns = session.turns(at, links)?;
-                session.add(program.clone(), chip, &turns, true)?;
+                let mut turns = session.turns(at, links)?;
+                turns.iter_mut().for_each(|b| b.few = SEVERAL);
+                session.add(program.clone(), chip, &turns, SEVERAL)?;
+                let more = Bases { few: MAKES_HEADS, ..session.bases };
+                session.add(program.clone(), chip, &[more], MAKES_HEADS)?;
             }
             // Steps over one row: the first program that holds them runs them all.
             let mut turns = vec![session.bases];
@@ -210,7 +213,7 @@ impl CudaSession {
                 turns = session.turns((offsets[10], work.fresh), (offsets[11], work.links))?;
                 turns[1].result += 4 * limits.outs as u64;
             }
-            session.add(program, chip, &turns, false)?;
+            session.add(program, chip, &turns, 0)?;
         }
         session.take.1 = Given {
             from: session.staging.address()?,
@@ -259,6 +262,7 @@ impl CudaSession {
             fresh: 0,
             next: 0,
             links: 0,
+            few: 0,
         })
     }
 
@@ -276,7 +280,7 @@ impl CudaSession {
     }
 
     /// Makes a program's launches, in each turn.
-    fn add(&mut self, program: Program, chip: &Chip, turns: &[Bases], several: bool) -> Result<()> {
+    fn add(&mut self, program: Program, chip: &Chip, turns: &[Bases], few: usize) -> Result<()> {
         let mut made = Vec::new();
         for bases in turns {
             let launches = launches(chip, &program, bases)?;
@@ -288,7 +292,7 @@ impl CudaSession {
         }
         let apart = turns.iter().map(|b| b.result - self.bases.result).max().unwrap_or(0) / 4;
         let apart = size(apart)?;
-        self.programs.push(Ready { program, turns: made, turn: 0, apart, several });
+        self.programs.push(Ready { program, turns: made, turn: 0, apart, few });
         Ok(())
     }
 

@@ -151,6 +151,7 @@ impl Machine {
             }
             Parameters::Attend(p) => self.attend(p, n),
             Parameters::AttendOne(p) => self.attend_one(p),
+            Parameters::AttendFew(p) => self.attend_few(p, n),
             Parameters::Chain(p) => {
                 for link in &p.links {
                     self.run(&link.parameters, link.shape.grid, link.shape.shared as usize, n);
@@ -235,31 +236,14 @@ impl Machine {
 
     /// Makes the row's own heads, and attends as the other kernel does.
     fn attend_one(&mut self, p: &AttendOne) {
-        let (dim, heads) = (p.dim as usize, p.kv_heads * p.group);
-        let (position, slot) = (self.word(p.positions), u64::from(self.word(p.slots)));
-        let q: Vec<f32> = (0..heads).flat_map(|n| self.head(&p.q, n, dim, position)).collect();
-        for (h, cache) in [(&p.k, p.keys), (&p.v, p.values)] {
-            for n in (0..p.kv_heads).filter(|_| h.raw != 0) {
-                let row = slot * u64::from(p.kv_heads) + u64::from(n);
-                let row = row * u64::from(p.context) + u64::from(position);
-                for (d, v) in self.head(h, n, dim, position).into_iter().enumerate() {
-                    let at = cache as usize + 2 * (row as usize * dim + d);
-                    self.memory[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
-                }
-            }
-        }
-        let at = self.memory.len() as u64;
-        self.memory.resize(self.memory.len() + 4 * q.len(), 0xff);
-        q.iter().enumerate().for_each(|(i, &v)| self.set(at + 4 * i as u64, v));
-        let p = Attend {
-            q: at,
+        let many = Attend {
             out: p.out,
             keys: p.keys,
             values: p.values,
             positions: p.positions,
             slots: p.slots,
             sinks: p.sinks,
-            heads,
+            heads: p.kv_heads * p.group,
             kv_heads: p.kv_heads,
             dim: p.dim,
             context: p.context,
@@ -269,7 +253,33 @@ impl Machine {
             share: 1,
             ..Attend::default()
         };
-        self.attend(&p, 1);
+        self.attend_few(&AttendFew { many, q: p.q, k: p.k, v: p.v }, 1);
+    }
+
+    /// Makes the heads of all rows, and attends as the other kernel does.
+    fn attend_few(&mut self, p: &AttendFew, n: usize) {
+        let (many, dim, mut q) = (&p.many, p.many.dim as usize, Vec::new());
+        let kv_heads = many.kv_heads / many.share;
+        for row in 0..n as u64 {
+            let position = self.word(many.positions + 4 * row);
+            let slot = u64::from(self.word(many.slots + 4 * row));
+            let of = |h: &Heads| Heads { raw: h.raw + 4 * row * u64::from(h.stride), ..*h };
+            q.extend((0..many.heads).flat_map(|n| self.head(&of(&p.q), n, dim, position)));
+            for (h, cache) in [(&p.k, many.keys), (&p.v, many.values)] {
+                for n in (0..kv_heads).filter(|_| h.raw != 0) {
+                    let kept = slot * u64::from(kv_heads) + u64::from(n);
+                    let kept = kept * u64::from(many.context) + u64::from(position);
+                    for (d, v) in self.head(&of(h), n, dim, position).into_iter().enumerate() {
+                        let at = cache as usize + 2 * (kept as usize * dim + d);
+                        self.memory[at..at + 2].copy_from_slice(&f16::from_f32(v).to_le_bytes());
+                    }
+                }
+            }
+        }
+        let at = self.memory.len() as u64;
+        self.memory.resize(self.memory.len() + 4 * q.len(), 0xff);
+        q.iter().enumerate().for_each(|(i, &v)| self.set(at + 4 * i as u64, v));
+        self.attend(&Attend { q: at, q_stride: many.heads * many.dim, ..*many }, n);
         self.memory.truncate(at as usize);
     }
 

@@ -15,7 +15,7 @@ mod profile;
 mod rows;
 
 use super::CudaTarget;
-use super::abi::SEVERAL;
+use super::abi::{MAKES_HEADS, SEVERAL};
 use super::lower::{self, launches};
 use super::program::{Bases, Launch, Parameters, Program, TensorKind};
 use crate::graph::{DType, Graph, Lead, Weights, arch};
@@ -26,7 +26,8 @@ use machine::Machine;
 use std::collections::BTreeMap;
 
 /// Memory for `program`, with the weights in it.
-fn load(program: &Program, w: &dyn Weights, several: bool) -> Machine {
+fn load(program: &Program, w: &dyn Weights, few: usize) -> Machine {
+    let several = few == SEVERAL;
     let (plan, limits) = (&program.plan, program.plan.limits());
     let bytes = plan.bytes();
     let offsets = program.work.offsets().unwrap();
@@ -59,6 +60,7 @@ fn load(program: &Program, w: &dyn Weights, several: bool) -> Machine {
         fresh: part(if several { 12 } else { 10 }, work),
         next: if several { program.work.several } else { program.work.fresh } as i64 / 2,
         links: part(if several { 13 } else { 11 }, work),
+        few,
         ..Bases::default()
     };
     // What nobody wrote is not a number.
@@ -108,15 +110,24 @@ fn load(program: &Program, w: &dyn Weights, several: bool) -> Machine {
     machine
 }
 
+/// Rows of a step, and rows at most of the steps that launches are made for: chains over several, attention that makes heads,
+/// or neither.
+type Rows = (usize, usize);
+
 /// The first output's rows for all tokens in chunks, in slot 1 of 2.
-fn run(graph: &Graph, w: &dyn Weights, chunk: usize, context: usize, tokens: &[u32]) -> Vec<f32> {
+fn run(
+    graph: &Graph,
+    w: &dyn Weights,
+    (chunk, few): Rows,
+    context: usize,
+    tokens: &[u32],
+) -> Vec<f32> {
     let rows = chunk.min(tokens.len());
     let limits = Limits { rows, outs: rows, slots: 2, context };
     let target = CudaTarget::of(90).unwrap();
     let plan = Plan::with_options(graph, &target, limits, Options::default()).unwrap();
     let program = lower::lower(&target.0, &plan).unwrap();
-    // Few rows go through chains.
-    let mut machine = load(&program, w, (2..=SEVERAL).contains(&rows));
+    let mut machine = load(&program, w, few);
     let mut all = Vec::new();
     let mut position = 0;
     for chunk in tokens.chunks(chunk) {
@@ -153,13 +164,13 @@ fn every_op_lowers_to_what_it_means() {
     let mut failed = Vec::new();
     for case in cases::cases() {
         let graph = case.graph(&w);
-        for chunk in [1, 5, 10] {
+        for rows in [(1, 0), (5, SEVERAL), (10, 0), (10, MAKES_HEADS)] {
             let tokens: Vec<u32> = (0..10).map(|i| (i * 37 % cases::TOKENS) as u32).collect();
             let want = reference(&graph, &w, 16, &tokens);
-            let got = std::panic::catch_unwind(|| run(&graph, &w, chunk, 16, &tokens));
+            let got = std::panic::catch_unwind(|| run(&graph, &w, rows, 16, &tokens));
             let error = got.map_or(f64::INFINITY, |got| nmse(&got, &want));
             if error > if case.caches { 2e-6 } else { 1e-9 } {
-                failed.push(format!("{}, chunk {chunk}: {error:.1e}", case.name));
+                failed.push(format!("{}, {rows:?}: {error:.1e}", case.name));
             }
         }
     }
@@ -167,43 +178,59 @@ fn every_op_lowers_to_what_it_means() {
 }
 
 /// A small model's launches of a step of so many rows, after it gave the reference's values in such steps.
-fn small_steps(rows: usize) -> Vec<Launch> {
+fn small_steps((rows, few): Rows) -> Vec<Launch> {
     let w = llama_weights(&SMALL, Format::BF16);
     let graph = llama(&SMALL, &w);
     let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
-    let got = run(&graph, &w, rows, 16, &tokens);
+    let got = run(&graph, &w, (rows, few), 16, &tokens);
     let error = nmse(&got, &reference(&graph, &w, 16, &tokens));
     assert!(error < 2e-6, "{rows} rows: {error:.1e}");
     let target = CudaTarget::of(90).unwrap();
     let limits = Limits { rows, outs: rows, slots: 2, context: 16 };
     let plan = Plan::new(&graph, &target, limits).unwrap();
     let program = lower::lower(&target.0, &plan).unwrap();
-    let bases = load(&program, &w, (2..=SEVERAL).contains(&rows)).bases;
+    let bases = load(&program, &w, few).bases;
     launches(&target.0, &program, &bases).unwrap()
 }
 
 #[test]
 fn rows_that_launches_leave_split_are_what_products_take() {
     // Attention's, and the gate's, of each layer.
-    let made = small_steps(10);
-    let left = made.iter().filter(|l| match &l.parameters {
-        Parameters::Gemm(p) => p.left.at != 0,
-        Parameters::Attend(p) => p.left.at != 0,
-        _ => false,
-    });
-    assert_eq!(left.count(), 2 * SMALL.layers);
+    for few in [0, MAKES_HEADS] {
+        let made = small_steps((10, few));
+        let left = made.iter().filter(|l| match &l.parameters {
+            Parameters::Gemm(p) => p.left.at != 0,
+            Parameters::Attend(p) => p.left.at != 0,
+            Parameters::AttendFew(p) => p.many.left.at != 0,
+            _ => false,
+        });
+        assert_eq!(left.count(), 2 * SMALL.layers);
+    }
 }
 
 #[test]
 fn products_of_a_few_rows_are_links_of_chains() {
     for rows in [2, 5, 8] {
-        let made = small_steps(rows);
+        let made = small_steps((rows, SEVERAL));
         let links = made.iter().map(|l| match &l.parameters {
             Parameters::Chain(p) => p.links.len(),
             _ => 0,
         });
         // Four products a layer.
         assert_eq!(links.sum::<usize>(), 4 * SMALL.layers);
+    }
+}
+
+#[test]
+fn attention_of_few_rows_makes_their_heads() {
+    for (rows, lists) in [((5, SEVERAL), 0), ((10, MAKES_HEADS), 2), ((10, 0), 3)] {
+        let made = small_steps(rows);
+        let all = |of: fn(&Parameters) -> bool| made.iter().filter(|l| of(&l.parameters)).count();
+        let attention = all(|p| matches!(p, Parameters::AttendFew(_)));
+        assert_eq!(attention, if rows.1 > 0 { SMALL.layers } else { 0 });
+        // Of a layer the norms before its products, and else the making of heads.
+        let rest = all(|p| matches!(p, Parameters::Rows(_)));
+        assert!(rest >= lists * SMALL.layers && rest < (lists + 1) * SMALL.layers + 3, "{rest}");
     }
 }
 
@@ -217,12 +244,12 @@ fn every_architecture_lowers_to_what_it_means() {
         let library = arch::Library::embedded();
         let graph = arch::build_for(model.meta(), &model, &library, context).unwrap();
         let want = tiny::reference_logits(&graph, &model, &fixture.prompt);
-        for chunk in [1, 7, 16] {
-            let got = std::panic::catch_unwind(|| run(&graph, &model, chunk, 96, &fixture.prompt));
+        for rows in [(1, 0), (7, SEVERAL), (16, 0), (16, MAKES_HEADS)] {
+            let got = std::panic::catch_unwind(|| run(&graph, &model, rows, 96, &fixture.prompt));
             let error = got.map_or(f64::INFINITY, |got| nmse(&got, &want));
-            println!("{name}, chunk {chunk}: {error:.1e}");
+            println!("{name}, {rows:?}: {error:.1e}");
             if error > 2e-6 {
-                failed.push(format!("{name}, chunk {chunk}: {error:.1e}"));
+                failed.push(format!("{name}, {rows:?}: {error:.1e}"));
             }
         }
     }

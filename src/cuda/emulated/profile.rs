@@ -15,7 +15,7 @@ fn profile(graph: &Graph, w: &dyn Weights, capability: u32) -> (Plan, Profile) {
     let target = CudaTarget::of(capability).unwrap();
     let plan = Plan::new(graph, &target, limits).unwrap();
     let program = lower::lower(&target.0, &plan).unwrap();
-    let bases = load(&program, w, false).bases;
+    let bases = load(&program, w, 0).bases;
     let mut made = launches(&target.0, &program, &bases).unwrap();
     made.iter_mut().for_each(|l| l.set_rows(1));
     let made = unchained(&made);

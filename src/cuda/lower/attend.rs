@@ -3,7 +3,7 @@
 
 use super::attend_one::pairs;
 use super::{Chip, Lowering, count, unplaced};
-use crate::cuda::abi::{Attend, CHUNK, MANY, OWN, SplitTiles};
+use crate::cuda::abi::{Attend, CHUNK, MANY, OWN};
 use crate::cuda::driver::Shape;
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::op::CachePart;
@@ -63,27 +63,48 @@ impl Lowering<'_> {
         if let Some(chunks) = self.chunks(id) {
             return self.attend_one(id, chunks);
         }
+        if let Some(heads) = self.heads.take() {
+            return self.attend_few(id, heads);
+        }
         let node = self.graph.node(id);
-        let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };
-        let (keys, values) = self.caches(id)?;
-        let (&[heads, dim], &[kv, _]) =
-            (node.ty.dims.as_slice(), self.graph.ty(self.arg(id, 1)?).dims.as_slice())
-        else {
-            return Err(unplaced(id));
-        };
+        let (kv, group, dim) = self.shape_of(id).ok_or_else(|| unplaced(id))?;
         let split = self.most(node.ty.lead) == 1;
         let room = many_room(self.chip, pairs(dim));
         let room = room.filter(|_| !split && self.on_tensor_cores(id, dim));
         let share = match room {
-            Some(_) => many_shares(heads / kv),
-            None => shares(self.chip, heads / kv, dim),
+            Some(_) => many_shares(group),
+            None => shares(self.chip, group, dim),
         };
         let share = share.ok_or_else(|| unplaced(id))?;
+        let p = Attend {
+            split: u32::from(split),
+            room: count(room.unwrap_or(0))?,
+            ..self.attended(id, share)?
+        };
         let kv = kv * share;
+        if let Some(room) = room {
+            let (kernel, shared) = (Kernel::AttendMany(pairs(dim)), many_shared(pairs(dim), room));
+            let grid = (count(kv)?, 1);
+            return self.push(kernel, grid, 128, shared, node.ty.lead, Parameters::Attend(p));
+        }
+        let blocks = if split {
+            count(kv * p.chunks as usize)?.clamp(1, (self.chip.processors * 2).max(1))
+        } else {
+            count(kv)?
+        };
+        let (grid, shared) = ((blocks, 1), attend_shared(group, dim));
+        self.push(Kernel::Attend, grid, 256, shared, node.ty.lead, Parameters::Attend(p))
+    }
+
+    /// What attention of rows is given, if so many blocks share a key head.
+    pub(super) fn attended(&self, id: NodeId, share: usize) -> Result<Attend> {
+        let node = self.graph.node(id);
+        let Op::Attend(op) = &node.op else { return Err(unplaced(id)) };
+        let (keys, values) = self.caches(id)?;
+        let (kv, group, dim) = self.shape_of(id).ok_or_else(|| unplaced(id))?;
         let (q, out) = (self.value(origin(self.graph, self.arg(id, 0)?))?, self.value(id)?);
         let context = self.plan.limits().context;
-        let chunks = context.div_ceil(CHUNK) + 1;
-        let p = Attend {
+        Ok(Attend {
             q: q.at,
             out: out.at,
             keys,
@@ -97,33 +118,19 @@ impl Lowering<'_> {
             sinks: node.args.get(5).map_or(Ok(0), |&w| self.address(w))?,
             q_stride: q.n,
             out_stride: out.n,
-            heads: count(heads)?,
-            kv_heads: count(kv)?,
+            heads: count(kv * group)?,
+            kv_heads: count(kv * share)?,
             dim: count(dim)?,
             context: count(context)?,
             // A window past the context sees everything.
             window: op.window.map_or(Ok(0), |w| count(w.min(context)))?,
-            chunks: count(chunks)?,
+            chunks: count(context.div_ceil(CHUNK) + 1)?,
             scale: op.scale,
             softcap: op.softcap.unwrap_or(0.0),
-            split: u32::from(split),
             alibi: op.alibi.unwrap_or(0.0),
             share: count(share)?,
-            rows: 0,
-            buffers: 0,
-            room: count(room.unwrap_or(0))?,
-            left: SplitTiles::default(),
-        };
-        if let Some(room) = room {
-            let (kernel, shared) = (Kernel::AttendMany(pairs(dim)), many_shared(pairs(dim), room));
-            let grid = (count(kv)?, 1);
-            return self.push(kernel, grid, 128, shared, node.ty.lead, Parameters::Attend(p));
-        }
-        let spread = self.chip.processors * 2;
-        let grid =
-            if split { (count(kv * chunks)?.min(spread).max(1), 1) } else { (count(kv)?, 1) };
-        let shared = attend_shared(heads / kv, dim);
-        self.push(Kernel::Attend, grid, 256, shared, node.ty.lead, Parameters::Attend(p))
+            ..Attend::default()
+        })
     }
 
     /// Where the keys and the values are that attention reads.

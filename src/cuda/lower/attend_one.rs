@@ -124,7 +124,7 @@ impl Lowering<'_> {
     }
 
     /// Key heads of an attention, query heads of each, and their width.
-    fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
+    pub(super) fn shape_of(&self, id: NodeId) -> Option<(usize, usize, usize)> {
         let node = self.graph.node(id);
         let keys = self.graph.ty(*node.args.get(1)?);
         let (&[heads, dim], &[kv, _]) = (node.ty.dims.as_slice(), keys.dims.as_slice()) else {
@@ -159,8 +159,8 @@ impl Lowering<'_> {
     pub(super) fn heads_of(&self, made: &[(Columns, Vec<Operand>)]) -> Result<Option<[Heads; 3]>> {
         let next = self.plan.groups().get(self.group + 1);
         let Some(GroupKind::Attend(id)) = next.map(|g| &g.kind) else { return Ok(None) };
-        let (Some((_, _, dim)), Some(_), 3) = (self.shape_of(*id), self.chunks(*id), made.len())
-        else {
+        let takes = self.chunks(*id).is_some() || self.attends_few(*id);
+        let (Some((_, _, dim)), true, 3) = (self.shape_of(*id), takes, made.len()) else {
             return Ok(None);
         };
         let mut found = [None; 3];
@@ -185,7 +185,7 @@ impl Lowering<'_> {
     ) -> Result<Option<(Heads, NodeId)>> {
         // Columns of one part.
         let ([raw], [values]) = (raw, columns.values.as_slice()) else { return Ok(None) };
-        let mut heads = Heads { raw: raw.at, ..Heads::default() };
+        let mut heads = Heads { raw: raw.at, stride: raw.n, ..Heads::default() };
         let Some(&(mut now)) = values.last() else { return Ok(None) };
         for value in values {
             if columns.nodes.is_empty() || self.put(*value)?.is_some() {

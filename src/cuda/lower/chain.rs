@@ -7,7 +7,7 @@
 use super::attend_one::one_room;
 use super::columns::{domains, raw};
 use super::product::chained;
-use super::several::polls;
+use super::several::{may_be_apart, polls};
 use super::{Chip, Lowering, count};
 use crate::Result;
 use crate::cuda::abi::*;
@@ -24,6 +24,8 @@ pub(super) struct Places {
     values: BTreeMap<NodeId, u64>,
     /// Of products, by group, before what becomes of their columns.
     raw: BTreeMap<usize, u64>,
+    /// Of products over several rows, by group: what stretches come to that blocks have.
+    apart: BTreeMap<usize, u64>,
     /// Of all, and links at most.
     pub bytes: usize,
     pub links: usize,
@@ -71,6 +73,10 @@ impl Places {
             {
                 let columns = raw(&domains(graph, *linear, epilogue)?);
                 all.raw.insert(i, take(columns)?);
+                if rows > 1 && may_be_apart(chip, graph, *linear) {
+                    let outputs = graph.ty(*linear).width().next_multiple_of(16 * WARPS);
+                    all.apart.insert(i, take(outputs.checked_mul(WARPS)?)?);
+                }
             }
         }
         all.bytes = end;
@@ -83,6 +89,10 @@ impl Places {
 
     pub(super) fn raw(&self, group: usize) -> Option<u64> {
         self.raw.get(&group).copied()
+    }
+
+    pub(super) fn apart(&self, group: usize) -> Option<u64> {
+        self.apart.get(&group).copied()
     }
 }
 
@@ -199,7 +209,7 @@ pub(super) fn as_one(
     Ok(Launch { kernel, tile: 0, shape, parameters, lead, group })
 }
 
-fn is_fresh(at: u64, bases: &Bases) -> bool {
+pub(super) fn is_fresh(at: u64, bases: &Bases) -> bool {
     at >= bases.fresh && at - bases.fresh < bases.next.unsigned_abs()
 }
 

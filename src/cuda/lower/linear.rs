@@ -74,7 +74,7 @@ impl Lowering<'_> {
                 self.product(lead, way, cols, row, some)?;
             }
         }
-        if one && whole.is_none() {
+        if whole.is_none() && (one || self.bases.few > 0) {
             self.heads = self.heads_of(&later)?;
             if self.heads.is_some() {
                 return Ok(());

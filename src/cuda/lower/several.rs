@@ -1,14 +1,14 @@
 //! Products over two to eight rows that follow each other as one kernel, on sm_90: each waits for the numbers of
 //! those before, while weights of the next are on their way.
 
-use super::chain::{as_one, domains_of, leaves};
+use super::chain::{as_one, domains_of, is_fresh, leaves};
 use super::product::Multiplied;
 use super::tiles::stretches;
 use super::{Chip, Lowering, count, too_large};
 use crate::Result;
 use crate::cuda::abi::*;
 use crate::cuda::program::{Bases, Kernel, Launch, Parameters};
-use crate::graph::Lead;
+use crate::graph::{Graph, Lead, NodeId};
 
 /// Stages that a ring must have.
 const FEWEST_STAGES: usize = 4;
@@ -26,6 +26,7 @@ impl Room {
         let span = parts.map(Matrix::largest_span).max().unwrap_or(0);
         // Of as many stretches as there are warps each makes its own rows bit by bit.
         let blocks = match p.stretches as usize {
+            WARPS if p.apart != 0 => p.cols as usize / WG_BLOCK / WARPS,
             WARPS => WARPS * AT_A_TIME,
             _ => p.cols as usize / WG_BLOCK,
         };
@@ -41,6 +42,15 @@ impl Room {
         let stages = room.checked_div(self.stage)?.min(MAX_STAGES);
         (stages >= FEWEST_STAGES).then_some(stages)
     }
+}
+
+/// Whether blocks may have a product's stretches, and not warps: of rows so long that a warp would make its eighth of them
+/// bit by bit. A block then makes an eighth of the rows, for eight times as many outputs.
+pub(super) fn may_be_apart(chip: &Chip, graph: &Graph, linear: NodeId) -> bool {
+    let &[x, _] = graph.node(linear).args.as_slice() else { return false };
+    let (cols, outputs) = (graph.ty(x).width(), graph.ty(linear).width());
+    let eight = |tiles| stretches(chip, tiles, cols) == WARPS as u32;
+    cols > WARPS * AT_A_TIME * WG_BLOCK && count(outputs.div_ceil(WG_M)).is_ok_and(eight)
 }
 
 /// The rows that a product multiplies, and the norm before it.
@@ -89,6 +99,13 @@ impl Lowering<'_> {
         // Whether stretches end where spans do, which are alike in all parts.
         let each = columns.part[0].span_cols() * stretches as usize;
         let alone = stretches == 1 || cols.is_multiple_of(each);
+        // A norm sees whole rows; and who waits for sums of stretches takes their places back for what it leaves.
+        let left = is_fresh(columns.domain[0].epilogue.out, self.bases);
+        let apart = self.places.apart(self.group).filter(|_| alone && row.norm.0 == 0 && left);
+        let (apart, jobs) = match apart {
+            Some(at) => (self.bases.fresh + at, outputs.next_multiple_of(WARPS as u32)),
+            None => (0, outputs.div_ceil(subs)),
+        };
         Ok(Several {
             x: row.row.at,
             norm: row.norm.0,
@@ -97,10 +114,11 @@ impl Lowering<'_> {
             stride: row.row.n,
             wide: u32::from(domains.iter().any(|d| d.1.iter().any(|part| part.0.in_planes()))),
             stretches,
-            jobs: outputs.div_ceil(subs),
+            jobs,
             subs,
             first_block: 0,
             alone: u32::from(alone),
+            apart,
             domains: count(domains.len())?,
             first: columns.first,
             domain: columns.domain,
@@ -267,6 +285,20 @@ mod tests {
                 _ => None,
             });
             assert_eq!(residuals.collect::<Vec<_>>(), [ROWS, FRESH, FRESH]);
+            // Of long rows blocks have stretches, and what those come to has places that nobody else has; but not where
+            // what the sum is left for is no link.
+            let apart = chain.links.iter().filter_map(|l| match &l.parameters {
+                Parameters::Several(p) => (p.apart != 0).then_some((p.cols, p.jobs, p.apart)),
+                _ => None,
+            });
+            let apart: Vec<_> = apart.collect();
+            assert!(apart.len() == 2 && apart.iter().all(|p| (p.0, p.1) == (8192, 128)));
+            let bytes = (WARPS * SEVERAL * 2048 * 4) as u64;
+            let end = bases.fresh + bases.next.unsigned_abs();
+            let ends = apart.iter().skip(1).map(|p| p.2).chain([end]);
+            assert!(
+                apart[0].2 >= bases.fresh && apart.iter().zip(ends).all(|(p, e)| p.2 + bytes <= e)
+            );
         }
     }
 

@@ -54,6 +54,9 @@ impl Lowering<'_> {
                 let whole = p.heads as usize * p.dim as usize == cols;
                 matches!(last.kernel, Kernel::AttendMany(_)) && p.out == at && whole
             }
+            Parameters::AttendFew(p) => {
+                p.many.out == at && p.many.heads as usize * p.many.dim as usize == cols
+            }
             Parameters::Gemm(p) => {
                 let e = &p.domain[0].epilogue;
                 let whole = p.part[0].rows as usize == cols;
@@ -71,6 +74,7 @@ impl Lowering<'_> {
         let Some(last) = self.out.last_mut() else { return Ok(false) };
         let (left, out) = match &mut last.parameters {
             Parameters::Attend(p) => (&mut p.left, &mut p.out),
+            Parameters::AttendFew(p) => (&mut p.many.left, &mut p.many.out),
             Parameters::Gemm(p) => (&mut p.left, &mut p.domain[0].epilogue.out),
             _ => return Ok(false),
         };

@@ -89,6 +89,11 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                 {
                     functions.insert(Some(Kernel::AttendMany(pairs)), one(&module, name, most)?);
                 }
+                for (pairs, name) in [(1, c"attend_few_1"), (2, c"attend_few_2")] {
+                    if chip.hopper {
+                        functions.insert(Some(Kernel::AttendFew(pairs)), one(&module, name, most)?);
+                    }
+                }
             }
             "chain" => {
                 let most = device.block_shared.saturating_sub(CHAIN_SHARED as u32);

@@ -362,7 +362,11 @@ fn timed(plan: &Plan, launch: &Launch, bases: &Bases, seconds: f64) -> Timed {
             }
             _ => Part::Whole,
         },
-        takes_on: matches!(&launch.parameters, Parameters::AttendOne(p) if p.k.raw != 0),
+        takes_on: match &launch.parameters {
+            Parameters::AttendOne(p) => p.k.raw != 0,
+            Parameters::AttendFew(_) => true,
+            _ => false,
+        },
         kernel: name(launch.kernel),
         weights: Some(weights),
         seconds,
@@ -412,6 +416,9 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
         Parameters::AttendOne(p) => {
             [&p.q, &p.k, &p.v].into_iter().flat_map(heads).chain([p.sinks]).collect()
         }
+        Parameters::AttendFew(p) => {
+            [&p.q, &p.k, &p.v].into_iter().flat_map(heads).chain([p.many.sinks]).collect()
+        }
         // Its links have their own lines.
         Parameters::Chain(_) | Parameters::Sample(_) => Vec::new(),
     }
@@ -453,6 +460,7 @@ fn name(kernel: Kernel) -> String {
         Kernel::Attend => "attend".to_string(),
         Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),
         Kernel::AttendMany(pairs) => format!("attend_many_{pairs}"),
+        Kernel::AttendFew(pairs) => format!("attend_few_{pairs}"),
         Kernel::Several(p) => of("several", p),
         Kernel::Chain => "chain".to_string(),
         Kernel::SeveralChain => "several".to_string(),

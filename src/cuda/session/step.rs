@@ -141,6 +141,7 @@ impl CudaSession {
                     Parameters::Experts(p) => function.launch(s, &**p, on),
                     Parameters::Attend(p) => function.launch(s, p, on),
                     Parameters::AttendOne(p) => function.launch(s, &**p, on),
+                    Parameters::AttendFew(p) => function.launch(s, &**p, on),
                     Parameters::Chain(p) => function.launch(s, &p.chain, on),
                     // A link is launched by its chain.
                     Parameters::Several(_) => Ok(()),
@@ -167,7 +168,7 @@ impl CudaSession {
 
     pub(super) fn replay(&mut self, input: &StepInput<'_>) -> Result<()> {
         let (rows, outs) = (input.tokens.len(), input.outs.len());
-        let holds = |several| move |r: &Ready| r.several == several && r.holds(rows, outs);
+        let holds = |few| move |r: &Ready| (r.few > 0) == few && r.holds(rows, outs);
         let few = self.programs.iter().position(holds(true));
         let Some(index) = few.or_else(|| self.programs.iter().position(holds(false))) else {
             return Err(Error::Invalid("no program holds this step".to_string()));
