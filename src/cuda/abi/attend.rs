@@ -82,7 +82,7 @@ pub(in crate::cuda) struct AttendOne {
     pub softcap: f32,
 }
 
-/// Attention of two to eight rows that makes their heads itself.
+/// Attention of few rows that makes their heads itself; `room` of `many` counts rows.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub(in crate::cuda) struct AttendFew {
