@@ -90,7 +90,18 @@ fn check_heads(most: usize, chunks: &[fn(usize) -> Vec<usize>]) {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn heads_of_every_width_windows_and_long_contexts() {
-    check_heads(1100, &[|n| vec![1; n], |n| vec![200; n.div_ceil(200)]]);
+    let few = |n: usize| {
+        let before = n / 200 * 200;
+        let sizes = [5, 20, 2].into_iter().cycle();
+        let mut left = n - before;
+        let rest = sizes.map_while(|size| {
+            let rows = size.min(left);
+            left -= rows;
+            (rows > 0).then_some(rows)
+        });
+        vec![200; before / 200].into_iter().chain(rest).collect()
+    };
+    check_heads(1100, &[|n| vec![1; n], |n| vec![200; n.div_ceil(200)], few]);
 }
 
 /// Few steps, for tools that take a second for each.
@@ -105,9 +116,11 @@ fn a_few_tokens_after_a_prompt() {
 #[ignore = "needs a CUDA device"]
 fn the_same_bits_again_and_whatever_stands_beside() {
     let backend = cuda();
-    for format in [Format::BF16, Format::Q4_0] {
-        let w = llama_weights(&SMALL, format);
-        let g = llama(&SMALL, &w);
+    for (format, head_norm) in [(Format::BF16, false), (Format::Q4_0, false), (Format::Q4_0, true)]
+    {
+        let s = Shape { head_norm, ..SMALL };
+        let w = llama_weights(&s, format);
+        let g = llama(&s, &w);
         let all = tokens(130, SMALL.vocabulary);
         let want = bits(&run(&g, &w, &backend, true, 130, 140, &all));
         assert!(want == bits(&run(&g, &w, &backend, true, 130, 140, &all)), "run again");

@@ -21,7 +21,7 @@ use super::program::{Bases, Launch, Parameters, Program, TensorKind};
 use crate::graph::{DType, Graph, Lead, Weights, arch};
 use crate::model::Format;
 use crate::plan::{Limits, Options, Plan, Role, origin};
-use common::{SMALL, llama, llama_weights, nmse, random, reference};
+use common::{SMALL, Shape, llama, llama_weights, nmse, random, reference};
 use machine::Machine;
 use std::collections::BTreeMap;
 
@@ -177,11 +177,11 @@ fn every_op_lowers_to_what_it_means() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// A small model's launches of a step of so many rows, after it gave the reference's values in such steps.
-fn small_steps((rows, few): Rows) -> Vec<Launch> {
-    let w = llama_weights(&SMALL, Format::BF16);
-    let graph = llama(&SMALL, &w);
-    let tokens: Vec<u32> = (0..10).map(|i| i * 71 % SMALL.vocabulary as u32).collect();
+/// Such a model's launches of a step of so many rows, after it gave the reference's values in such steps.
+fn small_steps(s: &Shape, (rows, few): Rows) -> Vec<Launch> {
+    let w = llama_weights(s, Format::BF16);
+    let graph = llama(s, &w);
+    let tokens: Vec<u32> = (0..10).map(|i| i * 71 % s.vocabulary as u32).collect();
     let got = run(&graph, &w, (rows, few), 16, &tokens);
     let error = nmse(&got, &reference(&graph, &w, 16, &tokens));
     assert!(error < 2e-6, "{rows} rows: {error:.1e}");
@@ -197,7 +197,7 @@ fn small_steps((rows, few): Rows) -> Vec<Launch> {
 fn rows_that_launches_leave_split_are_what_products_take() {
     // Attention's, and the gate's, of each layer.
     for few in [0, MAKES_HEADS] {
-        let made = small_steps((10, few));
+        let made = small_steps(&SMALL, (10, few));
         let left = made.iter().filter(|l| match &l.parameters {
             Parameters::Gemm(p) => p.left.at != 0,
             Parameters::Attend(p) => p.left.at != 0,
@@ -211,7 +211,7 @@ fn rows_that_launches_leave_split_are_what_products_take() {
 #[test]
 fn products_of_a_few_rows_are_links_of_chains() {
     for rows in [2, 5, 8] {
-        let made = small_steps((rows, SEVERAL));
+        let made = small_steps(&SMALL, (rows, SEVERAL));
         let links = made.iter().map(|l| match &l.parameters {
             Parameters::Chain(p) => p.links.len(),
             _ => 0,
@@ -224,7 +224,7 @@ fn products_of_a_few_rows_are_links_of_chains() {
 #[test]
 fn attention_of_few_rows_makes_their_heads() {
     for (rows, lists) in [((5, SEVERAL), 0), ((10, MAKES_HEADS), 2), ((10, 0), 3)] {
-        let made = small_steps(rows);
+        let made = small_steps(&SMALL, rows);
         let all = |of: fn(&Parameters) -> bool| made.iter().filter(|l| of(&l.parameters)).count();
         let attention = all(|p| matches!(p, Parameters::AttendFew(_)));
         assert_eq!(attention, if rows.1 > 0 { SMALL.layers } else { 0 });
@@ -232,6 +232,9 @@ fn attention_of_few_rows_makes_their_heads() {
         let rest = all(|p| matches!(p, Parameters::Rows(_)));
         assert!(rest >= lists * SMALL.layers && rest < (lists + 1) * SMALL.layers + 3, "{rest}");
     }
+    // Not where heads have norms, which a list adds up in another order.
+    let made = small_steps(&Shape { head_norm: true, ..SMALL }, (5, SEVERAL));
+    assert!(made.iter().all(|l| !matches!(l.parameters, Parameters::AttendFew(_))));
 }
 
 #[test]
