@@ -2,8 +2,9 @@
 //
 // A block has a tile of rows and a key head, as in attend_many.cuh. Keys and values of this step's rows in the tile's slot are
 // made by the block itself, whichever block writes them to the cache, and laid over what the cache has in their place:
-// so nobody waits for the cache, and most of it is asked for before the kernel waits. The order of sums in a norm and the
-// rounding of a rotation are those of a list of rows, which makes heads for steps of more rows.
+// so nobody waits for the cache, and most of it is asked for before the kernel waits. The rounding of a rotation is that of a
+// list of rows, which makes heads for steps of more rows; a norm's order of sums is a list's only where that has one head a
+// block, so heads with norms do not come here yet.
 #pragma once
 #include "attend_many.cuh"
 #include "heads.cuh"
