@@ -46,8 +46,8 @@ DEV void chunk(const Attend& p, const Tile& t, u32 from, u32 to) {
   u32 group = p.heads / p.kv_heads, stride = p.dim + 8, line = (group + 3) / 4 * 4;
   u32 blocks = line / QUERIES, quarter = threadIdx.x % 4;
   // Four lanes share a position.
-  for (u32 i = threadIdx.x / 4; i < POSITIONS * blocks; i += 64) {
-    u32 n = i % POSITIONS, g0 = i / POSITIONS * QUERIES;
+  for (u32 i = threadIdx.x / 4; i < CHUNK * blocks; i += 64) {
+    u32 n = i % CHUNK, g0 = i / CHUNK * QUERIES;
     float s[QUERIES] = {0, 0, 0, 0};
     bool in = n >= from && n < to;
     if (in) {
@@ -90,7 +90,7 @@ DEV void chunk(const Attend& p, const Tile& t, u32 from, u32 to) {
     if (lane == 0) t.most[g] = most, t.total[g] = total;
   }
   __syncthreads();
-  u32 pairs = p.dim / 2, per = POSITIONS / t.groups;
+  u32 pairs = p.dim / 2, per = CHUNK / t.groups;
   for (u32 i = threadIdx.x; i < pairs * t.groups * blocks; i += blockDim.x) {
     u32 d = i % pairs * 2, some = i / pairs % t.groups, g0 = i / pairs / t.groups * QUERIES;
     float sum[QUERIES][2] = {};
@@ -140,26 +140,26 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
   u32 line = (group + 3) / 4 * 4;
   t.q = (float*)shared;
   t.scores = t.q + group * p.dim;
-  t.most = t.scores + line * POSITIONS;
+  t.most = t.scores + line * CHUNK;
   t.total = t.most + line;
   t.keys = (u16*)(t.total + line);
-  t.values = t.keys + POSITIONS * (p.dim + 8);
+  t.values = t.keys + CHUNK * (p.dim + 8);
   t.sums = (float*)t.keys;
   t.groups = 8;
-  while (t.groups > 1 && t.groups * group * p.dim * 4 > POSITIONS * (p.dim + 8) * 2) t.groups /= 2;
+  while (t.groups > 1 && t.groups * group * p.dim * 4 > CHUNK * (p.dim + 8) * 2) t.groups /= 2;
   pdl_launch_next();
   // Positions and slots do not change within a step.
   u32 position = cg_u32(p.positions + row), slot = cg_u32(p.slots + row);
   u32 first = p.window && position + 1 > p.window ? position + 1 - p.window : 0;
-  u32 low = first / POSITIONS, high = position / POSITIONS + 1;
+  u32 low = first / CHUNK, high = position / CHUNK + 1;
 
   auto load_q = [&](u32 kv) {
     for (u32 i = threadIdx.x; i < group * p.dim; i += blockDim.x)
       t.q[i] = cg_f32(p.q + (u64)row * p.q_stride + kv * group * p.dim + i);
   };
   auto bounds = [&](u32 c, u32& from, u32& to) {
-    from = first > c * POSITIONS ? first - c * POSITIONS : 0;
-    to = min(POSITIONS, position + 1 - c * POSITIONS);
+    from = first > c * CHUNK ? first - c * CHUNK : 0;
+    to = min(CHUNK, position + 1 - c * CHUNK);
   };
 
   if (!p.split) {
@@ -171,8 +171,8 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
     for (u32 i = 0; i < OWN; i++) mine[i] = {-INFINITY, 0, 0};
     for (u32 c = low; c < high; c++) {
       bounds(c, from, to);
-      load_tile(p, t, slot, kv, c * POSITIONS, from, to);
-      t.head = kv * group, t.own = position - c * POSITIONS;
+      load_tile(p, t, slot, kv, c * CHUNK, from, to);
+      t.head = kv * group, t.own = position - c * CHUNK;
       __syncthreads();
       chunk(p, t, from, to);
 #pragma unroll
@@ -198,13 +198,13 @@ KERNEL __launch_bounds__(256) attend(const __grid_constant__ Attend p) {
     u32 kv = item % p.kv_heads, c = low + item / p.kv_heads, from, to;
     bounds(c, from, to);
     // All but the newest position were written in earlier steps.
-    u32 old = min(to, position - c * POSITIONS);
-    load_tile(p, t, slot, kv, c * POSITIONS, from, old);
+    u32 old = min(to, position - c * CHUNK);
+    load_tile(p, t, slot, kv, c * CHUNK, from, old);
     if (!waited) pdl_wait();
     waited = true;
-    load_tile(p, t, slot, kv, c * POSITIONS, old, to);
+    load_tile(p, t, slot, kv, c * CHUNK, old, to);
     load_q(kv);
-    t.head = kv * group, t.own = position - c * POSITIONS;
+    t.head = kv * group, t.own = position - c * CHUNK;
     __syncthreads();
     chunk(p, t, from, to);
     u32 width = p.dim + 2;

@@ -3,7 +3,7 @@
 #include "split.cuh"
 
 // Positions of a chunk.
-constexpr u32 POSITIONS = 64;
+constexpr u32 CHUNK = 64;
 
 struct Attend {
   const float* q;

@@ -28,16 +28,16 @@ struct MakesHeads {
   typedef Many<PAIRS, M, MakesHeads> Tile;
   // What a block has beside its tile: heads that turn, of each half of a warp; keys and values of this step's rows, as many as
   // there is `room` for.
-  static DEV u32 beside(const AttendFew& p) { return TEAM * 2 * WIDE * 4 + p.many.room * 2 * WIDE * 2; }
+  static constexpr u32 STAGE = TEAM * 2 * WIDE * 4;
+  DEV u32 beside() const { return STAGE + p.many.room * 2 * WIDE * 2; }
   const AttendFew& p;
   const StepRows& where;
-  u32 rows, group, inverse;
+  u32 rows;
   float* stage;
   u16* made;
 
   DEV MakesHeads(const AttendFew& p, const StepRows& where, u8* shared)
-      : p(p), where(where), rows(p.many.rows), group(p.many.heads / p.many.kv_heads), inverse(65536 / group + 1),
-        stage((float*)shared), made((u16*)(shared + TEAM * 2 * WIDE * 4)) {}
+      : p(p), where(where), rows(p.many.rows), stage((float*)shared), made((u16*)(shared + STAGE)) {}
   DEV u32 position(u32 row) const { return where.positions[row]; }
   DEV u32 slot(u32 row) const { return where.slots[row]; }
 
@@ -158,13 +158,10 @@ struct MakesHeads {
 #pragma unroll 1
     for (u32 left = slotted_of(t); left; left &= left - 1) {
       u32 row = __ffs(left) - 1, which = t.lane / PIECES, piece = t.lane % PIECES * 8, at = position(row);
-      if (at < t.first(t.position) || at >= t.position + t.rows || at / POSITIONS != c || which >= 2) continue;
-      u16* to = t.tiles + ((2 * buffer + which) * POSITIONS + at % POSITIONS) * Tile::LINE + piece;
+      if (at < t.first(t.position) || at >= t.position + t.rows || at / CHUNK != c || which >= 2) continue;
+      u16* to = t.tiles + ((2 * buffer + which) * CHUNK + at % CHUNK) * Tile::LINE + piece;
       *(uint4*)to = *(const uint4*)(made + (row * 2 + which) * WIDE + piece);
     }
-  }
-  DEV void leave(u32 row, u32 e, float v, float w) const {
-    leave_rows(p.many, row, e, v, w);
   }
 };
 
@@ -179,7 +176,7 @@ DEV void attend_few(const AttendFew& p) {
     where.slots[threadIdx.x] = cg_u32(p.many.slots + threadIdx.x);
   __syncthreads();
   MakesHeads<PAIRS> own(p, where, shared);
-  u16* room = (u16*)(shared + own.beside(p));
+  u16* room = (u16*)(shared + own.beside());
   typename MakesHeads<PAIRS>::Tile tile(p.many, own, room, back, blockIdx.x, blockIdx.y);
   if (tile.begins()) tile.run();
   pdl_wait();

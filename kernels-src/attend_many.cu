@@ -6,7 +6,7 @@
 // Rows as the launches before have left them, for those behind.
 struct Launched {
   const Attend& p;
-  u32 rows, group, inverse;
+  u32 rows;
   DEV u32 position(u32 row) const { return cg_u32(p.positions + row); }
   DEV u32 slot(u32 row) const { return cg_u32(p.slots + row); }
   // Queries as two halves each.
@@ -36,9 +36,6 @@ struct Launched {
   // All keys and values are in the cache.
   template <class Tile>
   DEV void patch(const Tile&, u32, u32) const {}
-  DEV void leave(u32 row, u32 e, float v, float w) const {
-    leave_rows(p, row, e, v, w);
-  }
 };
 
 template <u32 PAIRS>
@@ -46,8 +43,7 @@ DEV void attend_many(const Attend& p) {
   extern __shared__ __align__(16) u8 shared[];
   __shared__ float back[MANY];
   pdl_launch_next();
-  u32 group = p.heads / p.kv_heads;
-  Launched own = {p, p.rows, group, 65536 / group + 1};
+  Launched own = {p, p.rows};
   Many<PAIRS, MANY, Launched> many(p, own, (u16*)shared, back, blockIdx.x, blockIdx.y);
   bool begins = many.begins();
   pdl_wait();

@@ -9,7 +9,7 @@
 // Queries and weights are sums of two halves, so that nothing but the cache is rounded; a maximum is
 // rounded up to a whole power of two, so that what sums are scaled by is exact.
 //
-// Where the step's rows come from and what becomes of the result is for whoever has the tile, `Own`.
+// Where the step's rows and their queries come from is for whoever has the tile, `Own`.
 #pragma once
 #include "attend.cuh"
 #include "halves.cuh"
@@ -17,15 +17,15 @@
 constexpr u32 MANY = 64, M = 16, TEAM = 4;
 
 // What has been seen of two rows of a lane: the greatest score and this lane's share of the weights.
-struct Found {
+struct Sums {
   float most[2] = {-INFINITY, -INFINITY}, total[2] = {};
 };
 // By what sums until now and those of a chunk are scaled when they meet.
-struct Meeting {
+struct Scales {
   float old[2], fresh[2];
 };
-DEV Meeting meet(Found& a, const Found& chunk) {
-  Meeting s;
+DEV Scales meet(Sums& a, const Sums& chunk) {
+  Scales s;
 #pragma unroll
   for (u32 k = 0; k < 2; k++) {
     float both = fmaxf(a.most[k], chunk.most[k]), from = both == -INFINITY ? 0 : both;
@@ -35,7 +35,7 @@ DEV Meeting meet(Found& a, const Found& chunk) {
   }
   return s;
 }
-DEV void add(float* to, const float* from, const Meeting& s) {
+DEV void add(float* to, const float* from, const Scales& s) {
 #pragma unroll
   for (u32 k = 0; k < 4; k++) to[k] = __fmaf_rn(to[k], s.old[k / 2], __fmul_rn(from[k], s.fresh[k / 2]));
 }
@@ -58,11 +58,11 @@ struct Many {
   float* back;
   u32 kv, row, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // Query heads of a key head, and what divides by them: a row of a tile by its head.
-  u32 group, inverse, position, slot, rows, low, high;
+  u32 group = p.heads / p.kv_heads, inverse = 65536 / group + 1, position, slot, rows, low, high;
   u64 cache;
   // Of a key head and of the row that may begin a tile.
   DEV Many(const Attend& p, const Own& own, u16* shared, float* back, u32 kv, u32 row)
-      : p(p), own(own), queries(shared), back(back), kv(kv), row(row), group(own.group), inverse(own.inverse) {
+      : p(p), own(own), queries(shared), back(back), kv(kv), row(row) {
     tiles = shared + max(MOST * QUERY, PARTS / 2 + p.buffers * EACH * 64);
   }
   DEV static void together() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
@@ -81,21 +81,21 @@ struct Many {
     u32 near = ~__ballot_sync(FULL, goes_on(row + 1 + lane)), far = ~__ballot_sync(FULL, goes_on(row + 33 + lane));
     cache = ((u64)slot * (p.kv_heads / p.share) + kv / p.share) * p.context * p.dim;
     rows = near ? __ffs(near) : far ? 32 + __ffs(far) : 64;
-    low = first(position) / POSITIONS, high = (position + rows - 1) / POSITIONS + 1;
+    low = first(position) / CHUNK, high = (position + rows - 1) / CHUNK + 1;
     return true;
   }
 
   // Asks for chunk `c`; zeros are for what no row of the tile sees.
   DEV void ask(u32 c, u32 buffer, u32 thread, u32 threads) const {
-    u32 into = shared_address(tiles + 2 * buffer * POSITIONS * LINE), from = first(position);
+    u32 into = shared_address(tiles + 2 * buffer * CHUNK * LINE), from = first(position);
     if (c < high) {
 #pragma unroll 4
-      for (u32 i = thread; i < POSITIONS * PIECES; i += threads) {
-        u32 n = i / PIECES, at = c * POSITIONS + n, piece = i % PIECES * 8;
+      for (u32 i = thread; i < CHUNK * PIECES; i += threads) {
+        u32 n = i / PIECES, at = c * CHUNK + n, piece = i % PIECES * 8;
         u32 bytes = at >= from && at < position + rows && piece < p.dim ? 16 : 0, to = into + 2 * (n * LINE + piece);
         u64 there = cache + (bytes ? (u64)at * p.dim + piece : 0);
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(p.keys + there), "r"(bytes) : "memory");
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 2 * POSITIONS * LINE), "l"(p.values + there),
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 2 * CHUNK * LINE), "l"(p.values + there),
                      "r"(bytes) : "memory");
       }
     }
@@ -113,13 +113,13 @@ struct Many {
 
   // Weights of the 16 rows from `m` for a chunk, as the left side of a product with its values.
   struct Weights {
-    u32 high[POSITIONS / 16][4], low[POSITIONS / 16][4];
+    u32 high[CHUNK / 16][4], low[CHUNK / 16][4];
   };
-  DEV Found weights(u32 c, u32 buffer, u32 m, Weights& w) const {
+  DEV Sums weights(u32 c, u32 buffer, u32 m, Weights& w) const {
     u32 g = lane / 4, t = lane % 4;
     u32 query = shared_address(queries + (m + lane % 16) * QUERY + lane / 16 * 8);
-    u32 key = shared_address(tiles + 2 * buffer * POSITIONS * LINE + lane % 8 * LINE + lane / 8 * 8);
-    float s[POSITIONS / 8][4] = {};
+    u32 key = shared_address(tiles + 2 * buffer * CHUNK * LINE + lane % 8 * LINE + lane / 8 * 8);
+    float s[CHUNK / 8][4] = {};
     // Of wide heads sums fill the registers.
 #pragma unroll (PAIRS == 4 ? 1 : WIDE / 32)
     for (u32 i = 0; i < WIDE / 32; i++) {
@@ -127,28 +127,28 @@ struct Many {
       four(high[0], query + i * 64), four(high[1], query + i * 64 + 32);
       four(low[0], query + i * 64 + 2 * WIDE), four(low[1], query + i * 64 + 32 + 2 * WIDE);
 #pragma unroll
-      for (u32 n = 0; n < POSITIONS / 8; n++) {
+      for (u32 n = 0; n < CHUNK / 8; n++) {
         u32 k[4];
         four(k, key + n * 16 * LINE + i * 64);
         multiply(s[n], low[0], k[0], k[1]), multiply(s[n], low[1], k[2], k[3]);
         multiply(s[n], high[0], k[0], k[1]), multiply(s[n], high[1], k[2], k[3]);
       }
     }
-    Found found;
+    Sums found;
 #pragma unroll
     for (u32 k = 0; k < 2; k++) {
       u32 mine = m + g + 8 * k, r = row_of(mine), at = position + r;
       if (MOST == M && k && rows * group <= 8) {
 #pragma unroll
-        for (u32 n = 0; n < POSITIONS / 8; n++) w.high[n / 2][n % 2 * 2 + k] = w.low[n / 2][n % 2 * 2 + k] = 0;
+        for (u32 n = 0; n < CHUNK / 8; n++) w.high[n / 2][n % 2 * 2 + k] = w.low[n / 2][n % 2 * 2 + k] = 0;
         break;
       }
       // What this row sees of the chunk: none if it is not there.
-      int begin = (int)first(at) - (int)(c * POSITIONS), end = r < rows ? (int)(at - c * POSITIONS) : -1;
+      int begin = (int)first(at) - (int)(c * CHUNK), end = r < rows ? (int)(at - c * CHUNK) : -1;
       float factor = back[mine] * LOG2E, most = -INFINITY, cap = p.softcap * LOG2E;
       if (p.softcap > 0) factor *= __fdividef(2.0f, p.softcap);
 #pragma unroll
-      for (u32 n = 0; n < POSITIONS / 8; n++)
+      for (u32 n = 0; n < CHUNK / 8; n++)
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {
           int here = n * 8 + 2 * t + j;
@@ -163,7 +163,7 @@ struct Many {
       // A NaN among scores is lost in the maximum, but not here.
       float from = most == -INFINITY ? 0 : most;
 #pragma unroll
-      for (u32 n = 0; n < POSITIONS / 8; n++) {
+      for (u32 n = 0; n < CHUNK / 8; n++) {
         float a = exp2_of(s[n][2 * k] - from), b = exp2_of(s[n][2 * k + 1] - from);
         found.total[k] += a + b;
         u32 h = halves(a, b);
@@ -175,13 +175,13 @@ struct Many {
   // Weights times eight values each from the `i`th eight on.
   static constexpr u32 EIGHTS = 4;
   DEV void times_values(const Weights& w, u32 buffer, u32 i, float (&out)[EIGHTS][4]) const {
-    u32 value = shared_address(tiles + (2 * buffer + 1) * POSITIONS * LINE + lane % 16 * LINE + lane / 16 * 8) + i * 16;
+    u32 value = shared_address(tiles + (2 * buffer + 1) * CHUNK * LINE + lane % 16 * LINE + lane / 16 * 8) + i * 16;
 #pragma unroll
     for (u32 j = 0; j < EIGHTS; j++)
 #pragma unroll
       for (u32 k = 0; k < 4; k++) out[j][k] = 0;
 #pragma unroll
-    for (u32 n = 0; n < POSITIONS / 16; n++)
+    for (u32 n = 0; n < CHUNK / 16; n++)
 #pragma unroll
       for (u32 j = 0; j < EIGHTS; j += 2) {
         u32 v[4];
@@ -191,9 +191,9 @@ struct Many {
       }
   }
 
-  // Found of eights `i0` and on of rows from `m`, divided by their weights.
+  // Sums of eights `i0` and on of rows from `m`, divided by their weights.
   template <u32 COUNT>
-  DEV void leave(Found& all, float (&sum)[COUNT][4], u32 m, u32 i0) const {
+  DEV void leave(Sums& all, float (&sum)[COUNT][4], u32 m, u32 i0) const {
     u32 g = lane / 4, t = lane % 4;
 #pragma unroll
     for (u32 k = 0; k < 2; k++) {
@@ -211,7 +211,7 @@ struct Many {
       for (u32 i = 0; i < COUNT; i++) {
         u32 e = (i0 + i) * 8 + 2 * t;
         if (e >= p.dim) continue;
-        own.leave(row + r, head * p.dim + e, sum[i][2 * k] * scale / total, sum[i][2 * k + 1] * scale / total);
+        leave_rows(p, row + r, head * p.dim + e, sum[i][2 * k] * scale / total, sum[i][2 * k + 1] * scale / total);
       }
     }
   }
@@ -223,7 +223,7 @@ struct Many {
     for (u32 b = 0; b < p.buffers; b++) ask(low + b, b, threadIdx.x, THREADS);
     own.make(*this, MOST);
     u32 m = warp * M, from = position + row_of(m), to = min(position + row_of(m + M - 1), position + rows - 1);
-    Found all;
+    Sums all;
     float sum[TILES][4] = {};
     u32 buffer = 0;
 #pragma unroll 1
@@ -232,9 +232,9 @@ struct Many {
       else if (p.buffers == 2) asm volatile("cp.async.wait_group 1;" ::: "memory");
       else asm volatile("cp.async.wait_group 3;" ::: "memory");
       together();
-      if (from <= to && c * POSITIONS <= to && (c + 1) * POSITIONS > first(from)) {
+      if (from <= to && c * CHUNK <= to && (c + 1) * CHUNK > first(from)) {
         Weights w;
-        Meeting s = meet(all, weights(c, buffer, m, w));
+        Scales s = meet(all, weights(c, buffer, m, w));
 #pragma unroll
         for (u32 i = 0; i < TILES; i += EIGHTS) {
           float part[EIGHTS][4];
@@ -259,7 +259,7 @@ struct Many {
     own.make(*this, M);
     asm volatile("cp.async.wait_group 0;" ::: "memory");
     together();
-    Found all;
+    Sums all;
     float sum[MINE][4] = {};
 #pragma unroll 1
     for (u32 c = low; c < high; c += p.buffers) {
@@ -270,7 +270,7 @@ struct Many {
         own.patch(*this, c + warp, warp);
         __syncwarp();
         Weights w;
-        Found found = weights(c + warp, warp, 0, w);
+        Sums found = weights(c + warp, warp, 0, w);
         float* to = parts + warp * EACH * 32;
 #pragma unroll
         for (u32 i = 0; i < TILES; i += EIGHTS) {
@@ -288,11 +288,11 @@ struct Many {
 #pragma unroll 1
       for (u32 b = 0; b < chunks; b++) {
         const float* from = parts + b * EACH * 32;
-        Found found;
+        Sums found;
 #pragma unroll
         for (u32 k = 0; k < 2; k++)
           found.most[k] = from[(TILES * 4 + k) * 32], found.total[k] = from[(TILES * 4 + 2 + k) * 32];
-        Meeting s = meet(all, found);
+        Scales s = meet(all, found);
 #pragma unroll
         for (u32 i = 0; i < MINE; i++) {
           float part[4];

@@ -76,6 +76,11 @@ impl Chip {
         part.min(self.block_shared).saturating_sub(taken)
     }
 
+    /// Shared memory of a block that leaves room for another.
+    fn half_shared(&self) -> usize {
+        (self.processor_shared / 2).saturating_sub(3 << 10).min(self.row_shared())
+    }
+
     fn row_shared(&self) -> usize {
         self.block_shared.saturating_sub(4 << 10)
     }

@@ -29,24 +29,25 @@ fn attend_shared(group: usize, dim: usize) -> usize {
     floats * 4 + 2 * CHUNK * (dim + 8) * 2
 }
 
-/// How many blocks share a key head on tensor cores, so that each has the heads of a row at once.
-fn many_shares(group: usize) -> Option<usize> {
-    (1..=group).find(|&n| group.is_multiple_of(n) && group / n <= MANY)
+/// How many blocks share a key head on tensor cores, so that each has the heads of a row at once in a tile of
+/// so many rows.
+pub(super) fn many_shares(group: usize, tile: usize) -> Option<usize> {
+    (1..=group).find(|&n| group.is_multiple_of(n) && group / n <= tile)
 }
 
-/// Shared memory of a block of attention of many rows: queries, then chunks. Where few rows are, sums of
-/// chunks lie behind their queries.
-fn many_shared(pairs: u32, buffers: usize) -> usize {
+/// Shared memory of a block of attention with tiles of so many rows: queries, then chunks. Where few rows are, sums
+/// of chunks lie behind their queries.
+pub(super) fn many_shared(pairs: u32, tile: usize, buffers: usize) -> usize {
     let wide = 64 * pairs as usize;
     let query = 2 * wide + 8;
     let parts = buffers * (wide / 8 + 1) * 4 * 32 * 4;
-    (MANY * query * 2).max(16 * query * 2 + parts) + buffers * 2 * CHUNK * (wide + 8) * 2
+    (tile * query * 2).max(16 * query * 2 + parts) + buffers * 2 * CHUNK * (wide + 8) * 2
 }
 
 /// Chunks that can be on their way: as many as leave room for another block, or else two or one.
 fn many_room(chip: &Chip, pairs: u32) -> Option<usize> {
-    let fits = |room: usize| move |&b: &usize| many_shared(pairs, b) <= room;
-    let half = (chip.processor_shared / 2).saturating_sub(3 << 10).min(chip.row_shared());
+    let fits = |room: usize| move |&b: &usize| many_shared(pairs, MANY, b) <= room;
+    let half = chip.half_shared();
     [4, 2].into_iter().find(fits(half)).or([2, 1].into_iter().find(fits(chip.row_shared())))
 }
 
@@ -55,7 +56,7 @@ pub(in crate::cuda) fn set_buffers(p: &mut Attend, shape: &mut Shape, kernel: Ke
     let Kernel::AttendMany(pairs) = kernel else { return };
     p.rows = rows;
     p.buffers = if rows > MANY as u32 { p.room.min(2) } else { p.room };
-    shape.shared = many_shared(pairs, p.buffers as usize) as u32;
+    shape.shared = many_shared(pairs, MANY, p.buffers as usize) as u32;
 }
 
 impl Lowering<'_> {
@@ -72,7 +73,7 @@ impl Lowering<'_> {
         let room = many_room(self.chip, pairs(dim));
         let room = room.filter(|_| !split && self.on_tensor_cores(id, dim));
         let share = match room {
-            Some(_) => many_shares(group),
+            Some(_) => many_shares(group, MANY),
             None => shares(self.chip, group, dim),
         };
         let share = share.ok_or_else(|| unplaced(id))?;
@@ -83,7 +84,8 @@ impl Lowering<'_> {
         };
         let kv = kv * share;
         if let Some(room) = room {
-            let (kernel, shared) = (Kernel::AttendMany(pairs(dim)), many_shared(pairs(dim), room));
+            let (kernel, shared) =
+                (Kernel::AttendMany(pairs(dim)), many_shared(pairs(dim), MANY, room));
             let grid = (count(kv)?, 1);
             return self.push(kernel, grid, 128, shared, node.ty.lead, Parameters::Attend(p));
         }

@@ -1,10 +1,11 @@
 //! Attention of two to 32 rows as a launch that also makes their heads, if all that becomes of them is a bias, a norm,
 //! a rotation and the write to the cache.
 
+use super::attend::{many_shared, many_shares};
 use super::attend_one::pairs;
 use super::{Chip, Lowering, count, unplaced};
 use crate::Result;
-use crate::cuda::abi::{AttendFew, CHUNK, Heads};
+use crate::cuda::abi::{AttendFew, Heads};
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
 
@@ -12,18 +13,15 @@ use crate::graph::{Lead, NodeId};
 const TILE: usize = 16;
 const TEAM: usize = 4;
 
-/// Shared memory of a block: heads that turn, keys and values of the step, queries, what chunks came to, and chunks.
-fn shared(pairs: usize, rows: usize, buffers: usize) -> usize {
-    let wide = 64 * pairs;
-    let beside = TEAM * 2 * wide * 4 + rows * 2 * wide * 2;
-    let (queries, found) = (TILE * (2 * wide + 8) * 2, (wide / 8 + 1) * 4 * 32 * 4);
-    beside + queries + buffers * (found + 2 * CHUNK * (wide + 8) * 2)
+/// Shared memory of a block: heads that turn, keys and values of the step, and a tile.
+fn shared(pairs: u32, rows: usize, buffers: usize) -> usize {
+    let wide = 64 * pairs as usize;
+    TEAM * 2 * wide * 4 + rows * 2 * wide * 2 + many_shared(pairs, TILE, buffers)
 }
 
 /// Chunks that can be on their way: as many as leave room for another block.
-fn buffers(chip: &Chip, pairs: usize, rows: usize) -> Option<usize> {
-    let half = (chip.processor_shared / 2).saturating_sub(3 << 10).min(chip.row_shared());
-    (1..=TEAM).rev().find(|&b| shared(pairs, rows, b) <= half)
+fn buffers(chip: &Chip, pairs: u32, rows: usize) -> Option<usize> {
+    (1..=TEAM).rev().find(|&b| shared(pairs, rows, b) <= chip.half_shared())
 }
 
 impl Lowering<'_> {
@@ -36,13 +34,13 @@ impl Lowering<'_> {
 
     pub(super) fn attend_few(&mut self, id: NodeId, [q, k, v]: [Heads; 3]) -> Result<()> {
         let (_, group, dim) = self.shape_of(id).ok_or_else(|| unplaced(id))?;
-        let share = (1..=group).find(|&n| group.is_multiple_of(n) && group / n <= TILE);
-        let mut many = self.attended(id, share.ok_or_else(|| unplaced(id))?)?;
+        let share = many_shares(group, TILE).ok_or_else(|| unplaced(id))?;
+        let mut many = self.attended(id, share)?;
         let (pairs, rows) = (pairs(dim), self.bases.few);
-        let buffers = buffers(self.chip, pairs as usize, rows).ok_or_else(|| unplaced(id))?;
+        let buffers = buffers(self.chip, pairs, rows).ok_or_else(|| unplaced(id))?;
         (many.buffers, many.room) = (count(buffers)?, count(rows)?);
         let p = Parameters::AttendFew(Box::new(AttendFew { many, q, k, v }));
-        let (grid, shared) = ((many.kv_heads, 1), shared(pairs as usize, rows, buffers));
+        let (grid, shared) = ((many.kv_heads, 1), shared(pairs, rows, buffers));
         self.push(Kernel::AttendFew(pairs), grid, 32 * TEAM as u32, shared, Lead::Rows, p)
     }
 }

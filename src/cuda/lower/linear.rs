@@ -24,7 +24,6 @@ impl Lowering<'_> {
         linear: NodeId,
         epilogue: &[NodeId],
     ) -> Result<()> {
-        let one = self.most(lead) == 1;
         let x = origin(self.graph, self.arg(linear, 0)?);
         let cols = self.graph.ty(x).width();
         let domains = domains(self.graph, linear, epilogue).ok_or_else(|| unplaced(linear))?;
@@ -74,7 +73,7 @@ impl Lowering<'_> {
                 self.product(lead, way, cols, row, some)?;
             }
         }
-        if whole.is_none() && (one || self.bases.few > 0) {
+        if whole.is_none() {
             self.heads = self.heads_of(&later)?;
             if self.heads.is_some() {
                 return Ok(());

@@ -89,10 +89,9 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                 {
                     functions.insert(Some(Kernel::AttendMany(pairs)), one(&module, name, most)?);
                 }
-                for (pairs, name) in [(1, c"attend_few_1"), (2, c"attend_few_2")] {
-                    if chip.hopper {
-                        functions.insert(Some(Kernel::AttendFew(pairs)), one(&module, name, most)?);
-                    }
+                let few = [(1, c"attend_few_1"), (2, c"attend_few_2")];
+                for (pairs, name) in few.into_iter().filter(|_| chip.hopper) {
+                    functions.insert(Some(Kernel::AttendFew(pairs)), one(&module, name, most)?);
                 }
             }
             "chain" => {

@@ -397,7 +397,10 @@ fn weight_at(plan: &Plan, at: u64) -> Option<NodeId> {
 
 /// Where the weights are that a launch may read; zeros and other memory among them.
 fn addresses(parameters: &Parameters) -> Vec<u64> {
-    let heads = |h: &Heads| [h.bias, h.norm];
+    let attention = |heads: [&Heads; 3], sinks| {
+        let of = heads.into_iter().flat_map(|h| [h.bias, h.norm]);
+        of.chain([sinks]).collect()
+    };
     match parameters {
         Parameters::Gemv(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
         Parameters::Several(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
@@ -413,12 +416,8 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
             tables.chain(ops).collect()
         }
         Parameters::Attend(p) => vec![p.sinks],
-        Parameters::AttendOne(p) => {
-            [&p.q, &p.k, &p.v].into_iter().flat_map(heads).chain([p.sinks]).collect()
-        }
-        Parameters::AttendFew(p) => {
-            [&p.q, &p.k, &p.v].into_iter().flat_map(heads).chain([p.many.sinks]).collect()
-        }
+        Parameters::AttendOne(p) => attention([&p.q, &p.k, &p.v], p.sinks),
+        Parameters::AttendFew(p) => attention([&p.q, &p.k, &p.v], p.many.sinks),
         // Its links have their own lines.
         Parameters::Chain(_) | Parameters::Sample(_) => Vec::new(),
     }
