@@ -8,14 +8,63 @@
 // row's bits: both kinds of instruction add up alike, which tests hold them to.
 #pragma once
 #include "gemm90.cuh"
-#include "halves.cuh"
 
 #if HOPPER
-// acc[16 x 8] += a[16 x 16] b[16 x 8] in bf16.
-DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// Rows, high parts and low ones, of an instruction for TILES times eight of them, times the left side.
+template <u32 TILES>
+DEV void multiply_rows(float* to, const u32* left, const u32 (&rows)[TILES][4], bool high) {
+#pragma unroll
+  for (u32 j = 0; j < TILES; j++) multiply_bf16(to + 4 * j, left, rows[j][high ? 0 : 2], rows[j][high ? 1 : 3]);
+}
+// Steps `step` .. of a block, as many as S takes at once: `right` brings rows of an instruction of a step. Products that
+// wait for each other are not neighbours.
+template <class S, u32 TILES, class Right>
+DEV void multiply_steps(S& share, const Matrix& a, const Matrix& b, int step, u32 zero, Right right, float* acc) {
+  if constexpr (!S::SCALED) {
+    Left left;
+    take_apart(left, share, a, b, step, zero);
+#pragma unroll
+    for (u32 x = 0; x < 2; x++) {
+      u32 rows[TILES][4];
+      right(step, x, rows);
+      multiply_rows(acc, left.high[x], rows, false);
+      if constexpr (!S::EXACT) multiply_rows(acc, left.low[x], rows, true);
+      multiply_rows(acc, left.high[x], rows, true);
+    }
+  } else {
+    constexpr u32 UNITS = S::AT_ONCE;
+    const u32 ones[4] = {ONES, ONES, ONES, ONES};
+    bool adds = S::adds(a, b);
+    Left left[UNITS];
+    typename S::Made made[UNITS];
+#pragma unroll
+    for (u32 u = 0; u < UNITS; u++) take_apart(left[u], share, a, b, step + u, zero), made[u] = share.make(a, b, step + u);
+    float sum[UNITS][4 * TILES], alone[UNITS][4 * TILES];
+#pragma unroll
+    for (u32 x = 0; x < 2; x++) {
+      u32 rows[UNITS][TILES][4];
+#pragma unroll
+      for (u32 u = 0; u < UNITS; u++) {
+        right(step + u, x, rows[u]);
+#pragma unroll
+        for (u32 j = 0; j < 4 * TILES; j++)
+          if (x == 0 || S::PARTS == 2) sum[u][j] = alone[u][j] = 0;
+      }
+#pragma unroll
+      for (u32 high = 0; high < 2; high++)
+#pragma unroll
+        for (u32 u = 0; u < UNITS; u++) {
+          multiply_rows(sum[u], left[u].high[x], rows[u], high);
+          if (adds) multiply_rows(alone[u], ones, rows[u], high);
+        }
+      if (x == 0 && S::PARTS == 1) continue;
+#pragma unroll
+      for (u32 u = 0; u < UNITS; u++) {
+        share.template put<4 * TILES>(a, b, made[u], S::PARTS == 2 ? x : 0, false, sum[u], acc);
+        if (adds) share.template put<4 * TILES>(a, b, made[u], S::PARTS == 2 ? x : 0, true, alone[u], acc);
+      }
+    }
+  }
 }
 
 // Rows and weights on their way, for one warp.
@@ -80,6 +129,7 @@ struct Few {
     const Matrix &a = *matrix[0], &b = *matrix[1];
     float acc[N / 2] = {};
     S share;
+    share.begin(a, b, q);
     u32 stretches = 0, next = stretch(1);
     // The row of eight and the piece of it that this lane has the address of; high parts, then low ones.
     u32 row_at = lane / 16 * (GROUP / 2) + lane % 8 * 128, piece = lane / 8 % 2;
@@ -88,27 +138,18 @@ struct Few {
     for (u32 block = begin; block < end; block++) {
       u32 spans = pages + (page * 4 + half) * p.page;
       u32 sides[2] = {spans, spans + 2 * p.page};
+      share.turn(a, b, sides, line.row, block, block == begin, q);
 #pragma unroll
       for (int step = 0; step < STEPS; step++) {
-        share.fetch(a, b, sides, line.row, block, end, q, p.wide, step);
+        share.template fetch<false>(a, b, q, step);
         if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
-        Left left;
-        take_apart(left, a, b, share, step, 0, p.zero);
-#pragma unroll
-        for (u32 x = 0; x < 2; x++) {
+        if ((step + 1) % S::AT_ONCE) continue;
+        // What rows that are not there give, nobody looks at.
+        multiply_steps<S, N / 8>(share, a, b, step + 1 - S::AT_ONCE, p.zero, [&](int step, u32 x, u32 (&rows)[N / 8][4]) {
           u32 k = (step % 2 * 2 + x) * 2 + piece, b_at = tiles + stage * STAGE + row_at + (k ^ lane % 8) * 16;
-          // Products that wait for each other are not neighbours. What rows that are not there give, nobody looks at.
-          u32 right[N / 8][4];
 #pragma unroll
-          for (u32 j = 0; j < N / 8; j++) four(right[j], b_at + j * GROUP);
-#pragma unroll
-          for (u32 j = 0; j < N / 8; j++) multiply_bf16(acc + 4 * j, left.high[x], right[j][2], right[j][3]);
-          if constexpr (!S::EXACT)
-#pragma unroll
-            for (u32 j = 0; j < N / 8; j++) multiply_bf16(acc + 4 * j, left.low[x], right[j][0], right[j][1]);
-#pragma unroll
-          for (u32 j = 0; j < N / 8; j++) multiply_bf16(acc + 4 * j, left.high[x], right[j][0], right[j][1]);
-        }
+          for (u32 j = 0; j < N / 8; j++) four(rows[j], b_at + j * GROUP);
+        }, acc);
         if (step % 2 == 1) {
           // Whoever is done last asks for what comes next into the stage.
           __syncwarp();
@@ -143,9 +184,9 @@ struct Few {
 // How weights are taken apart: the first that takes them.
 template <u32 N, class FIRST, class... REST>
 DEV void gemm_few_as(const Gemm& p, Few<N>& few) {
-  // All parts of a product have the same planes, but codes of their own.
+  // All parts of a product have the same planes, but codes of their own; of a tile they are the same for all of the block.
   if constexpr (sizeof...(REST) == 0) few.template run<FIRST>();
-  else if (__syncthreads_and(FIRST::takes(*few.matrix[0]) && FIRST::takes(*few.matrix[1]))) few.template run<FIRST>();
+  else if (FIRST::takes(*few.matrix[0], p.fours) && FIRST::takes(*few.matrix[1], p.fours)) few.template run<FIRST>();
   else gemm_few_as<N, REST...>(p, few);
 }
 template <u32 N, class... HOW>

@@ -3,36 +3,47 @@
 #include "gemm80.cuh"
 #include "gemm90.cuh"
 
-#define ENTRY(NAME, ...) \
-  KERNEL __launch_bounds__(256, 2) NAME(const __grid_constant__ Gemm p) { __VA_ARGS__; }
+#define ENTRY_FOR(THREADS, BLOCKS, NAME, ...) \
+  KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ Gemm p) { __VA_ARGS__; }
+#define ENTRY(NAME, ...) ENTRY_FOR(256, 2, NAME, __VA_ARGS__)
 #if HOPPER
-// One for up to 8 rows, one for up to 32, one for more; and one for more where a block has several
-// stretches of inputs, whose sums take as many registers again.
-#define PAGES(LO, HI) PlanesPage<LO, HI, SHORTEST>, PlanesPage<LO, HI, SHORT>, PlanesPage<LO, HI, LONG>
-#define PLANES_GEMM(LO, HI)                                                          \
-  ENTRY(gemm_##LO##_##HI##_few, gemm_few<8, PAGES(LO, HI)>(p))                    \
-  ENTRY(gemm_##LO##_##HI##_some, gemm_few<32, PAGES(LO, HI)>(p))                  \
-  ENTRY(gemm_##LO##_##HI##_many, gemm90<PlanesShare<LO, HI>, 128, false>(p))      \
-  ENTRY(gemm_##LO##_##HI##_halves, gemm90<PlanesShare<LO, HI>, 64, true>(p))
-// Steps of weights that are on their way: as many as registers hold beside the sums.
-DEV constexpr int slots(u32 kind, int most) { return kind == F32 ? most / 2 : most; }
-#define FLOATS_GEMM(NAME, KIND)                                                                \
-  ENTRY(gemm_##NAME##_few, gemm_few<8, FloatPage<KIND>>(p))                                 \
-  ENTRY(gemm_##NAME##_some, gemm_few<32, FloatPage<KIND>>(p))                               \
-  ENTRY(gemm_##NAME##_many, gemm90<FloatShare<KIND, slots(KIND, 2)>, 128, false>(p))        \
-  ENTRY(gemm_##NAME##_halves, gemm90<FloatShare<KIND, slots(KIND, 2)>, 64, true>(p))
+// Few rows are a warpgroup's.
+#define ENTRY_FEW(NAME, ...) ENTRY_FOR(128, 3, NAME, __VA_ARGS__)
+// One for up to 8 rows, one for up to 32, one for more; and of floats one for many more where a block has several
+// stretches of inputs. Of planes sums of units are beside those of all, so that 64 rows are enough for a block.
+template <u32 N, int LO, int HI, u32... LOOKS>
+DEV void planes_few(const Gemm& p) {
+  gemm_few<N, PlanesPage<LO, HI, LOOKS, N == 8 ? at_once(LO, HI, LOOKS) : 1>...>(p);
+}
+template <int LO, int HI, u32... LOOKS>
+DEV void planes_many(const Gemm& p) {
+  gemm_many<64, PlanesAhead<LO, HI, LOOKS>...>(p);
+}
+#define PLANES_GEMM(LO, HI, ...)                                             \
+  ENTRY_FEW(gemm_##LO##_##HI##_few, planes_few<8, LO, HI, __VA_ARGS__>(p))   \
+  ENTRY_FEW(gemm_##LO##_##HI##_some, planes_few<32, LO, HI, __VA_ARGS__>(p)) \
+  ENTRY(gemm_##LO##_##HI##_halves, planes_many<LO, HI, __VA_ARGS__>(p))
+template <u32 N, u32 KIND>
+DEV void floats_few(const Gemm& p) {
+  gemm_few<N, FloatPage<KIND, false>, FloatPage<KIND, true>>(p);
+}
+template <u32 N, u32 KIND>
+DEV void floats_many(const Gemm& p) {
+  // Steps of weights that are on their way: as many as registers hold beside the sums.
+  constexpr int SLOTS = KIND == F32 ? 1 : 2;
+  gemm_many<N, FloatShare<KIND, false, SLOTS>, FloatShare<KIND, true, SLOTS>>(p);
+}
+#define FLOATS_GEMM(NAME, KIND)                          \
+  ENTRY_FEW(gemm_##NAME##_few, floats_few<8, KIND>(p))   \
+  ENTRY_FEW(gemm_##NAME##_some, floats_few<32, KIND>(p)) \
+  ENTRY(gemm_##NAME##_many, floats_many<128, KIND>(p))   \
+  ENTRY(gemm_##NAME##_halves, floats_many<64, KIND>(p))
 #else
-#define PLANES_GEMM(LO, HI) ENTRY(gemm_##LO##_##HI, gemm<PlanesTask<LO, HI>>(p))
+#define PLANES_GEMM(LO, HI, ...) ENTRY(gemm_##LO##_##HI, gemm<PlanesTask<LO, HI>>(p))
 #define FLOATS_GEMM(NAME, KIND) ENTRY(gemm_##NAME, gemm<FloatsTask<KIND>>(p))
 #endif
 
-PLANES_GEMM(8, 0)
-PLANES_GEMM(4, 0)
-PLANES_GEMM(2, 0)
-PLANES_GEMM(1, 0)
-PLANES_GEMM(2, 1)
-PLANES_GEMM(4, 1)
-PLANES_GEMM(4, 2)
+OF_PLANES(PLANES_GEMM)
 FLOATS_GEMM(f32, F32)
 FLOATS_GEMM(f16, F16)
 FLOATS_GEMM(bf16, BF16)

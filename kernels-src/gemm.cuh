@@ -8,7 +8,7 @@ struct Gemm {
   u32 rows, stride, domains;
   // On sm_90a (gemm90.cuh): groups of eight rows that the tiles have room for, rows of a tile, stages of
   // the ring, order of inputs, stretches of inputs in all and of a block, and a zero.
-  u32 groups, tile, stages, wide, stretches, each, zero;
+  u32 groups, tile, stages, fours, stretches, each, zero;
   // Tiles before each domain; the last entry counts all.
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];

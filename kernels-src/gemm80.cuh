@@ -43,16 +43,13 @@ struct PlanesTask {
   template <int BITS>
   static DEV void words(const u8* plane, u32 r, u32 n, u32 unit, u32 quarter, u32* w) {
     if constexpr (BITS == 8) {
-      uint2 a = *(const uint2*)(plane + ((2 * r + quarter / 2) * n + unit) * 16 + quarter % 2 * 8);
+      uint2 a = *(const uint2*)(plane + (quarter / 2 * PANEL * n + place_of(r, unit)) * 16 + quarter % 2 * 8);
       w[0] = a.x, w[1] = a.y;
     } else {
-      // Quads 2q and 2q+1 are in one word.
-      constexpr u32 PER = 8 / BITS;
-      u32 word = 2 * quarter / PER, shift = 2 * quarter % PER * BITS;
-      u32 v = *(const u32*)(plane + (r * n + unit) * 4 * BITS + word * 4) >> shift;
-      constexpr u32 MASK = BITS == 4 ? 0x0f0f0f0fu : BITS == 2 ? 0x03030303u : 0x01010101u;
-      w[0] = v & MASK;
-      w[1] = v >> BITS & MASK;
+      const u32* at = (const u32*)(plane + place_of(r, unit) * 4 * BITS);
+      u32 first = 2 * quarter;
+      w[0] = at[first % BITS] >> first / BITS * BITS & CODES<BITS>;
+      w[1] = at[(first + 1) % BITS] >> (first + 1) / BITS * BITS & CODES<BITS>;
     }
   }
   DEV void fetch(const Matrix& w, u32 row, u32 k, u32 quarter, bool there) {

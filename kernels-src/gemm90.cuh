@@ -2,14 +2,14 @@
 //
 // A warpgroup has 64 outputs (a *tile*), a block two warpgroups. Weights are the left side, which may be in
 // registers: they come from memory to the lanes that multiply them and are taken apart there (shares.cuh),
-// so no tile of weights is ever stored. Rows are the right side: N of them, 64 or 128, each as two bf16
+// so no tile of weights is ever stored. Rows are the right side: N of them, 64 or, of floats, 128, each as two bf16
 // that add up to it, in tiles that a launch before has written as the tensor cores want them (split.cuh), so
 // that 64 inputs of N rows are one copy. Those go through a ring; the last warp that is done with a stage
 // asks for what comes next into it. Few rows have a kernel of their own (few90.cuh).
 //
-// The order of inputs within 128 of them is such that a lane's share of an instruction is
-// neighbours in memory: wide, lane q of four has inputs 32 q .. 32 q + 31, a unit of planes;
-// narrow, 8 of every 32, 16 bytes of floats. Instruction s takes inputs 4 s .. 4 s + 3 of them.
+// An instruction takes 16 inputs, and lane q of four has four of them, in an order such that its share is neighbours in
+// memory: by fours, 4 q .. of every 16, a word of a unit of planes; by eights, 8 q .. of every 32, 16 bytes of floats, of
+// which the first of two instructions takes four.
 //
 // Where there are too few tiles for the chip, inputs are parted into stretches, a block of a cluster
 // each, that add up in order; with many rows a block has half of them, and sums them up in the same
@@ -17,9 +17,17 @@
 // beside it.
 #pragma once
 #include "finish.cuh"
+#include "halves.cuh"
 #include "shares.cuh"
 
 #if HOPPER
+// acc[16 x 8] += a[16 x 16] b[16 x 8] in bf16.
+DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Bytes of eight rows of a stage: high parts, low parts.
 constexpr u32 GROUP = 2048;
 // Barriers of the ring.
@@ -73,8 +81,102 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
   if (splits > 1) cluster_wait();
 }
 
-// SUMS: whether a block may have several stretches of inputs.
-template <class S, u32 N, bool SUMS>
+// Sums of stretches that are done, where a block has several: in shared memory behind the ring, a thread's own.
+template <u32 N>
+struct Stretches {
+  float* at;
+  bool some = false;
+  // Adds to what is there, in order; or the last, to registers.
+  DEV void put(float (&acc)[N / 2], bool last) {
+    if (last && !some) return;
+#pragma unroll
+    for (u32 j = 0; j < N / 2; j++) {
+      float sum = some ? at[j * blockDim.x] + acc[j] : acc[j];
+      if (!last) at[j * blockDim.x] = sum;
+      acc[j] = last ? sum : 0.0f;
+    }
+    some = true;
+  }
+};
+
+// Sums of 64 rows over the units of a stage, or their halves: `[turn][unit][part][row]`. Stages take turns.
+struct RowSums {
+  float at[2][2][2][64];
+};
+static_assert(sizeof(RowSums) == 2048, "src/cuda/abi.rs");
+// A warp's share of them, of eight rows, where `from` is the stage.
+template <u32 PARTS>
+DEV void sum_rows(RowSums& sums, u32 turn, u32 from, u32 warp, u32 lane) {
+  const u32 ones[4] = {ONES, ONES, ONES, ONES};
+  from += warp * GROUP + lane / 16 * (GROUP / 2) + lane % 8 * 128;
+#pragma unroll
+  for (u32 unit = 0; unit < 2; unit++) {
+    float sum[4] = {};
+#pragma unroll
+    for (u32 x = 0; x < 2; x++) {
+      u32 rows[4];
+      four(rows, from + ((unit * 2 + x) * 2 + lane / 8 % 2 ^ lane % 8) * 16);
+      if (x == 0 || PARTS == 2) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+      multiply_bf16(sum, ones, rows[2], rows[3]);
+      multiply_bf16(sum, ones, rows[0], rows[1]);
+      if (x == 0 && PARTS == 1) continue;
+      if (lane < 4) *(float2*)&sums.at[turn][unit][PARTS == 2 ? x : 0][warp * 8 + lane * 2] = make_float2(sum[0], sum[1]);
+    }
+  }
+}
+
+// A step of planes: what a unit comes to, from zero, is scaled and added, and with `alone`, if not null, what goes with the
+// sums of the rows. Another step's weights are fetched meanwhile.
+template <u32 N, class S, class Fetch>
+DEV void step_of_planes(S& share, const Matrix& a, const Matrix& b, int step, u64 rows_at, const float (*alone)[64], Left& left,
+                        float (&acc)[N / 2], Fetch fetch) {
+  // What comes ahead may take their place.
+  typename S::Made made = share.make(a, b, step);
+  float sum[N / 2];
+#pragma unroll
+  for (u32 part = 0; part < S::PARTS; part++) {
+    // From zero: nobody waits for what these registers had.
+#pragma unroll
+    for (u32 j = 0; j < N / 2; j++) asm volatile("" : "=f"(sum[j]));
+    wg_fence();
+#pragma unroll
+    for (u32 x = part; x < 2; x += S::PARTS) {
+      u64 high = rows_at + x * 2, low = high + GROUP / 2 / 16;
+      if (x == part) WgProduct<N>::template add<true>(sum, left.high[x], low);
+      else WgProduct<N>::add(sum, left.high[x], low);
+      WgProduct<N>::add(sum, left.high[x], high);
+    }
+    wg_commit();
+    if (part == 0) fetch();
+    wg_wait<0>();
+#pragma unroll
+    for (u32 j = 0; j < N / 2; j++) wg_keep(sum[j]);
+    share.template put<N / 2>(a, b, made, part, false, sum, acc);
+    if (!alone) continue;
+#pragma unroll
+    for (u32 j = 0; j < N / 2; j += 4) {
+      float2 v = *(const float2*)&alone[part][j * 2 + threadIdx.x % 4 * 2];
+      float four[4] = {v.x, v.y, v.x, v.y};
+      share.template put<4>(a, b, made, part, true, four, acc + j);
+    }
+  }
+}
+
+// A step of floats. EXACT: what is left over by high parts is nothing.
+template <u32 N, bool EXACT>
+DEV void step_of_floats(u64 rows_at, const Left& left, float (&acc)[N / 2]) {
+  wg_fence();
+#pragma unroll
+  for (int x = 0; x < 2; x++) {
+    u64 high = rows_at + x * 2, low = high + GROUP / 2 / 16;
+    WgProduct<N>::add(acc, left.high[x], low);
+    if constexpr (!EXACT) WgProduct<N>::add(acc, left.low[x], high);
+    WgProduct<N>::add(acc, left.high[x], high);
+  }
+  wg_commit();
+}
+
+template <class S, u32 N>
 DEV void gemm90(const Gemm& p) {
   extern __shared__ u8 unaligned[];
   u32 base = (shared_address(unaligned) + 1023) & ~1023u;
@@ -84,7 +186,7 @@ DEV void gemm90(const Gemm& p) {
   u32 groups = blockDim.x / 128, first_tile = blockIdx.y * groups;
   u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
   // Where a stretch of inputs begins: this block has one of them, or several in a row.
-  u32 blocks = p.stride / 128, each = SUMS ? p.each : 1;
+  u32 blocks = p.stride / 128, each = p.each;
   auto stretch = [&](u32 i) { return blocks * i / (splits * each); };
   u32 begin = stretch(rank * each), end = stretch((rank + 1) * each);
   constexpr u32 STAGE = N / 8 * GROUP;
@@ -106,12 +208,15 @@ DEV void gemm90(const Gemm& p) {
   // A tile's weights on both sides of a lane.
   const Matrix* matrix[2];
   Lines line = lines_of(p, tile_of(p, first_tile + group), r, matrix);
+  const Matrix &a = *matrix[0], &b = *matrix[1];
   S share;
+  // The same for all of the block, who meet where rows are summed up; behind sums of stretches.
+  bool adds = false;
+  RowSums& row_sums = *(RowSums*)(shared + HEADER + p.stages * STAGE + blockDim.x * N / 2 * 4);
+  if constexpr (S::SCALED) adds = S::ADDS || S::MAY_ADD && __syncthreads_or(S::adds(a, b));
   // Step `step` of `block`. Past the last block that is taken once more: nobody looks at it.
-  auto fetch = [&](u32 block, int step, bool first) {
-    share.fetch(*matrix[0], *matrix[1], line, block, end, q, p.wide, step, step, first);
-  };
-  share.begin(*matrix[0], *matrix[1], line, min(begin, blocks - 1), q, p.wide);
+  auto fetch = [&](u32 block, int step, bool first) { share.fetch(a, b, line, block, end, q, step, step, first); };
+  share.begin(a, b, line, min(begin, blocks - 1), q);
 #pragma unroll
   for (int step = 0; step < S::SLOTS; step++) fetch(begin, step, true);
   pdl_wait();
@@ -121,13 +226,9 @@ DEV void gemm90(const Gemm& p) {
   float acc[N / 2];
 #pragma unroll
   for (u32 j = 0; j < N / 2; j++) acc[j] = 0.0f;
-  // Stretches that are summed up, and where the one at hand ends.
-  float total[SUMS ? N / 2 : 1];
+  // Where the stretch at hand ends, of how many.
+  Stretches<N> sums_before = {(float*)(shared + HEADER + p.stages * STAGE) + t};
   u32 stretches = 1, next = stretch(rank * each + 1);
-  if constexpr (SUMS) {
-#pragma unroll
-    for (u32 j = 0; j < N / 2; j++) total[j] = 0.0f;
-  }
   // The ring: which of all stages, where in the ring, and how often round.
   u32 at = 0, stage = 0, parity = 0;
   auto done = [&](u32 at, u32 stage, u32 parity) {
@@ -140,21 +241,24 @@ DEV void gemm90(const Gemm& p) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
       if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
+      if constexpr (S::SCALED) {
+        if (step % 2 == 0 && adds) {
+          sum_rows<S::PARTS>(row_sums, at % 2, tiles + stage * STAGE, warp, lane);
+          __syncthreads();
+        }
+      }
       u64 rows_at = wg_tile(tiles + stage * STAGE + step % 2 * 64, GROUP);
       Left left;
-      take_apart(left, *matrix[0], *matrix[1], share, step, step, p.zero);
+      take_apart(left, share, a, b, step, p.zero);
       keep(left, !S::EXACT);
-      fetch(block + (step + S::SLOTS) / STEPS, (step + S::SLOTS) % STEPS, false);
-      wg_fence();
-#pragma unroll
-      for (int x = 0; x < 2; x++) {
-        u64 high = rows_at + x * 2, low = high + GROUP / 2 / 16;
-        WgProduct<N>::add(acc, left.high[x], low);
-        if constexpr (!S::EXACT) WgProduct<N>::add(acc, left.low[x], high);
-        WgProduct<N>::add(acc, left.high[x], high);
+      auto ahead = [&]() { fetch(block + (step + S::SLOTS) / STEPS, (step + S::SLOTS) % STEPS, false); };
+      if constexpr (S::SCALED) {
+        step_of_planes<N>(share, a, b, step, rows_at, adds ? row_sums.at[at % 2][step % 2] : nullptr, left, acc, ahead);
+      } else {
+        ahead();
+        step_of_floats<N, S::EXACT>(rows_at, left, acc);
       }
-      wg_commit();
-      if constexpr (S::EXACT) {
+      if constexpr (S::EXACT && !S::SCALED) {
         // The step before is done, and with it perhaps a stage. Registers hold the left sides of two.
         wg_wait<1>();
         if (step % 2 == 0 && at > 0)
@@ -168,28 +272,36 @@ DEV void gemm90(const Gemm& p) {
         if (++stage == p.stages) stage = 0, parity ^= 1;
       }
     }
-    if constexpr (SUMS) {
-      if (block + 1 == next) {
-        wg_wait<0>();
+    if (block + 1 == next && block + 1 < end) {
+      wg_wait<0>();
 #pragma unroll
-        for (u32 j = 0; j < N / 2; j++) {
-          wg_keep(acc[j]);
-          total[j] += acc[j];
-          acc[j] = 0.0f;
-        }
-        next = stretch(rank * each + ++stretches);
-      }
+      for (u32 j = 0; j < N / 2; j++) wg_keep(acc[j]);
+      sums_before.put(acc, false);
+      next = stretch(rank * each + ++stretches);
     }
   }
   wg_wait<0>();
-  if constexpr (SUMS)
 #pragma unroll
-    for (u32 j = 0; j < N / 2; j++) acc[j] = total[j];
+  for (u32 j = 0; j < N / 2; j++) wg_keep(acc[j]);
+  sums_before.put(acc, true);
 
   // The ring has served: no copy is on its way, and nobody reads it any more once all are here.
   float* sums = (float*)(shared + HEADER);
   __syncthreads();
   put_sums<N>(acc, sums + group * WG_M, sums_width(groups));
   finish_block<N>(p, sums, 1, first_tile, groups);
+}
+
+// How weights are taken apart: the first that takes them.
+template <u32 N, class FIRST, class... REST>
+DEV void gemm_many(const Gemm& p) {
+  if constexpr (sizeof...(REST) == 0) {
+    gemm90<FIRST, N>(p);
+  } else {
+    const Domain& d = p.domain[tile_of(p, blockIdx.y * (blockDim.x / 128) + threadIdx.x / 128).domain];
+    if (__syncthreads_and(FIRST::takes(p.part[d.part[0]], p.fours) && FIRST::takes(p.part[d.part[d.parts == 1 ? 0 : 1]], p.fours)))
+      gemm90<FIRST, N>(p);
+    else gemm_many<N, REST...>(p);
+  }
 }
 #endif

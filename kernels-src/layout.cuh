@@ -3,7 +3,7 @@
 // A *unit* is what a lane takes at once: 32 columns of a row of planes, 16 bytes of floats. A *span*
 // is up to 32 units of the 4 rows of a *panel*, one unit a lane; a panel is its spans in order.
 //
-//   span of planes   lo [row][piece][unit] · hi [row][unit] · scales [row][unit] · d [row][unit/8]
+//   span of planes   lo [piece][unit][row] · hi [unit][row] · scales [unit][row] · d [unit/8][row]
 //   span of floats   [row][unit] of 16 bytes
 #pragma once
 #include "common.cuh"
@@ -28,6 +28,8 @@ struct Matrix {
   u32 table[4];
 };
 
+// What a part of a span of planes has of a unit of a row: the how manieth.
+DEV u32 place_of(u32 row, u32 unit) { return unit * PANEL + row; }
 // Where the parts of a span of `n` units begin.
 struct SpanAt {
   u32 hi, scales, d;
@@ -51,19 +53,12 @@ DEV u32 span_units(const Matrix& m, u32 span) {
 
 // Four codes of a plane, a byte each: quad `q` of the unit whose words are `w`.
 template <int BITS>
-constexpr u32 CODES = BITS == 4 ? 0x0f0f0f0fu : BITS == 2 ? 0x03030303u : 0x01010101u;
+constexpr u32 CODES = BITS == 8 ? 0xffffffffu : BITS == 4 ? 0x0f0f0f0fu : BITS == 2 ? 0x03030303u : 0x01010101u;
 template <int BITS>
-DEV u32 quad(const u32* w, int q) {
-  if constexpr (BITS == 8) return w[q];
-  constexpr int PER = 8 / BITS;
-  return (w[q / PER] >> ((q % PER) * BITS)) & CODES<BITS>;
-}
+DEV u32 quad(const u32* w, int q) { return (w[q % BITS] >> q / BITS * BITS) & CODES<BITS>; }
 // The same where they are in their bytes: times a power of two.
 template <int BITS>
-DEV u32 placed(const u32* w, int q) {
-  constexpr int PER = 8 / BITS;
-  return w[q / PER] & CODES<BITS> << q % PER * BITS;
-}
+DEV u32 placed(const u32* w, int q) { return w[q % BITS] & CODES<BITS> << q / BITS * BITS; }
 
 // The entries of a table of 16 bytes that four codes name.
 DEV u32 look_up(const u32* table, u32 codes) {
@@ -85,7 +80,7 @@ DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) 
   SpanAt at = span_at(m, n);
   Scales r;
   r.m0 = r.m1 = 0.0f;
-  const u8* p = span + at.scales + (row * n + unit) * scale_bytes(m);
+  const u8* p = span + at.scales + place_of(row, unit) * scale_bytes(m);
   if (m.levels == EXPONENT) {
     u32 e = *p;
     r.s0 = r.s1 = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
@@ -103,8 +98,7 @@ DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) 
     r.m1 = r.m0;
     return r;
   }
-  u32 eighths = (n + 7) / 8;
-  const u8* pd = span + at.d + (row * eighths + unit / 8) * d_bytes(m);
+  const u8* pd = span + at.d + place_of(row, unit / 8) * d_bytes(m);
   float d = half_to_f32(*(const u16*)pd);
   r.s0 = d * (float)(i8)p[0];
   r.s1 = m.halves == 2 ? d * (float)(i8)p[1] : r.s0;
@@ -129,17 +123,15 @@ DEV float value_at(const Matrix& m, u32 row, u32 col, u64 skip) {
   }
   u32 q = e / 4, code = 0;
   {
-    u32 per_word = 8 / m.lo, word = q / per_word, shift = (q % per_word) * m.lo;
+    u32 word = q % m.lo, shift = q / m.lo * m.lo;
     // 8 bits come in two pieces of 16 bytes.
-    u32 bytes = m.lo == 8 ? 16 : 4 * m.lo, pieces = m.lo == 8 ? 2 : 1;
-    u32 piece = word * 4 / bytes, in = word * 4 % bytes;
-    u32 w = *(const u32*)(p + ((r * pieces + piece) * n + unit) * bytes + in);
+    u32 bytes = m.lo == 8 ? 16 : 4 * m.lo, piece = word * 4 / bytes, in = word * 4 % bytes;
+    u32 w = *(const u32*)(p + (piece * PANEL * n + place_of(r, unit)) * bytes + in);
     code = (w >> (shift + 8 * (e % 4))) & ((1u << m.lo) - 1);
   }
   if (m.hi) {
-    u32 per_word = 8 / m.hi, word = q / per_word, shift = (q % per_word) * m.hi;
-    u32 w = *(const u32*)(p + span_at(m, n).hi + (r * n + unit) * 4 * m.hi + word * 4);
-    code |= ((w >> (shift + 8 * (e % 4))) & ((1u << m.hi) - 1)) << m.lo;
+    u32 w = *(const u32*)(p + span_at(m, n).hi + place_of(r, unit) * 4 * m.hi + q % m.hi * 4);
+    code |= ((w >> (q / m.hi * m.hi + 8 * (e % 4))) & ((1u << m.hi) - 1)) << m.lo;
   }
   if (m.codes == TABLE) code = (m.table[code / 4] >> (8 * (code % 4))) & 0xff;
   if (m.codes == DOUBLE) code *= 2;

@@ -67,17 +67,16 @@ DEV void norm_is_there() {
   __syncwarp();
 }
 // Splits numbers of a block, and lays them where the lanes take them that multiply.
-template <bool WIDE>
+template <bool FOURS>
 DEV void lay_block(const float4 (&v)[8], u32 to, u32 lane) {
   u32 g = lane / 4, c = lane % 4;
-  u32 at = to + g * 64 + (WIDE ? c * 512 : c % 2 * 512 + (c / 2 ^ c % 2) * 16);
+  u32 at = to + g * 64 + (FOURS ? 0 : c % 2 * 512 + (c / 2 ^ c % 2) * 16);
 #pragma unroll
   for (u32 m = 0; m < 8; m++) {
     u32 h0 = bf16x2(v[m].x, v[m].y), h1 = bf16x2(v[m].z, v[m].w);
     u32 l0 = low_parts(v[m].x, v[m].y, h0), l1 = low_parts(v[m].z, v[m].w, h1);
-    // Instruction i and lane (g, q ^ i % 4), with q = m / 2 and i = m % 2 * 4 + c, or q = m % 2 * 2 + c / 2 and
-    // i = m / 2 * 2 + c % 2.
-    u32 there = WIDE ? at + m % 2 * 2048 + (m / 2 ^ c) * 16 : at + m / 2 * 1024 + (m % 2 ^ m / 2 % 2) * 32;
+    // Instruction i and lane (g, q ^ i % 4), with q = c and i = m, or q = m % 2 * 2 + c / 2 and i = m / 2 * 2 + c % 2.
+    u32 there = FOURS ? at + m * 512 + (c ^ m % 4) * 16 : at + m / 2 * 1024 + (m % 2 ^ m / 2 % 2) * 32;
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(there), "r"(h0), "r"(h1), "r"(l0), "r"(l1) : "memory");
   }
 }

@@ -20,7 +20,7 @@ struct Several {
   float eps;
   // Columns of a row, whole blocks of 128; floats from a row to the next; the order of columns; stretches, a power of two
   // as `subs` is.
-  u32 cols, stride, wide, stretches;
+  u32 cols, stride, fours, stretches;
   // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each stretch has spans of its
   // own, and so each warp pages of its own.
   u32 jobs, subs, first_block, alone, domains;
@@ -159,33 +159,40 @@ struct Walk {
 
 // Blocks `from` to `to` of the columns, whose rows are at `rows`.
 template <class S>
-DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& in_a, const Matrix& in_b, u32 row, u32 from, u32 to,
-                         u32 rows, float* acc) {
+DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, u32 row, u32 from, u32 to, u32 rows,
+                         float* acc) {
   S share;
-  // In registers, where there is room: what lies in shared memory would be read again for each page.
-  typename S::Kept a = in_a, b = in_b;
-  u32 blocks = p.cols / 128, wide = p.wide, zero = 0;
+  u32 zero = 0;
   asm volatile("" : "+r"(zero));
   u32 lane = walk.lane, q = lane % 4, half = lane / 16, panel = walk.stage_bytes / 4, page = 0;
+  share.begin(a, b, q);
 #pragma unroll 1
   for (u32 block = from; block < to; block++, rows += BLOCK_BYTES) {
     if (block == from || block % S::BLOCKS == 0) page = walk.page(block / S::BLOCKS) + half * panel;
     u32 sides[2] = {page, page + 2 * panel};
+    share.turn(a, b, sides, row, block, block == from, q);
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-      share.fetch(a, b, sides, row, block, blocks, q, wide, step);
-      Left left;
-      take_apart(left, a, b, share, step, 0, zero);
-#pragma unroll
-      for (u32 x = 0; x < 2; x++) {
-        u32 i = step * 2 + x, h0, h1, l0, l1;
-        weights(rows + i * 512 + (lane ^ i % 4) * 16, h0, h1, l0, l1);
-        multiply_bf16(acc, left.high[x], l0, l1);
-        if constexpr (!S::EXACT) multiply_bf16(acc, left.low[x], h0, h1);
-        multiply_bf16(acc, left.high[x], h0, h1);
-      }
+      share.template fetch<true>(a, b, q, step);
+      if ((step + 1) % S::AT_ONCE) continue;
+      multiply_steps<S, 1>(share, a, b, step + 1 - S::AT_ONCE, zero, [&](int step, u32 x, u32 (&r)[1][4]) {
+        u32 i = step * 2 + x;
+        weights(rows + i * 512 + (lane ^ i % 4) * 16, r[0][0], r[0][1], r[0][2], r[0][3]);
+      }, acc);
     }
   }
+}
+
+DEV constexpr u32 kind_of(int lo, int hi) {
+  return lo == 8 ? L8 : lo == 1 ? L1 : lo == 2 ? (hi ? L21 : L2) : hi == 0 ? L4 : hi == 1 ? L41 : L42;
+}
+// How planes are looked at: the first that takes them.
+template <int LO, int HI, u32 FIRST, u32... REST, class... Of>
+DEV void multiply_planes(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, Of... of) {
+  typedef PlanesPage<LO, HI, FIRST, at_once(LO, HI, FIRST)> Page;
+  if constexpr (sizeof...(REST) == 0) multiply_blocks<Page>(p, walk, a, b, of...);
+  else if (Page::takes(a, 1) && Page::takes(b, 1)) multiply_blocks<Page>(p, walk, a, b, of...);
+  else multiply_planes<LO, HI, REST...>(p, walk, a, b, of...);
 }
 
 // The warps that multiply meet.
@@ -242,6 +249,30 @@ DEV float sum_up_stretches(const float* sums, u32 stretches) {
 // Of a lane at most.
 constexpr u32 RESULTS = 4;
 
+// Makes blocks from `block`, whose numbers were asked for; a norm's weights were, or are now.
+DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u32 norm, bool ask, float scale, u32 lane) {
+  if (!p.norm) x.settle(block, two);
+  if (p.norm) {
+    if (ask) ask_norm(p, norm, block, two, lane);
+    norm_is_there();
+#pragma unroll
+    for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
+      float4& v = x.v[k / 8][k % 8];
+      u32 w[4];
+      weights(norm + (k * 16 + lane % 4 * 4) * 4, w[0], w[1], w[2], w[3]);
+      v = normed(v, scale, make_float4(__uint_as_float(w[0]), __uint_as_float(w[1]), __uint_as_float(w[2]), __uint_as_float(w[3])));
+    }
+    // All have read them before others come.
+    if (ask) __syncwarp();
+  }
+#pragma unroll
+  for (u32 k = 0; k < AT_A_TIME; k++) {
+    if (k && !two) break;
+    if (p.fours) lay_block<true>(x.v[k], at + k * BLOCK_BYTES, lane);
+    else lay_block<false>(x.v[k], at + k * BLOCK_BYTES, lane);
+  }
+}
+
 struct Consumer {
   Work& b;
   u32 rows, warp, lane, frags, parity;
@@ -257,12 +288,12 @@ struct Consumer {
       if (p.apart) finish_apart(p, l.fresh.next);
       return;
     }
-    // The part of the columns that this warp makes; of eight stretches it is its own one, and is made bit by bit. Of a
-    // block's own stretch warps make a part each.
+    // The part of the columns that this warp makes; of eight short stretches it is its own one. Of a block's own stretch
+    // warps make a part each.
     bool apart = p.apart != nullptr;
     u32 all = apart ? n / WARPS : n, before = apart ? job % WARPS * all : 0;
     u32 from = before + all * warp / WARPS, to = before + all * (warp + 1) / WARPS;
-    bool own = stretches == WARPS && !apart, once = to - from <= AT_A_TIME;
+    bool once = to - from <= AT_A_TIME, own = stretches == WARPS && !apart && n <= WARPS * AT_A_TIME;
     u32 mine = frags + (own ? warp * AT_A_TIME : from - before) * BLOCK_BYTES, weights = shared_address(b.norm[warp]);
     Numbers x(p, rows, lane, l.fresh.polls);
     float scale = 1.0f;
@@ -291,30 +322,10 @@ struct Consumer {
       scale = norm_scale(sum_of_blocks(0.0f, b.squares[lane / 4], n), p.cols, p.eps);
       if (!once) x.ask(from, two(from));
     }
-    // Blocks from `block`, whose numbers were asked for; a norm's weights were, or are now.
-    auto make = [&](u32 block, u32 at, bool ask) {
-      if (!p.norm) x.settle(block, two(block));
-      if (p.norm) {
-        if (ask) ask_norm(p, weights, block, two(block), lane);
-        norm_is_there();
-#pragma unroll
-        for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
-          float4& v = x.v[k / 8][k % 8];
-          v = normed(v, scale, *(const float4*)(b.norm[warp] + k * 16 + lane % 4 * 4));
-        }
-        // All have read them before others come.
-        if (ask) __syncwarp();
-      }
-#pragma unroll
-      for (u32 k = 0; k < AT_A_TIME; k++) {
-        if (k && !two(block)) break;
-        if (p.wide) lay_block<true>(x.v[k], at + k * BLOCK_BYTES, lane);
-        else lay_block<false>(x.v[k], at + k * BLOCK_BYTES, lane);
-      }
-    };
+    auto make = [&](u32 block, u32 at, bool ask) { make_rows(p, x, block, two(block), at, weights, ask, scale, lane); };
     if (once) {
       if (from < to) make(from, mine, false);
-    } else if (!own) {
+    } else {
 #pragma unroll 1
       for (u32 block = from; block < to; block += AT_A_TIME) {
         if (block != from) x.ask(block, two(block));
@@ -323,7 +334,6 @@ struct Consumer {
     }
     if (!own) meet();
     else __syncwarp();
-    bool bit_by_bit = own && !once;
     u32 sub = apart ? 0 : warp >> log, stretch = Part(p, job, warp).stretch;
     u32 begin = n * stretch >> log, end = n * (stretch + 1) >> log;
     walk.arrivals = p.alone ? WARPS : WARPS >> log, walk.step = owners.count;
@@ -348,35 +358,20 @@ struct Consumer {
       walk.span = begins, walk.stage = base;
       walk.stage.step(owner, walk.stages);
       float acc[4] = {};
-#pragma unroll 1
-      for (u32 block = has ? begin : end, until; block < end; block = until) {
-        until = bit_by_bit ? min(end, block + AT_A_TIME) : end;
-        if (bit_by_bit) {
-          make(block, mine, true);
-          __syncwarp();
-          // What comes next is on its way while this is multiplied.
-          bool more = until < end;
-          u32 after = more ? until : begin;
-          if (more || job + next_job(p) < p.jobs) x.ask(after, two(after));
-        }
-        u32 at = own ? mine : frags + (block - before) * BLOCK_BYTES;
-#define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, block, until, at, acc)
-#define TAKES(...) (__VA_ARGS__::takes(*matrix[0]) && __VA_ARGS__::takes(*matrix[1]))
-#define PLANES(LO, HI)                                                                      \
-  if (TAKES(PlanesPage<LO, HI, SHORTEST>)) MULTIPLY(PlanesPage<LO, HI, SHORTEST>); \
-  else if (TAKES(PlanesPage<LO, HI, SHORT>)) MULTIPLY(PlanesPage<LO, HI, SHORT>);  \
-  else MULTIPLY(PlanesPage<LO, HI, LONG>)
+      u32 at = own ? mine : frags + (begin - before) * BLOCK_BYTES;
+      if (has && begin < end) {
+#define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, at, acc)
+#define FLOATS(KIND) \
+  if (p.fours) MULTIPLY(FloatPage<KIND, true>); \
+  else MULTIPLY(FloatPage<KIND, false>)
+#define PLANES(LO, HI, ...)                                                                                       \
+  case kind_of(LO, HI):                                                                                           \
+    multiply_planes<LO, HI, __VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, at, acc); break;
         switch (l.kind) {
-          case L8: PLANES(8, 0); break;
-          case L4: PLANES(4, 0); break;
-          case L2: PLANES(2, 0); break;
-          case L1: PLANES(1, 0); break;
-          case L21: PLANES(2, 1); break;
-          case L41: PLANES(4, 1); break;
-          case L42: PLANES(4, 2); break;
-          case LF32: MULTIPLY(FloatPage<F32>); break;
-          case LF16: MULTIPLY(FloatPage<F16>); break;
-          default: MULTIPLY(FloatPage<BF16>);
+          OF_PLANES(PLANES)
+          case LF32: FLOATS(F32); break;
+          case LF16: FLOATS(F16); break;
+          default: FLOATS(BF16);
         }
         __syncwarp();
       }

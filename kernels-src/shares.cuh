@@ -3,6 +3,19 @@
 #include "gemm.cuh"
 #include "wgmma.cuh"
 
+// What scales of planes are: one a unit; that and what is added; those of two levels, with what is added where formats of
+// these planes have it; or whatever each matrix says, of codes too.
+enum Looks : u32 { LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_ANY };
+// Those that there are of planes of LO and HI bits (src/cuda/layout.rs takes no others).
+#define OF_PLANES(DO)                                     \
+  DO(8, 0, LOOK_SCALE)                                    \
+  DO(4, 0, LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_ANY) \
+  DO(2, 0, LOOK_SCALE, LOOK_LEVELS, LOOK_ANY)             \
+  DO(1, 0, LOOK_SCALE)                                    \
+  DO(2, 1, LOOK_LEVELS)                                   \
+  DO(4, 1, LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_ANY) \
+  DO(4, 2, LOOK_LEVELS)
+
 #if HOPPER
 // Steps of 32 inputs, two instructions each, of a block of 128 inputs.
 constexpr int STEPS = 4;
@@ -15,6 +28,9 @@ constexpr int STEPS = 4;
   }                                                                                                                  \
   DEV void weights(AT at, u32& a, u32& b, u32& c, u32& d) {                                                          \
     asm volatile("ld." FROM ".v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : HOW(at));          \
+  }                                                                                                                  \
+  DEV void weights_short(AT at, u32& a) {                                                                            \
+    asm volatile("{\n.reg .u16 h;\nld." FROM ".u16 h, [%1];\ncvt.u32.u16 %0, h;\n}" : "=r"(a) : HOW(at));           \
   }                                                                                                                  \
   /* Of one, two or four bytes, or none. */                                                                          \
   DEV void weights_of(AT at, u32 bytes, u32& a) {                                                                    \
@@ -34,49 +50,59 @@ struct Lines {
 };
 
 // A lane's share of two outputs in floats: steps of 8 weights, or what comes next of them. What is kept of a step
-// is in its slot, which counts on through as many blocks as slots hold.
-template <u32 KIND, int SLOTS_ = STEPS>
+// is in its slot, which counts on through as many blocks as slots hold. Of 32 inputs a lane has 8 in a row, or, by FOURS, as it
+// has planes, 4 of each half.
+template <u32 KIND, bool FOURS, int SLOTS_ = STEPS>
 struct FloatShare {
   static constexpr int SLOTS = SLOTS_;
-  static constexpr bool EXACT = KIND == BF16;
+  static constexpr bool EXACT = KIND == BF16, SCALED = false;
   static constexpr u32 WORDS = KIND == F32 ? 8 : 4;
   static constexpr u32 PER = KIND == F32 ? 4 : 8, BLOCK = 128 / PER, EACH = 8 / PER, BLOCKS = SPAN / BLOCK;
   u32 w[SLOTS][2][WORDS];
   // Where the lane's first units of a block are, and how many there are up to the row's last.
   const u8* at[2];
   int room;
-  DEV void look(const Matrix& m, u32 block, u32 q, u32 wide) {
-    u32 n = span_units(m, block / BLOCKS);
-    room = (int)n - 1 - (int)(block % BLOCKS * BLOCK + q * (wide ? STEPS * EACH : EACH));
+  static DEV bool takes(const Matrix&, u32 fours) { return FOURS == (fours != 0); }
+  static DEV u32 first_of(u32 q) { return FOURS ? q * EACH / 2 : q * EACH; }
+  // From unit `unit` on, where `last` is the last one.
+  template <class At>
+  static DEV void load(At row, int unit, int last, u32 q, u32* to) {
+    At from = row + min(unit, last) * 16, second = row + min(unit + (int)(FOURS ? 2 * EACH : EACH - 1), last) * 16;
+    if constexpr (EACH == 2) {
+      weights(from, to[0], to[1], to[2], to[3]);
+      weights(second, to[4], to[5], to[6], to[7]);
+    } else if constexpr (FOURS) {
+      weights(from + q % 2 * 8, to[0], to[1]);
+      weights(second + q % 2 * 8, to[2], to[3]);
+    } else {
+      weights(from, to[0], to[1], to[2], to[3]);
+    }
   }
-  DEV void begin(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 q, u32 wide) {
-    look(m, block, q, wide);
+  DEV void look(const Matrix& m, u32 block, u32 q) {
+    u32 n = span_units(m, block / BLOCKS);
+    room = (int)n - 1 - (int)(block % BLOCKS * BLOCK + first_of(q));
+  }
+  DEV void begin(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 q) {
+    look(m, block, q);
     u32 span = block / BLOCKS, n = span_units(m, span);
     u32 from = span * m.span_bytes + (line.row * n + n - 1) * 16;
 #pragma unroll
     for (u32 side = 0; side < 2; side++) at[side] = line.panel[side] + from - room * 16;
   }
   // Step `step` of `block`; the first step of a block goes on from the block before.
-  DEV void fetch(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 end, u32 q, u32 wide, int step, int slot, bool first) {
+  DEV void fetch(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 end, u32 q, int step, int slot, bool first) {
     if (step == 0 && !first && block < end) {
-      look(m, block, q, wide);
+      look(m, block, q);
       u32 on = block % BLOCKS != 0 ? BLOCK * 16
                                    : m.span_bytes - (SPAN - BLOCK) * 16 - line.row * (SPAN - span_units(m, block / BLOCKS)) * 16;
       at[0] += on, at[1] += on;
     }
     // Past the last input rows are zero: any weights will do.
-    int off = min(step * (int)(wide ? EACH : 4 * EACH), room);
 #pragma unroll
-    for (u32 side = 0; side < 2; side++) {
-      u32* to = w[slot % SLOTS][side];
-      const u8* from = at[side] + off * 16;
-      weights(from, to[0], to[1], to[2], to[3]);
-      if constexpr (EACH == 2) weights(from + (off < room ? 16 : 0), to[4], to[5], to[6], to[7]);
-    }
+    for (u32 side = 0; side < 2; side++) load(at[side], step * 4 * (int)EACH, room, q, w[slot % SLOTS][side]);
   }
-  DEV bool decode_short(const Matrix&, u32, int, int, u32*, u32*) const { return false; }
   // Eight weights of a step.
-  DEV void decode(const Matrix&, u32 side, int, int slot, float* v) const {
+  DEV void decode(u32 side, int slot, float* v) const {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       u32 word = w[slot % SLOTS][side][KIND == F32 ? i % WORDS : i / 2 % WORDS];
@@ -85,266 +111,284 @@ struct FloatShare {
   }
 };
 
+// The left side of the two instructions of a step: a lane has outputs a and b, eight apart, four inputs
+// an instruction.
+struct Left {
+  u32 high[2][4], low[2][4];
+};
+template <u32 KIND, bool FOURS, int SLOTS>
+DEV void take_apart(Left& x, const FloatShare<KIND, FOURS, SLOTS>& share, const Matrix&, const Matrix&, int slot, u32 zero) {
+#pragma unroll
+  for (u32 side = 0; side < 2; side++) {
+    if constexpr (KIND == BF16) {
+      // Already what the tensor cores take, but not where: a move, which would be made when the load
+      // ends, and waited for; so it is a sum with a zero that the compiler cannot know.
+#pragma unroll
+      for (int i = 0; i < 4; i++) x.high[i / 2][i % 2 * 2 + side] = share.w[slot % SLOTS][side][i] + zero;
+    } else {
+      float v[8];
+      share.decode(side, slot, v);
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        u32 high = bf16x2(v[2 * i], v[2 * i + 1]);
+        x.high[i / 2][i % 2 * 2 + side] = high;
+        x.low[i / 2][i % 2 * 2 + side] = bf16x2(v[2 * i] - bf16_low(high), v[2 * i + 1] - bf16_high(high));
+      }
+    }
+  }
+}
+
+// The same, one step of it, from spans of both outputs' panels in shared memory. WHOLE: rows end with a block.
+template <u32 KIND, bool FOURS>
+struct FloatPage : FloatShare<KIND, FOURS, 1> {
+  typedef FloatShare<KIND, FOURS, 1> Of;
+  static constexpr u32 BLOCKS = Of::BLOCKS;
+  static constexpr int AT_ONCE = 1;
+  // Of the block at hand: where rows begin, the lane's first unit, and the last one of the span.
+  u32 from[2];
+  int unit, last;
+  DEV void begin(const Matrix&, const Matrix&, u32) { from[0] = from[1] = 0, unit = last = 0; }
+  DEV void turn(const Matrix& a, const Matrix&, const u32 (&at)[2], u32 row, u32 block, bool first, u32 q) {
+    if (!first && block % BLOCKS != 0) {
+      unit += Of::BLOCK;
+      return;
+    }
+    u32 n = span_units(a, block / BLOCKS);
+    from[0] = at[0] + row * n * 16, from[1] = at[1] + row * n * 16;
+    unit = (int)(block % BLOCKS * Of::BLOCK + Of::first_of(q)), last = (int)n - 1;
+  }
+  template <bool WHOLE>
+  DEV void fetch(const Matrix&, const Matrix&, u32 q, int step) {
+#pragma unroll
+    for (u32 side = 0; side < 2; side++)
+      this->load(from[side] + unit * 16, step * 4 * (int)Of::EACH, WHOLE ? 1 << 20 : last - unit, q, this->w[0][side]);
+  }
+};
+
+// Planes of codes. A step is a unit, 32 inputs, whose codes are multiplied as they are, less zero: exact in bf16. What a
+// unit comes to is a sum of its own, from zero, and the scale is multiplied into that; where a unit may have two
+// scales, each half is a sum. What is added to a weight goes with the sum of the rows alone, which is a product with ones.
+
 // Two bf16 at once.
 DEV u32 minus2(u32 a, u32 b) {
   u32 r;
   asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
-DEV u32 times2(u32 a, u32 b) {
-  u32 r;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-DEV u32 fused2(u32 a, u32 b, u32 c) {
-  u32 r;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-  return r;
-}
-DEV u32 negated2(u32 a) {
-  u32 r;
-  asm("neg.bf16x2 %0, %1;" : "=r"(r) : "r"(a));
-  return r;
-}
+// Both are a whole number.
+DEV u32 twice(int v) { return bf16x2((float)v, (float)v); }
+constexpr u32 ONES = 0x3f803f80;
 
-// In planes: one unit of an output.
-template <int LO, int HI>
-struct Unit {
-  u32 lo[LO], hi[HI ? HI : 1], s, d;
-  template <int BITS, class At>
-  static DEV void plane(At at, u32* w) {
-    if constexpr (BITS == 4) weights(at, w[0], w[1], w[2], w[3]);
-    if constexpr (BITS == 2) weights(at, w[0], w[1]);
-    if constexpr (BITS == 1) weights(at, w[0]);
+template <int LO, int HI, u32 LOOKS, int SLOTS_, class At>
+struct PlanesShare {
+  static constexpr int SLOTS = SLOTS_, HIGH = HI ? HI : 1;
+  static constexpr bool EXACT = true, SCALED = true, EIGHT = LO == 8;
+  // Sums of a unit; blocks of a span.
+  static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = SPAN / STEPS;
+  static constexpr bool ADDS = LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && HI != 2 && !(LO == 2 && HI == 1);
+  static constexpr bool MAY_ADD = LOOKS == LOOK_ANY;
+  // What is taken off codes where something is added to weights, and given back with that: else both would be large where
+  // weights are small, and what is left of a row's largest inputs would be their rounding.
+  static constexpr int CENTRE = 1 << LO + HI - 1;
+  // Of a unit of an output what a lane's codes are in, of 8 bits of each half of the inputs, and its scales.
+  struct Unit {
+    u32 lo[EIGHT ? 2 : 1], hi, s, d;
+  };
+  // What follows from them, of each output.
+  struct Made {
+    float scale[2][PARTS], add[2][PARTS];
+  };
+  Unit of[SLOTS][2];
+  // Where a lane's first unit of a block is; of 8 bits the second half is the high plane. In shared memory that of each
+  // output; in memory, where an address has two registers, from where each output's span is, the same for both if alike.
+  static constexpr bool SHARED = sizeof(At) == 4;
+  static constexpr u32 BOTH = SHARED, APART = SHARED || LOOKS == LOOK_ANY;
+  At at[2];
+  u32 lo[1 + BOTH], hi[1 + BOTH], s[1 + APART], d[1 + APART];
+  // Units behind that one up to the row's last; where in a word quads are; what is taken off each output's codes.
+  int room;
+  u32 shift, shift_high, zero[2];
+
+  // All parts of a product have the same planes, but codes and scales of their own.
+  static DEV bool takes(const Matrix& m, u32) {
+    if (LOOKS == LOOK_ANY) return true;
+    if (m.codes == TABLE || EIGHT && m.zero != 128) return false;
+    if (LOOKS == LOOK_LEVELS) return m.levels == LEVEL_TWO && m.halves == PARTS && m.min == (ADDS ? TWO : ZERO);
+    return m.levels == LEVEL_ONE && m.min == (LOOKS == LOOK_LEAST ? ONE : ZERO);
   }
-  // Unit `u` of `n` of a row of a span.
-  template <class At>
-  DEV void fetch(const Matrix& m, At p, u32 row, u32 n, u32 u) {
-    if constexpr (LO == 8) {
-      plane<4>(p + (2 * row * n + u) * 16, lo);
-      plane<4>(p + ((2 * row + 1) * n + u) * 16, lo + 4);
-    } else {
-      plane<LO>(p + (row * n + u) * 4 * LO, lo);
-    }
-    SpanAt at = span_at(m, n);
-    if constexpr (HI != 0) plane<HI>(p + at.hi + (row * n + u) * 4 * HI, hi);
-    u32 bytes = scale_bytes(m);
-    weights_of(p + at.scales + (row * n + u) * bytes, bytes, s);
-    u32 wide = d_bytes(m), two = m.levels == LEVEL_TWO ? wide : 0;
-    weights_of(p + at.d + (row * ((n + 7) / 8) + u / 8) * wide, two, d);
+  static DEV bool is_table(const Matrix& m) { return LOOKS == LOOK_ANY && LO == 4 && HI == 0 && m.codes == TABLE; }
+  static DEV bool adds_of(const Matrix& m) { return LOOKS == LOOK_ANY ? m.min != ZERO : ADDS; }
+  // Whether something is added to weights of either output.
+  static DEV bool adds(const Matrix& a, const Matrix& b) { return adds_of(a) || adds_of(b); }
+  static DEV u32 scale_of(const Matrix& m) {
+    return LOOKS == LOOK_SCALE ? 2 : LOOKS == LOOK_LEAST ? 4 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : scale_bytes(m);
   }
-  // Unit `u` of all rows of a whole span that has a scale a unit.
-  DEV void fetch(u32 p, u32 u) {
-    constexpr u32 BYTES = PANEL * SPAN * 4;
-    if constexpr (LO == 8) {
-      // Two pieces: those of a row stand together.
-      u32 at = p + (u / SPAN * SPAN + u) * 16;
-      plane<4>(at, lo), plane<4>(at + SPAN * 16, lo + 4);
-    } else {
-      plane<LO>(p + u * 4 * LO, lo);
-    }
-    if constexpr (HI != 0) plane<HI>(p + BYTES * LO + u * 4 * HI, hi);
-    asm volatile("{\n.reg .u16 h;\nld.shared.u16 h, [%1];\ncvt.u32.u16 %0, h;\n}" : "=r"(s) : "r"(p + BYTES * (LO + HI) + u * 2));
+  static DEV u32 d_of(const Matrix& m) {
+    return LOOKS == LOOK_LEVELS ? 2 + 2 * ADDS : LOOKS == LOOK_ANY && m.levels == LEVEL_TWO ? d_bytes(m) : 0;
   }
-  // As `scales_of` in layout.cuh: of the first 16 inputs, or of the others.
-  DEV void scales(const Matrix& m, bool second, float& scale, float& add) const {
-    add = 0.0f;
-    if (m.levels == LEVEL_ONE) {
-      scale = half_to_f32(s & 0xffff);
-      if (m.min == ONE) add = half_to_f32(s >> 16);
-    } else if (m.levels == EXPONENT) {
-      scale = __uint_as_float(s < 2 ? 0x00200000u << s : (s - 1) << 23);
-    } else {
-      u32 h = m.halves == 2 && second;
-      scale = half_to_f32(d & 0xffff) * (float)(i8)(s >> 8 * h & 0xff);
-      if (m.min == TWO) add = -(half_to_f32(d >> 16) * (float)(s >> 8 * (m.halves + h) & 0xff));
-    }
-  }
-  // Whether codes less zero are exact in bf16, and nothing is added.
-  static DEV bool short_codes(const Matrix& m) {
-    return m.min == ZERO && m.codes != TABLE && (LO == 8 ? m.zero == 128 : true);
-  }
-  // Eight weights of a step as pairs, taken apart already: (high + low of the scale) x code, the rest of
-  // the first product being exact.
-  DEV void decode_short(const Matrix& m, int step, u32* high, u32* low) const {
-    float scale, add;
-    scales(m, step >= 2, scale, add);
-    u32 s = bf16x2(scale, scale);
-    float rest = scale - bf16_low(s);
-    decode_short_with(m, step, s, bf16x2(rest, rest), high, low);
-  }
-  DEV void decode_short_with(const Matrix& m, int step, u32 s, u32 s_low, u32* high, u32* low) const {
-    u32 zero = bf16x2((float)(128 + m.zero), (float)(128 + m.zero));
+
+  // Lane q of four has the quads `q` and `q + 4` of a unit.
+  DEV void begin(const Matrix& a, const Matrix& b, u32 q) {
+    shift = LO >= 4 ? 0 : q / LO * LO, shift_high = HI ? q / HIGH * HIGH : 0, room = 0;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      u32 c = quad<LO>(lo, 2 * step + i);
-      if constexpr (HI != 0) c |= quad<HI>(hi, 2 * step + i) << LO;
-      if (LO == 1 && HI == 0 && m.codes == DOUBLE) c *= 2;
-      u32 top = ~c & 0x80808080u;
-      if constexpr (LO == 8) c &= 0x7f7f7f7fu;
+    for (u32 side = 0; side < 2; side++) {
+      const Matrix& m = side ? b : a;
+      zero[side] = twice(EIGHT || is_table(m) ? m.zero - 128 : 128 + (adds_of(m) ? CENTRE : m.zero));
+      // A value for each on every way: what has none would be alive in all of a kernel.
+      at[side] = At(), lo[side * BOTH] = hi[side * BOTH] = s[side * APART] = d[side * APART] = 0;
+    }
+  }
+  // The first block that is looked at or the first of a span; or the block behind.
+  DEV void look(const Matrix& a, const Matrix& b, u32 row, u32 block, u32 q) {
+    u32 n = span_units(a, block / BLOCKS), first = block % BLOCKS * STEPS, unit = place_of(row, first), all = PANEL * n;
+    room = (int)n - 1 - (int)first;
 #pragma unroll
-      for (int e = 0; e < 2; e++) {
-        // Seven bits behind the exponent of 128; where there is an eighth, it says 128 or 256 less.
-        u32 pick = e ? 0x4342 : 0x4140;
-        u32 x = __byte_perm(c, 0x43434343, pick);
-        x = minus2(x, LO == 8 ? __byte_perm(top, 0x43434343, pick) : zero);
-        u32 h = times2(s, x);
-        high[2 * i + e] = h;
-        low[2 * i + e] = fused2(s_low, x, fused2(s, x, negated2(h)));
+    for (u32 side = 0; side < 1 + APART; side++) {
+      const Matrix& m = side ? b : a;
+      u32 from = SHARED ? (u32)(u64)at[side] : 0, scales = from + all * 4 * (LO + HI);
+      s[side] = scales + unit * scale_of(m);
+      d[side] = scales + all * scale_of(m) + place_of(row, first / 8) * d_of(m);
+      if (side <= BOTH) {
+        lo[side] = from + (EIGHT ? unit * 16 + q * 4 : unit * 4 * LO + q % LO * 4);
+        hi[side] = EIGHT ? lo[side] + all * 16 : from + all * 4 * LO + unit * 4 * HI + q % HIGH * 4;
       }
     }
   }
-  DEV void decode(const Matrix& m, int step, float* v) const {
-    float scale, add;
-    scales(m, step >= 2, scale, add);
-    decode_with(m, step, scale, add, v);
-  }
-  DEV void decode_with(const Matrix& m, int step, float scale, float add, float* v) const {
-    // A code in the low bits of 2^23 is a float; what is taken off again is exact.
-    float zero = (float)(0x800000 + m.zero);
+  DEV void next(const Matrix& a, const Matrix& b, u32 block) {
+    room -= STEPS;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      u32 c = quad<LO>(lo, 2 * step + i);
-      if constexpr (HI != 0) c |= quad<HI>(hi, 2 * step + i) << LO;
-      if (LO == 4 && HI == 0 && m.codes == TABLE) c = look_up(m.table, c);
-      if (LO == 1 && HI == 0 && m.codes == DOUBLE) c *= 2;
-#pragma unroll
-      for (int e = 0; e < 4; e++)
-        v[4 * i + e] = scale * (__uint_as_float(__byte_perm(c, 0x4b000000, 0x7540 + e)) - zero) + add;
+    for (u32 side = 0; side < 1 + APART; side++) {
+      const Matrix& m = side ? b : a;
+      s[side] += STEPS * PANEL * scale_of(m);
+      if (block % 2 == 0) d[side] += PANEL * d_of(m);
+      if (side <= BOTH) lo[side] += STEPS * PANEL * (EIGHT ? 16 : 4 * LO), hi[side] += STEPS * PANEL * (EIGHT ? 16 : 4 * HI);
     }
   }
-};
-
-// Of two outputs.
-template <int LO, int HI>
-struct PlanesShare {
-  static constexpr int SLOTS = STEPS;
-  static constexpr bool EXACT = false;
-  Unit<LO, HI> of[2];
-  DEV void begin(const Matrix&, const Matrix&, const Lines&, u32, u32, u32) {}
-  DEV void fetch(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 end, u32 q, u32, int step, int, bool) {
-    // All of it with the last step, whose weights are the last that are needed of the one before.
-    if (step != STEPS - 1) return;
-    u32 unit = min(min(block, end - 1) * 4 + q, a.units - 1);
-    u32 span = unit / SPAN, n = span_units(a, span), u = unit % SPAN;
-    of[0].fetch(a, line.panel[0] + (u64)span * a.span_bytes, line.row, n, u);
-    of[1].fetch(b, line.panel[1] + (u64)span * b.span_bytes, line.row, n, u);
-  }
-  DEV void decode(const Matrix& m, u32 side, int step, int, float* v) const { of[side].decode(m, step, v); }
-  DEV bool decode_short(const Matrix& m, u32 side, int step, int, u32* high, u32* low) const {
-    if (!of[side].short_codes(m)) return false;
-    of[side].decode_short(m, step, high, low);
-    return true;
-  }
-};
-
-// The same, one step of it, from spans of both outputs' panels in shared memory.
-template <u32 KIND>
-struct FloatPage : FloatShare<KIND, 1> {
-  typedef FloatShare<KIND, 1> Of;
-  static constexpr u32 BLOCKS = Of::BLOCKS;
-  // As what a loop over pages keeps a matrix of which little is looked at.
-  typedef const Matrix Kept;
-  static DEV bool takes(const Matrix&) { return true; }
-  DEV void fetch(const Matrix& a, const Matrix&, const u32 (&at)[2], u32 row, u32 block, u32, u32 q, u32 wide, int step) {
-    u32 n = span_units(a, block / BLOCKS), last = n - 1, first = block % BLOCKS * Of::BLOCK;
-    u32 u = first + (wide ? q * STEPS + step : step * 4 + q) * Of::EACH;
+  // The unit of a step. Past the last one, where rows are zeros, scales are, too: what is there may be anything.
+  template <bool WHOLE>
+  DEV void unit(const Matrix& a, const Matrix& b, int step, int slot) {
+    u32 k = PANEL * step;
 #pragma unroll
     for (u32 side = 0; side < 2; side++) {
-      u32 from = at[side] + row * n * 16, *to = this->w[0][side];
-      weights(from + min(u, last) * 16, to[0], to[1], to[2], to[3]);
-      if constexpr (Of::EACH == 2) weights(from + min(u + 1, last) * 16, to[4], to[5], to[6], to[7]);
+      Unit& u = of[slot % SLOTS][side];
+      const Matrix& m = side ? b : a;
+      At from = SHARED ? At() : at[side], scales = from + s[side * APART] + k * scale_of(m), two = from + d[side * APART];
+      weights(from + lo[side * BOTH] + k * (EIGHT ? 16 : 4 * LO), u.lo[0]);
+      if constexpr (EIGHT) weights(from + hi[side * BOTH] + k * 16, u.lo[EIGHT]);
+      if constexpr (HI != 0) weights(from + hi[side * BOTH] + k * 4 * HI, u.hi);
+      if constexpr (LOOKS == LOOK_ANY) weights_of(scales, scale_of(m), u.s);
+      else if constexpr (LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && PARTS * (1 + ADDS) == 4) weights(scales, u.s);
+      else weights_short(scales, u.s);
+      if (!WHOLE && step > room) u.s = 0;
+      // That of a block's units is the same.
+      if (step >= SLOTS) continue;
+      if constexpr (LOOKS == LOOK_ANY) weights_of(two, d_of(m), u.d);
+      else if constexpr (LOOKS == LOOK_LEVELS && ADDS) weights(two, u.d);
+      else if constexpr (LOOKS == LOOK_LEVELS) weights_short(two, u.d);
     }
   }
-};
-// How much of a matrix must be looked at for each unit: all; not what is added, nor codes that are not exact in bf16
-// when zero is taken off; nor more than a scale, and spans are whole.
-enum Looks : u32 { LONG, SHORT, SHORTEST };
-template <bool COPY>
-struct KeptAs {
-  typedef const Matrix& Kept;
-};
-template <>
-struct KeptAs<true> {
-  typedef const Matrix Kept;
-};
-// Of planes what follows from a unit's scales is made once.
-template <int LO, int HI, u32 LOOKS>
-struct PlanesPage {
-  static constexpr int SLOTS = 1;
-  static constexpr bool EXACT = false;
-  static constexpr u32 BLOCKS = SPAN / 4;
-  typedef typename KeptAs<LOOKS != LONG>::Kept Kept;
-  static DEV bool takes(const Matrix& m) {
-    bool scale = m.levels == LEVEL_ONE && m.units % SPAN == 0;
-    return LOOKS == LONG || Unit<LO, HI>::short_codes(m) && (LOOKS == SHORT || scale);
-  }
-  Unit<LO, HI> of[2];
-  // Of each side and half of a unit: the scale's high and low part, twice each; or scale and what is added.
-  u32 made[2][2][2];
-  DEV void fetch(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, u32 end, u32 q, u32, int step) {
-    // A unit is all four steps.
-    if (step != 0) return;
-    if constexpr (LOOKS == SHORTEST) {
-      u32 unit = row * SPAN + block % BLOCKS * 4 + q;
-      of[0].fetch(at[0], unit), of[1].fetch(at[1], unit);
-    } else {
-      u32 unit = min(min(block, end - 1) * 4 + q, a.units - 1), n = span_units(a, unit / SPAN);
-      of[0].fetch(a, at[0], row, n, unit % SPAN);
-      of[1].fetch(b, at[1], row, n, unit % SPAN);
-    }
+
+  // As `scales_of` in layout.cuh, of codes less their centre where something is added.
+  DEV Made make(const Matrix& a, const Matrix& b, int slot) const {
+    Made made;
 #pragma unroll
     for (u32 side = 0; side < 2; side++)
 #pragma unroll
-      for (u32 half = 0; half < 2; half++) {
-        float scale, add;
-        if constexpr (LOOKS == SHORTEST) scale = half_to_f32(of[side].s);
-        else of[side].scales(side ? b : a, half, scale, add);
-        u32* to = made[side][half];
-        if constexpr (LOOKS != LONG) to[0] = bf16x2(scale, scale), scale -= bf16_low(to[0]), to[1] = bf16x2(scale, scale);
-        else to[0] = __float_as_uint(scale), to[1] = __float_as_uint(add);
-      }
-  }
-  DEV void decode(const Matrix& m, u32 side, int step, int, float* v) const {
-    const u32* k = made[side][step / 2];
-    of[side].decode_with(m, step, __uint_as_float(k[0]), __uint_as_float(k[1]), v);
-  }
-  DEV bool decode_short(const Matrix& m, u32 side, int step, int, u32* high, u32* low) const {
-    if constexpr (LOOKS != LONG) of[side].decode_short_with(m, step, made[side][step / 2][0], made[side][step / 2][1], high, low);
-    return LOOKS != LONG;
-  }
-};
-
-// The left side of the two instructions of a step: a lane has outputs a and b, eight apart, four inputs
-// an instruction.
-struct Left {
-  u32 high[2][4], low[2][4];
-};
-template <class S>
-DEV void take_apart(Left& x, const Matrix& a, const Matrix& b, const S& share, int step, int slot, u32 zero) {
-#pragma unroll
-  for (u32 side = 0; side < 2; side++) {
-    if constexpr (S::EXACT) {
-      // Already what the tensor cores take, but not where: a move, which would be made when the load
-      // ends, and waited for; so it is a sum with a zero that the compiler cannot know.
-#pragma unroll
-      for (int i = 0; i < 4; i++) x.high[i / 2][i % 2 * 2 + side] = share.w[slot % S::SLOTS][side][i] + zero;
-    } else {
-      u32 high[4], low[4];
-      if (!share.decode_short(side ? b : a, side, step, slot, high, low)) {
-        float v[8];
-        share.decode(side ? b : a, side, step, slot, v);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          high[i] = bf16x2(v[2 * i], v[2 * i + 1]);
-          low[i] = bf16x2(v[2 * i] - bf16_low(high[i]), v[2 * i + 1] - bf16_high(high[i]));
+      for (u32 part = 0; part < PARTS; part++) {
+        const Matrix& m = side ? b : a;
+        const Unit& u = of[slot % SLOTS][side];
+        float &scale = made.scale[side][part], &add = made.add[side][part];
+        add = 0.0f;
+        if (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY && m.levels == LEVEL_TWO) {
+          u32 halves = LOOKS == LOOK_LEVELS ? PARTS : m.halves, h = halves == 2 && part;
+          scale = half_to_f32(u.d & 0xffff) * (float)(i8)(u.s >> 8 * h & 0xff);
+          if (adds_of(m)) add = fmaf(CENTRE, scale, -(half_to_f32(u.d >> 16) * (float)(u.s >> 8 * (halves + h) & 0xff)));
+        } else if (LOOKS == LOOK_ANY && m.levels == EXPONENT) {
+          scale = __uint_as_float(u.s < 2 ? 0x00200000u << u.s : (u.s - 1) << 23);
+        } else {
+          scale = half_to_f32(u.s & 0xffff);
+          if (adds_of(m)) add = fmaf(CENTRE, scale, half_to_f32(u.s >> 16));
         }
       }
+    return made;
+  }
+  // Codes of a lane's quad of a half, less zero, as pairs.
+  DEV void codes(const Matrix& m, u32 side, int slot, u32 half, u32* pair) const {
+    const Unit& u = of[slot % SLOTS][side];
+    u32 c = EIGHT ? u.lo[EIGHT ? half : 0] : u.lo[0] >> shift + 4 * half & CODES<LO>;
+    if constexpr (HI != 0) c |= (u.hi >> shift_high + 4 * half & CODES<HIGH>) << LO;
+    bool table = is_table(m);
+    if (table) c = look_up(m.table, c);
+    if (LO == 1 && HI == 0 && m.codes == DOUBLE) c *= 2;
 #pragma unroll
-      for (int i = 0; i < 4; i++) x.high[i / 2][i % 2 * 2 + side] = high[i], x.low[i / 2][i % 2 * 2 + side] = low[i];
+    for (u32 e = 0; e < 2; e++) {
+      // Seven bits behind the exponent of 128; where there is an eighth, it says 128 or 256 less.
+      u32 pick = e ? 0x4342 : 0x4140;
+      if (EIGHT || table) {
+        pair[e] = minus2(__byte_perm(c & 0x7f7f7f7f, 0x43434343, pick), __byte_perm(~c & 0x80808080, 0x43434343, pick));
+        if (LOOKS == LOOK_ANY) pair[e] = minus2(pair[e], zero[side]);
+      } else {
+        pair[e] = minus2(__byte_perm(c, 0x43434343, pick), zero[side]);
+      }
     }
   }
+  // What the sums of a part of a unit add, or sums of the rows alone.
+  template <u32 COUNT>
+  static DEV void put(const Matrix& a, const Matrix& b, const Made& made, u32 part, bool rows, const float* sum, float* acc) {
+#pragma unroll
+    for (u32 j = 0; j < COUNT; j++) {
+      u32 side = j / 2 % 2;
+      if (!rows) acc[j] = fmaf(made.scale[side][part], sum[j], acc[j]);
+      else if (adds_of(side ? b : a)) acc[j] = fmaf(made.add[side][part], sum[j], acc[j]);
+    }
+  }
+};
+template <int LO, int HI, u32 LOOKS, int SLOTS, class At>
+DEV void take_apart(Left& x, const PlanesShare<LO, HI, LOOKS, SLOTS, At>& share, const Matrix& a, const Matrix& b, int slot, u32) {
+#pragma unroll
+  for (u32 side = 0; side < 2; side++)
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+      u32 pair[2];
+      share.codes(side ? b : a, side, slot, half, pair);
+      x.high[half][side] = pair[0], x.high[half][2 + side] = pair[1];
+    }
 }
+
+// From memory, as many steps ahead as there are slots.
+template <int LO, int HI, u32 LOOKS>
+struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
+  typedef PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> Of;
+  DEV void begin(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 q) {
+    Of::begin(a, b, q);
+    this->at[0] = line.panel[0] + (u64)(block / Of::BLOCKS) * a.span_bytes;
+    this->at[1] = line.panel[1] + (u64)(block / Of::BLOCKS) * b.span_bytes;
+  }
+  DEV void fetch(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 end, u32 q, int step, int slot, bool first) {
+    if (step == 0 && (first || block < end)) {
+      bool span = block % Of::BLOCKS == 0;
+      if (!first && span) this->at[0] += a.span_bytes, this->at[1] += b.span_bytes;
+      if (first || span) Of::look(a, b, line.row, block, q);
+      else Of::next(a, b, block);
+    }
+    Of::template unit<false>(a, b, step, slot);
+  }
+};
+// Units at once where eight rows alone give too little to do in the meantime; not where each has several sums, whose order
+// it would change.
+DEV constexpr int at_once(int lo, int hi, u32 looks) { return looks == LOOK_SCALE && lo != 2 && hi != 2 ? 2 : 1; }
+// From spans of both outputs' panels in shared memory. WHOLE: rows end with a block.
+template <int LO, int HI, u32 LOOKS, int AT_ONCE_>
+struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {
+  typedef PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> Of;
+  static constexpr int AT_ONCE = AT_ONCE_;
+  DEV void turn(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, bool first, u32 q) {
+    if (first || block % Of::BLOCKS == 0) this->at[0] = at[0], this->at[1] = at[1], Of::look(a, b, row, block, q);
+    else Of::next(a, b, block);
+  }
+  template <bool WHOLE>
+  DEV void fetch(const Matrix& a, const Matrix& b, u32, int step) { Of::template unit<WHOLE>(a, b, step, step); }
+};
 
 // Everything is in its register here, and stays until the product has read it.
 DEV void keep(Left& x, bool low) {

@@ -69,7 +69,7 @@ struct Planes {
     int sum0 = (int)meta.y, sum1 = (int)meta.z;
     int zero0 = m.zero * sum0, zero1 = m.zero * sum1;
     const u8* hi_at = page + PANEL * n * 4 * LO;
-    const u8* d = hi_at + PANEL * n * 4 * HI + 2 * lane;
+    const u8* d = hi_at + PANEL * n * 4 * HI + 2 * place_of(0, lane);
 #pragma unroll
     for (u32 r = 0; r < PANEL; r++) {
       u32 lo[LO], hi[HI ? HI : 1];
@@ -90,7 +90,7 @@ struct Planes {
         }
       }
       if constexpr (SIMPLE) {
-        float s = half_to_f32(*(const u16*)(d + 2 * r * n)) * scale;
+        float s = half_to_f32(*(const u16*)(d + 2 * r)) * scale;
         acc[r] += s * (float)(255 * dh0 + dl0 - (zero0 + zero1));
         continue;
       }
@@ -116,18 +116,18 @@ struct Planes {
   template <int BITS>
   static DEV void load_plane(const u8* plane, u32 r, u32 n, u32 lane, u32* w) {
     if constexpr (BITS == 8) {
-      uint4 a = *(const uint4*)(plane + ((2 * r) * n + lane) * 16);
-      uint4 b = *(const uint4*)(plane + ((2 * r + 1) * n + lane) * 16);
+      uint4 a = *(const uint4*)(plane + place_of(r, lane) * 16);
+      uint4 b = *(const uint4*)(plane + (PANEL * n + place_of(r, lane)) * 16);
       w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
       w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
     } else if constexpr (BITS == 4) {
-      uint4 a = *(const uint4*)(plane + (r * n + lane) * 16);
+      uint4 a = *(const uint4*)(plane + place_of(r, lane) * 16);
       w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
     } else if constexpr (BITS == 2) {
-      uint2 a = *(const uint2*)(plane + (r * n + lane) * 8);
+      uint2 a = *(const uint2*)(plane + place_of(r, lane) * 8);
       w[0] = a.x, w[1] = a.y;
     } else {
-      w[0] = *(const u32*)(plane + (r * n + lane) * 4);
+      w[0] = *(const u32*)(plane + place_of(r, lane) * 4);
     }
   }
 };

@@ -46,12 +46,12 @@ DEV void summed(u32 which) {
 // How scales are read: of most formats in few instructions, of the others as the matrix says.
 enum Path : u32 { ONE_SCALE, SCALE_AND_MIN, ANY };
 
-// Sums of COUNT values over LANES neighbours, several at once: what is left of the values goes half to one half of
-// the lanes and half to the other. The first COUNT-th of the neighbours end up with the first sum, and so on.
-template <u32 COUNT, u32 LANES>
+// Sums of COUNT values over LANES lanes, each NEXT behind the one before, several at once: what is left of the values goes
+// half to one half of the lanes and half to the other. The first COUNT-th of the lanes end up with the first sum, and so on.
+template <u32 COUNT, u32 LANES, u32 NEXT>
 DEV float sums_over(float* v, u32 lane) {
 #pragma unroll
-  for (u32 o = LANES / 2, left = COUNT; o; o /= 2) {
+  for (u32 o = LANES / 2 * NEXT, left = COUNT; o >= NEXT; o /= 2) {
     if (left == 1) {
       v[0] += __shfl_xor_sync(FULL, v[0], o);
       continue;
@@ -72,10 +72,13 @@ struct Planes {
   // Rows end with a unit.
   static constexpr bool WHOLE = true;
 
+  // A lane has a row of a panel, and of eight units each time one.
+  static DEV u32 row_of(u32 lane) { return lane % PANEL; }
+  static DEV u32 unit_of(u32 lane) { return lane / PANEL; }
   // The lane's part of a unit's columns: a quad of the first half, and one of the second. Four lanes read 64 bytes in
   // a row: all blocks read the row at the same time, of the same few places of the second-level cache.
   static DEV u32 column(u32 first, u32 quad, u32 lane) {
-    return (first + quad / 2 * 8 + lane % 8) * 32 + quad % 2 * 16 + lane / 8 * 4;
+    return (first + quad / 2 * 8 + unit_of(lane)) * 32 + quad % 2 * 16 + lane % 4 * 4;
   }
 
   // A unit of the row as integers of 16 bits, two to a word.
@@ -89,8 +92,8 @@ struct Planes {
       float most = fabsf(in[0]);
 #pragma unroll
       for (int i = 1; i < 8; i++) most = greater(most, fabsf(in[i]));
-      most = greater(most, __shfl_xor_sync(FULL, most, 8));
-      most = greater(most, __shfl_xor_sync(FULL, most, 16));
+      most = greater(most, __shfl_xor_sync(FULL, most, 1));
+      most = greater(most, __shfl_xor_sync(FULL, most, 2));
       // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
       bool finite = most < INFINITY, some = most > 1e-30f;
       float inverse = some ? 32512.0f * reciprocal(most) : 0.0f;
@@ -107,7 +110,7 @@ struct Planes {
       auto two = [&](int i) { return __byte_perm(n[i], n[i + 1], 0x5410); };
       words[lane] = make_uint4(two(0), two(2), two(4), two(6));
 #pragma unroll
-      for (u32 o = 8; o < 32; o *= 2)
+      for (u32 o = 1; o < 4; o *= 2)
 #pragma unroll
         for (u32 half = 0; half < 2; half++) sum[half] += __shfl_xor_sync(FULL, sum[half], o);
       sum0 = (int)sum[0], sum1 = (int)sum[1];
@@ -115,7 +118,7 @@ struct Planes {
     DEV void take(const uint4* words, u32 lane) {
 #pragma unroll
       for (int q = 0; q < 4; q++) {
-        uint4 w = words[lane % 8 + 8 * q];
+        uint4 w = words[lane / 4 * 4 + q];
         pair[2 * q] = w.x, pair[2 * q + 1] = w.y, pair[8 + 2 * q] = w.z, pair[9 + 2 * q] = w.w;
       }
     }
@@ -150,22 +153,22 @@ struct Planes {
     int zero;
     Path path;
     DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
-      u32 row = lane / 8, each = scale_bytes(m);
+      u32 row = row_of(lane), each = scale_bytes(m);
       levels = m.levels, min = m.min, halves = m.halves, codes = m.codes, zero = m.zero;
       path = codes != TABLE && levels == LEVEL_ONE && min == ZERO ? ONE_SCALE
              : codes == PLAIN && levels == LEVEL_TWO && min == TWO && halves == 1 ? SCALE_AND_MIN : ANY;
 #pragma unroll
       for (u32 e = 0; e < EACH; e++) {
-        u32 local = member * WARP_UNITS + 8 * e + lane % 8;
+        u32 local = member * WARP_UNITS + 8 * e + unit_of(lane);
         // Beyond the last unit a lane does the first one again, with a row of zeros.
         if (first + local >= m.units) local = 0;
         u32 span = local / SPAN, n = span_units(m, first / SPAN + span), in = local % SPAN;
-        u32 begin = span * m.span_bytes, unit = row * n + in;
+        u32 begin = span * m.span_bytes, unit = place_of(row, in);
         SpanAt at = span_at(m, n);
-        lo[e] = begin + (LO == 8 ? (2 * row * n + in) * 16 : unit * 4 * LO);
+        lo[e] = begin + unit * (LO == 8 ? 16 : 4 * LO);
         hi[e] = begin + at.hi + unit * 4 * HI;
         scales[e] = begin + at.scales + unit * each;
-        d[e] = LO == 8 ? n * 16 : begin + at.d + (row * ((n + 7) / 8) + in / 8) * d_bytes(m);
+        d[e] = LO == 8 ? PANEL * n * 16 : begin + at.d + place_of(row, in / 8) * d_bytes(m);
       }
     }
   };
@@ -185,7 +188,7 @@ struct Planes {
       u32 c = STAY ? placed<LO>(lo, q) : quad<LO>(lo, q);
       if constexpr (HI != 0) c |= quad<HI>(hi, q) << LO;
       if (PATH == ANY && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
-      int& to = t[STAY ? q % PLACES : q / 4];
+      int& to = t[STAY ? q / LO : q / 4];
       to = dot_low(x.pair[2 * q], c, to);
       to = dot_high(x.pair[2 * q + 1], c, to);
     }
@@ -284,10 +287,10 @@ struct Planes {
 #pragma unroll
         for (u32 e = 1; e < EACH; e++) f[i] += dot<PATH>(m, panel, at, e, x.of[e]);
       }
-      float v = sums_over<COUNT, 8>(f, lane);
-      u32 mine = k + lane % 8 / (8 / COUNT) * step;
-      float* put = to + mine * NEXT_PANEL + lane / 8 * WARPS;
-      if (lane % (8 / COUNT) == 0 && mine < n) *put = again ? *put + v : v;
+      float v = sums_over<COUNT, 8, PANEL>(f, lane);
+      u32 mine = k + unit_of(lane) / (8 / COUNT) * step;
+      float* put = to + mine * NEXT_PANEL + row_of(lane) * WARPS;
+      if (unit_of(lane) % (8 / COUNT) == 0 && mine < n) *put = again ? *put + v : v;
     }
   }
 };
@@ -338,7 +341,7 @@ struct Floats {
 #pragma unroll
       for (u32 i = 0; i < ALL; i++)
         f[i] = dot(*(const uint4*)(page + min(k + i / PANEL * step, n - 1) * slice + at.at + i % PANEL * at.line), x);
-      float v = sums_over<ALL, 32>(f, lane);
+      float v = sums_over<ALL, 32, 1>(f, lane);
       u32 output = lane / (32 / ALL), mine = k + output / PANEL * step;
       float* put = to + mine * NEXT_PANEL + output % PANEL * WARPS;
       if (lane % (32 / ALL) == 0 && mine < n) *put = again ? *put + v : v;

@@ -48,12 +48,19 @@ pub(super) const WG_M: usize = 64;
 pub(super) const WG_BLOCK: usize = 128;
 pub(super) const WG_ROWS: usize = 8;
 pub(super) const WG_BYTES: usize = 2048;
+/// Bytes behind weights that a product may read, and not look at: of units that a row's last block has not.
+pub(super) const READ_BEHIND: usize = 512;
 /// Kernels of such a product, by the rows of a tile.
 pub(super) const TILES: usize = 4;
 pub(super) const TILE_NAMES: [&str; TILES] = ["_few", "_some", "_many", "_halves"];
 pub(super) const TILE_ROWS: [u32; TILES] = [8, 32, 128, 64];
 /// Stages of 64 inputs on their way.
-pub(super) const TILE_STAGES: [u32; TILES] = [8, 4, 3, 6];
+pub(super) const TILE_STAGES: [u32; TILES] = [8, 4, 3, 4];
+/// Of kernels for many rows, the one whose blocks may have several stretches, whose sums it keeps in shared memory. Planes
+/// have no other.
+pub(super) const HALVES: usize = 3;
+/// Bytes of sums of its rows.
+pub(super) const ROW_SUMS: u32 = 2048;
 /// Of kernels for few rows, the first ones: warps of a stretch, panels of a warp, spans on their way at most.
 pub(super) const FEW: usize = 2;
 pub(super) const FEW_WARPS: u32 = 4;
@@ -214,10 +221,10 @@ pub(super) struct Several {
     pub x: u64,
     pub norm: u64,
     pub eps: f32,
-    /// Columns of a row, floats from a row to the next, and the order of columns.
+    /// Columns of a row, floats from a row to the next, and whether lanes have columns by fours.
     pub cols: u32,
     pub stride: u32,
-    pub wide: u32,
+    pub fours: u32,
     pub stretches: u32,
     /// Jobs of 16 outputs times `subs`, and the block that has the first of them.
     pub jobs: u32,
@@ -255,7 +262,7 @@ pub(super) struct Gemm {
     pub groups: u32,
     pub tile: u32,
     pub stages: u32,
-    pub wide: u32,
+    pub fours: u32,
     /// Stretches that inputs are summed up in, and those of a block.
     pub stretches: u32,
     pub each: u32,
@@ -270,10 +277,10 @@ pub(super) struct Gemm {
     pub page: u32,
 }
 
-/// Where split rows lie.
+/// Where split rows lie: as they are, or in tiles of which a lane has inputs by eights or by fours.
 pub(super) const PLAIN_ROWS: u32 = 0;
-pub(super) const NARROW_TILES: u32 = 1;
-pub(super) const WIDE_TILES: u32 = 2;
+pub(super) const EIGHTS: u32 = 1;
+pub(super) const FOURS: u32 = 2;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]

@@ -2,12 +2,13 @@
 //!
 //! Four outputs are a *panel*; a panel is what a warp multiplies at a time. It runs through the
 //! inputs in *spans* of up to 32 *units*, a unit a lane: 32 columns of a block format, 16 bytes of a
-//! float format. Codes and scales of a span lie together, so that a span is one copy, and every part
-//! is ordered `[row][unit]`, so that the 32 lanes of a load read 32 neighbours:
+//! float format. Codes and scales of a span lie together, so that a span is one copy. Floats are ordered
+//! `[row][unit]`, and every part of a block format `[unit][row]`: so neighbours are read by lanes that have a row and a
+//! unit each, and by those that have a row and a part of the same unit.
 //!
 //! ```text
 //! span of a block format, n units       bytes a unit and row
-//! |lo 4 rows x n |hi  |scales  |d  |    lo: 4 x bits (8 bits: two pieces of 16); hi: 4 x bits
+//! |lo n x 4 rows |hi  |scales  |d  |    lo: 4 x bits (8 bits: all first halves of 16, then all second); hi: 4 x bits
 //!
 //! scales   one level: d: f16, with a minimum m: f16 beside it
 //!          two levels: the unit's 1 or 2 integer scales, then its minimums, 8 bits each
@@ -16,9 +17,9 @@
 //! ```
 //!
 //! A plane of `b` bits keeps four neighbouring codes (a *quad*) in the four bytes of a word, at the
-//! same bit of each, so that a shift and a mask give what a dot product of bytes takes: quad `q` is
-//! in word `q b / 8` at bit `q b % 8`. Missing rows of the last panel, and missing columns of the
-//! last unit, are zeros.
+//! same bit of each, so that a shift and a mask give what a dot product of bytes takes. Quad `q` is in word
+//! `q % b` at bit `q / b * b`: so quads 4 apart are in one word, 4 bits apart, where one lane of four takes every
+//! fourth of a row's quads. Missing rows of the last panel, and missing columns of the last unit, are zeros.
 
 use super::abi::{Matrix, PANEL, SPAN};
 use crate::error::{Error, Result};
@@ -57,6 +58,12 @@ pub(super) enum Product {
     F32,
     F16,
     Bf16,
+}
+
+impl Product {
+    pub(super) fn in_planes(self) -> bool {
+        !matches!(self, Product::F32 | Product::F16 | Product::Bf16)
+    }
 }
 
 /// Columns of a unit of a block format.
@@ -215,25 +222,24 @@ impl Layout {
                 let (span, lane) = (unit / SPAN, unit % SPAN);
                 let n = (self.units - span * SPAN).min(SPAN);
                 let Some(to) = dst.get_mut(span * self.span_bytes..) else { return };
-                let at = Parts::of(q, n);
+                let (at, place) = (Parts::of(q, n), lane * PANEL + r);
                 // The low plane; 8 bits come in two pieces.
                 let mut lo = [0; 32];
                 pack(q.lo, codes, 0, &mut lo);
                 if q.lo == 8 {
-                    for piece in 0..2 {
-                        let bytes = &lo[16 * piece..16 * piece + 16];
-                        put(to, ((r * 2 + piece) * n + lane) * 16, bytes);
+                    for (piece, bytes) in lo.chunks_exact(16).enumerate() {
+                        put(to, (piece * PANEL * n + place) * 16, bytes);
                     }
                 } else {
                     let bytes = 4 * q.lo as usize;
-                    put(to, (r * n + lane) * bytes, &lo[..bytes]);
+                    put(to, place * bytes, &lo[..bytes]);
                 }
                 if q.hi > 0 {
                     let (mut hi, bytes) = ([0; 32], 4 * q.hi as usize);
                     pack(q.hi, codes, q.lo, &mut hi);
-                    put(to, at.hi + (r * n + lane) * bytes, &hi[..bytes]);
+                    put(to, at.hi + place * bytes, &hi[..bytes]);
                 }
-                let scale = at.scales + (r * n + lane) * scale_bytes(q);
+                let scale = at.scales + place * scale_bytes(q);
                 match q.scale {
                     Scale::One => {
                         put(to, scale, &block.d.to_le_bytes());
@@ -250,7 +256,7 @@ impl Layout {
                                 put(to, scale + halves + h, &[block.mins[group]]);
                             }
                         }
-                        let d = at.d + (r * n.div_ceil(8) + lane / 8) * d_bytes(q);
+                        let d = at.d + (lane / 8 * PANEL + r) * d_bytes(q);
                         put(to, d, &block.d.to_le_bytes());
                         if q.min == Min::TwoLevel {
                             put(to, d + 2, &block.m.to_le_bytes());
@@ -277,7 +283,18 @@ fn fits(q: &Quant) -> bool {
         Codes::Table(_) => (q.lo, q.hi) == (4, 0),
         Codes::Double => (q.lo, q.hi) == (1, 0),
     };
-    groups && blocks && codes && q.block <= 256
+    // Of each kind of planes products of many rows know some kinds of scales, and how many sums a unit has
+    // (kernels-src/shares.cuh).
+    let one = q.scale == Scale::One && matches!(q.min, Min::Zero(_));
+    let halves = q.group != UNIT && matches!(q.min, Min::Zero(_));
+    let known = match (q.lo, q.hi) {
+        (8, 0) => q.min == Min::Zero(128) && one,
+        (1, 0) => one,
+        (4, 0 | 1) => q.group == UNIT,
+        (2, 1) | (4, 2) => halves,
+        _ => true,
+    };
+    groups && blocks && codes && known && q.block <= 256
 }
 
 /// Bytes of the integer scales or of the scale of one unit of one row.
@@ -326,10 +343,9 @@ fn span_bytes(quant: Option<&Quant>, n: usize) -> usize {
 /// The plane of `bits` bits that stands at bit `shift` of 32 codes.
 fn pack(bits: u32, codes: &[u8], shift: u32, out: &mut [u8; 32]) {
     let mask = ((1u32 << bits) - 1) as u8;
-    let per_word = (8 / bits) as usize;
     for (q, quad) in codes.chunks_exact(4).enumerate() {
-        let at = (q % per_word) as u32 * bits;
-        for (byte, &code) in out[q / per_word * 4..].iter_mut().zip(quad) {
+        let (word, at) = (q % bits as usize, q as u32 / bits * bits);
+        for (byte, &code) in out[4 * word..].iter_mut().zip(quad) {
             *byte |= ((code >> shift) & mask) << at;
         }
     }
@@ -368,13 +384,12 @@ mod tests {
             _ => {}
         }
         let bits_of = |plane: usize, bits: usize| {
-            let per_word = 8 / bits;
-            let (word, shift) = (e / 4 / per_word, e / 4 % per_word * bits);
+            let (word, shift) = (e / 4 % bits, e / 4 / bits * bits);
             let byte = word * 4 + e % 4;
             let at = if bits == 8 {
-                ((2 * r + byte / 16) * n + lane) * 16 + byte % 16
+                (byte / 16 * 4 * n + lane * 4 + r) * 16 + byte % 16
             } else {
-                (r * n + lane) * 4 * bits + byte
+                (lane * 4 + r) * 4 * bits + byte
             };
             (u32::from(p[plane + at]) >> shift) & ((1 << bits) - 1)
         };
@@ -392,17 +407,17 @@ mod tests {
         }
         let c = (code as i32 - m.zero) as f32;
         if m.levels == 2 {
-            return crate::model::format::exponent(p[at + r * n + lane]) * c;
+            return crate::model::format::exponent(p[at + lane * 4 + r]) * c;
         }
         if m.levels == 0 {
-            let s = at + (r * n + lane) * if m.min == 1 { 4 } else { 2 };
+            let s = at + (lane * 4 + r) * if m.min == 1 { 4 } else { 2 };
             let v = f16_at(s) * c;
             return if m.min == 1 { v + f16_at(s + 2) } else { v };
         }
         let bytes = halves * if m.min == 2 { 2 } else { 1 };
-        let s = at + (r * n + lane) * bytes;
+        let s = at + (lane * 4 + r) * bytes;
         let wide = if m.min == 2 { 4 } else { 2 };
-        let d = at + 4 * n * bytes + (r * n.div_ceil(8) + lane / 8) * wide;
+        let d = at + 4 * n * bytes + (lane / 8 * 4 + r) * wide;
         let v = f16_at(d) * f32::from(p[s + half].cast_signed()) * c;
         if m.min == 2 { v - f16_at(d + 2) * f32::from(p[s + halves + half]) } else { v }
     }

@@ -13,7 +13,7 @@ mod step;
 mod upload;
 
 use super::CudaBackend;
-use super::abi::{Given, MAKES_HEADS, SEVERAL, SamplerState};
+use super::abi::{Given, MAKES_HEADS, READ_BEHIND, SEVERAL, SamplerState};
 use super::driver::{Device, Event, Function, Graph, Memory, Pinned, Stream};
 use super::lower::{Chip, launches, table};
 use super::program::{Bases, Kernel, Launch, Parameters, Program, Tensor, Work};
@@ -167,7 +167,7 @@ impl CudaSession {
             repeated: Vec::new(),
             programs: Vec::new(),
             take: (function(&loaded.functions, None)?[0], Given::default()),
-            weights: memory(size(bytes.weights)?)?,
+            weights: memory(size(bytes.weights)?.saturating_add(READ_BEHIND))?,
             kv: memory(size(bytes.kv)?)?,
             scratch: memory(most(|b| b.scratch)?)?,
             logits: memory(most(|b| b.logits)?)?,

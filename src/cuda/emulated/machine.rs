@@ -96,7 +96,7 @@ impl Machine {
                     };
                     let at = |c: u32| 2 * (row * u64::from(p.stride) + u64::from(c));
                     let tiles =
-                        |c: u32| in_tiles(row as usize, c as usize, p.groups, p.wide != 0) as u64;
+                        |c: u32| in_tiles(row as usize, c as usize, p.groups, p.fours != 0) as u64;
                     let x: Vec<f32> = (0..p.stride)
                         .map(|c| match p.groups {
                             0 => bf16(p.high + at(c)) + bf16(p.low + at(c)),
@@ -181,7 +181,7 @@ impl Machine {
     /// Leaves an element of a row in tiles.
     pub(super) fn split(&mut self, to: &SplitTiles, row: u64, e: u64, v: f32) {
         let (high, low) = halves(v);
-        let place = in_tiles(row as usize, e as usize, to.groups, to.order == WIDE_TILES);
+        let place = in_tiles(row as usize, e as usize, to.groups, to.order == FOURS);
         for (at, part) in [(to.at, high), (to.at + 1024, low)] {
             self.memory[at as usize + place..][..2].copy_from_slice(&part.to_le_bytes());
         }
@@ -370,10 +370,10 @@ pub(super) fn halves(v: f32) -> (bf16, bf16) {
 
 /// Where the high part of an element of a row lies in tiles: by the lane `q` of four and the instruction
 /// that take it, which is its `j`th of four.
-fn in_tiles(row: usize, e: usize, groups: u32, wide: bool) -> usize {
+fn in_tiles(row: usize, e: usize, groups: u32, fours: bool) -> usize {
     let (block, e) = (e / 128, e % 128);
     let (q, instruction) =
-        if wide { (e / 32, e % 32 / 4) } else { (e % 32 / 8, e / 32 * 2 + e % 8 / 4) };
+        if fours { (e % 16 / 4, e / 16) } else { (e % 32 / 8, e / 32 * 2 + e % 8 / 4) };
     let j = e % 4;
     let column = instruction % 4 * 16 + 2 * q + j % 2 + 8 * (j / 2);
     let group = (2 * block + instruction / 4) * groups as usize + row / 8;

@@ -179,7 +179,7 @@ impl Lowering<'_> {
         };
         if self.chip.hopper {
             p.groups = count(rows / WG_ROWS)?;
-            p.wide = u32::from(layouts.iter().any(Layout::in_planes));
+            p.fours = u32::from(layouts.iter().any(Layout::in_planes));
             (p.stretches, p.each) = (stretches(self.chip, end, cols), 1);
         }
         let p = Parameters::Gemm(Box::new(p));

@@ -24,11 +24,11 @@ impl Room {
     fn of(p: &Several) -> Room {
         let parts = p.part.iter().take_while(|m| m.rows > 0);
         let span = parts.map(Matrix::largest_span).max().unwrap_or(0);
-        // Of as many stretches as there are warps each makes its own rows bit by bit.
-        let blocks = match p.stretches as usize {
-            WARPS if p.apart != 0 => p.cols as usize / WG_BLOCK / WARPS,
-            WARPS => WARPS * AT_A_TIME,
-            _ => p.cols as usize / WG_BLOCK,
+        // Of as many short stretches as there are warps each has its own.
+        let blocks = match (p.cols as usize / WG_BLOCK, p.stretches as usize) {
+            (all, WARPS) if p.apart != 0 => all / WARPS,
+            (all, WARPS) => all.max(WARPS * AT_A_TIME),
+            (all, _) => all,
         };
         Room { stage: 4 * span.next_multiple_of(32) as usize, rows: blocks * BLOCK_BYTES }
     }
@@ -44,8 +44,8 @@ impl Room {
     }
 }
 
-/// Whether blocks may have a product's stretches, and not warps: of rows so long that a warp would make its eighth of them
-/// bit by bit. A block then makes an eighth of the rows, for eight times as many outputs.
+/// Whether blocks may have a product's stretches, and not warps: of rows so long that it takes a warp longer than once to
+/// make its eighth of them. A block then makes an eighth of the rows, for eight times as many outputs.
 pub(super) fn may_be_apart(chip: &Chip, graph: &Graph, linear: NodeId) -> bool {
     let &[x, _] = graph.node(linear).args.as_slice() else { return false };
     let (cols, outputs) = (graph.ty(x).width(), graph.ty(linear).width());
@@ -112,7 +112,7 @@ impl Lowering<'_> {
             eps: row.norm.1,
             cols: count(cols)?,
             stride: row.row.n,
-            wide: u32::from(domains.iter().any(|d| d.1.iter().any(|part| part.0.in_planes()))),
+            fours: u32::from(domains.iter().any(|d| d.1.iter().any(|part| part.0.in_planes()))),
             stretches,
             jobs,
             subs,
@@ -270,21 +270,22 @@ mod tests {
         for (format, stages) in [(Format::BF16, 16), (Format::Q4_0, 14), (Format::Q8_0, 7)] {
             let (bases, made) = gates(format, 2048, 8192, 3);
             let [chain] = chains(&made)[..] else { return assert_eq!(made.len(), 0) };
-            assert_eq!((chain.links.len(), chain.chain.stages), (6, stages));
+            // The last one leaves its rows for nobody in the chain, and they are too long: a launch.
+            assert_eq!((chain.links.len(), chain.chain.stages), (5, stages));
             let launch = made.iter().find(|l| l.kernel == Kernel::SeveralChain).unwrap();
             assert!(launch.shape.together && launch.shape.grid.0 == 132);
             assert!(launch.shape.shared as usize + SEVERAL_SHARED <= 227 << 10);
-            assert_eq!(table(&chain.links, &bases).len(), 6 * LINK_BYTES);
+            assert_eq!(table(&chain.links, &bases).len(), 5 * LINK_BYTES);
             // The first one's row is there; each other waits for the one before, and for what it adds to.
-            let waits: Vec<bool> = (0..6).map(|i| polls(&chain.links, i)).collect();
-            assert_eq!(waits, [false, true, true, true, true, true]);
+            let waits: Vec<bool> = (0..5).map(|i| polls(&chain.links, i)).collect();
+            assert_eq!(waits, [false, true, true, true, true]);
             let residuals = chain.links.iter().filter_map(|l| match &l.parameters {
                 Parameters::Several(p) if p.domain[0].epilogue.form == RESIDUAL => {
                     Some(p.domain[0].epilogue.residual.place)
                 }
                 _ => None,
             });
-            assert_eq!(residuals.collect::<Vec<_>>(), [ROWS, FRESH, FRESH]);
+            assert_eq!(residuals.collect::<Vec<_>>(), [ROWS, FRESH]);
             // Of long rows blocks have stretches, and what those come to has places that nobody else has; but not where
             // what the sum is left for is no link.
             let apart = chain.links.iter().filter_map(|l| match &l.parameters {
@@ -305,8 +306,8 @@ mod tests {
     #[test]
     fn a_block_has_as_few_outputs_as_there_are_blocks_for() {
         let of = |format, dim, inner| -> Vec<(u32, u32, u32, u32)> {
-            let (_, made) = gates(format, dim, inner, 2);
-            let all = chains(&made).into_iter().flat_map(|c| &c.links).skip(2);
+            let (_, made) = gates(format, dim, inner, 3);
+            let all = chains(&made).into_iter().flat_map(|c| &c.links).skip(2).take(2);
             let link = |l: &Launch| match &l.parameters {
                 Parameters::Several(p) => Some((p.stretches, p.subs, p.jobs, p.alone)),
                 _ => None,

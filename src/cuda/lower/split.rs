@@ -18,7 +18,7 @@ impl Lowering<'_> {
         }
         let (high, low) = (self.bases.high, self.bases.low);
         self.split_at = if self.split_at == high { low } else { high };
-        let order = if self.wide(linear)? { WIDE_TILES } else { NARROW_TILES };
+        let order = if self.in_planes(linear)? { FOURS } else { EIGHTS };
         Ok(SplitTiles { at: self.split_at, groups: count(rows / WG_ROWS)?, order })
     }
 
@@ -86,7 +86,7 @@ impl Lowering<'_> {
     }
 
     /// Whether a product's weights, or some of them, are planes.
-    fn wide(&self, linear: NodeId) -> Result<bool> {
+    fn in_planes(&self, linear: NodeId) -> Result<bool> {
         for &weight in self.graph.node(linear).args.iter().skip(1) {
             if self.matrix(weight)?.0.in_planes() {
                 return Ok(true);

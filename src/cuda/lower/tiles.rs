@@ -29,11 +29,13 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
         shape.grid.0 = p.rows.div_ceil(TILE_M as u32);
         return 0;
     }
+    let planes = p.part[0].lo != 0;
+    // With so many rows halves of all stretches are enough for the chip, and cost less to add up.
+    let halves = p.rows > 128 && p.stretches == 8;
     let tile = match p.rows {
         0..=8 => 0,
         9..=32 => 1,
-        // With so many rows halves are enough for the chip, and cost less to add up.
-        129.. if p.stretches == 8 => 3,
+        _ if planes || halves => HALVES,
         _ => 2,
     };
     let tiles = p.first[MAX_DOMAINS];
@@ -41,9 +43,8 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     // floats, one of planes. Two at once would have a multiprocessor for themselves, and not all clusters of such
     // blocks are on the chip at the same time.
     let (groups, each) = match (tile, p.stretches) {
-        (3, all) => (2, all / 2),
-        (FEW.., _) => (2, 1),
-        (_, 8) if p.part[0].lo == 0 => (1, 2),
+        (FEW.., all) => (2, if halves { all / 2 } else { 1 }),
+        (_, 8) if !planes => (1, 2),
         _ => (1, 1),
     };
     p.each = each;
@@ -89,12 +90,15 @@ fn tile_shared(tile: usize, groups: u32, each: u32, pages: u32) -> u32 {
     let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
     if !few {
         let sums = rows * (groups * WG_M as u32 + 4) * 4;
-        return 2048 + ring.max(sums + registers);
+        // Behind the ring each thread has its sums of the stretches before, and the block sums of rows.
+        let kept = if tile == HALVES { groups * 128 * rows / 2 * 4 + ROW_SUMS } else { 0 };
+        return 2048 + (ring + kept).max(sums + registers);
     }
     // Sums of all stretches but the last have a place of their own.
     let sums = rows * (WG_M as u32 + 4) * 4;
     let kept = ((each - 1) * sums).next_multiple_of(1024);
-    2048 + (kept + ring + FEW_WARPS * WARP_PANELS * pages).max(each * sums + registers)
+    let pages = FEW_WARPS * WARP_PANELS * pages + READ_BEHIND as u32;
+    2048 + (kept + ring + pages).max(each * sums + registers)
 }
 
 /// The most shared memory that a product with many rows takes.
@@ -171,7 +175,7 @@ mod tests {
     fn what_decides_the_order_of_sums_does_not_depend_on_rows() {
         let order = |most, rows| {
             let all = products(90, most, rows).into_iter();
-            all.map(|(p, ..)| (p.stretches, p.stride, p.first, p.wide)).collect::<Vec<_>>()
+            all.map(|(p, ..)| (p.stretches, p.stride, p.first, p.fours)).collect::<Vec<_>>()
         };
         let want = order(512, 512);
         for (most, rows) in [(512, 2), (512, 33), (2, 2), (32, 9), (128, 128)] {
@@ -200,7 +204,7 @@ mod tests {
 
     #[test]
     fn rows_are_split_as_the_product_reads_them() {
-        for (format, kind) in [(Format::BF16, NARROW_TILES), (Format::Q4_0, WIDE_TILES)] {
+        for (format, kind) in [(Format::BF16, EIGHTS), (Format::Q4_0, FOURS)] {
             let all = square(format, 100);
             let split = all.iter().find_map(|l| match &l.parameters {
                 Parameters::Rows(list) => list.op.iter().find(|op| op.what == R_SPLIT),
@@ -211,7 +215,7 @@ mod tests {
                 _ => None,
             });
             let (split, gemm) = (split.unwrap(), gemm.unwrap());
-            assert_eq!((split.kind, gemm.wide), (kind, u32::from(kind == WIDE_TILES)));
+            assert_eq!((split.kind, gemm.fours), (kind, u32::from(kind == FOURS)));
             assert_eq!((split.n0, split.n1, split.aux), (gemm.stride, gemm.groups, gemm.high));
             assert_eq!(split.aux2, split.aux + 1024);
         }

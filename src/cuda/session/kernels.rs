@@ -1,7 +1,7 @@
 //! The functions of the cubins, by the kernel that launches ask for.
 
 use crate::cuda::CudaBackend;
-use crate::cuda::abi::{CHAIN_SHARED, SEVERAL_SHARED, TILE_NAMES, TILES};
+use crate::cuda::abi::{CHAIN_SHARED, FEW, HALVES, SEVERAL_SHARED, TILE_NAMES, TILES};
 use crate::cuda::driver::{Function, Module};
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
@@ -54,7 +54,10 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
             "gemm" => {
                 for (product, _, name, _) in products {
                     let shared = gemm_shared(chip, product) as u32;
-                    let tiles = if chip.hopper { TILE_NAMES } else { [""; TILES] };
+                    let mut tiles = if chip.hopper { TILE_NAMES } else { [""; TILES] };
+                    if product.in_planes() {
+                        tiles[FEW] = tiles[HALVES];
+                    }
                     let mut all = one(&module, &named(name, tiles[0])?, shared)?;
                     for (to, tile) in all.iter_mut().zip(tiles).skip(1) {
                         *to = module.function(&named(name, tile)?, shared)?;
