@@ -62,6 +62,15 @@ pub fn weights(q: &dyn Fn(Format, u64, usize, f32) -> Vec<u8>) -> MemoryWeights 
     all(&mut w, "out.bf16.bias", &[EXPERTS, WIDTH], 0.5, 0.0);
     all(&mut w, "odd.q4_k.bias", &[EXPERTS, 5], 0.5, 0.0);
     all(&mut w, "many.weight", &[71 * 32, WIDTH], 0.12, 0.0);
+    for (name, format) in [
+        ("codes", Format::Q4_0),
+        ("others", Format::Q4_1),
+        ("bytes", Format::Q8_0),
+        ("halves", Format::F16),
+    ] {
+        let bytes = q(format, WIDTH as u64 + 1, WIDTH * WIDTH, 0.1);
+        w.insert_bytes(&format!("{name}.weight"), format, &[WIDTH, WIDTH], bytes).unwrap();
+    }
     for (name, outputs, inputs) in
         [("gate", INNER, WIDTH), ("up", INNER, WIDTH), ("out", WIDTH, INNER), ("odd", 5, WIDTH)]
     {
@@ -266,7 +275,7 @@ pub fn cases() -> Vec<Case> {
             }),
         );
     }
-    let plain: [(&str, Build); 51] = [
+    let plain: [(&str, Build); 53] = [
         ("a weight of three dimensions", |b, x| {
             let x = b.slice(x, 7, 12)?;
             let (x, w) = (b.reshape(x, &[2, 3, 2])?, b.weight("cube")?);
@@ -474,6 +483,16 @@ pub fn cases() -> Vec<Case> {
             let x = b.heads(x, 3)?;
             let options = AttendOptions { layer: 0, scale: 0.1, window: None, softcap: None };
             b.attend(x, x, x, options)
+        }),
+        ("products of planes and of floats", |b, x| {
+            let (y, z, v) = (b.linear(x, "codes")?, b.linear(x, "halves")?, b.linear(x, "bytes")?);
+            let y = b.mul(y, z)?;
+            b.add(y, v)
+        }),
+        ("a gate of other scales than what it is for", |b, x| {
+            let (gate, up) = (b.linear(x, "codes")?, b.linear(x, "others")?);
+            let gate = b.unary(gate, UnaryKind::Silu)?;
+            b.mul(gate, up)
         }),
         ("attention of heads with biases", |b, x| biased(b, x, false)),
         ("attention of heads with a bias each", |b, x| biased(b, x, true)),
