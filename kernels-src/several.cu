@@ -322,14 +322,13 @@ struct Consumer {
       scale = norm_scale(sum_of_blocks(0.0f, b.squares[lane / 4], n), p.cols, p.eps);
       if (!once) x.ask(from, two(from));
     }
-    auto make = [&](u32 block, u32 at, bool ask) { make_rows(p, x, block, two(block), at, weights, ask, scale, lane); };
     if (once) {
-      if (from < to) make(from, mine, false);
+      if (from < to) make_rows(p, x, from, two(from), mine, weights, false, scale, lane);
     } else {
 #pragma unroll 1
       for (u32 block = from; block < to; block += AT_A_TIME) {
         if (block != from) x.ask(block, two(block));
-        make(block, mine + (block - from) * BLOCK_BYTES, true);
+        make_rows(p, x, block, two(block), mine + (block - from) * BLOCK_BYTES, weights, true, scale, lane);
       }
     }
     if (!own) meet();
