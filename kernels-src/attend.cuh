@@ -30,4 +30,4 @@ struct Attend {
   // Rows for the next product; with that `out` may be null.
   SplitTiles left;
 };
-static_assert(sizeof(Attend) == 168, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Attend) == 176, "src/cuda/abi.rs mirrors it");

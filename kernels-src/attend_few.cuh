@@ -15,7 +15,7 @@ struct AttendFew {
   Attend many;
   Heads q, k, v;
 };
-static_assert(sizeof(AttendFew) == 312, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(AttendFew) == 320, "src/cuda/abi.rs mirrors it");
 
 // Of the step's rows, of which there are no more than lanes.
 struct StepRows {

@@ -195,6 +195,8 @@ struct Many {
   template <u32 COUNT>
   DEV void leave(Sums& all, float (&sum)[COUNT][4], u32 m, u32 i0) const {
     u32 g = lane / 4, t = lane % 4;
+    // Of units of a row. Queries have served, if there is more than a warp to a row.
+    float eights[4], *halves = (float*)queries;
 #pragma unroll
     for (u32 k = 0; k < 2; k++) {
       u32 mine = m + g + 8 * k, r = row_of(mine), head = kv * group + mine - r * group;
@@ -211,9 +213,22 @@ struct Many {
       for (u32 i = 0; i < COUNT; i++) {
         u32 e = (i0 + i) * 8 + 2 * t;
         if (e >= p.dim) continue;
-        leave_rows(p, row + r, head * p.dim + e, sum[i][2 * k] * scale / total, sum[i][2 * k + 1] * scale / total);
+        float v = sum[i][2 * k] * scale / total, w = sum[i][2 * k + 1] * scale / total;
+        leave_rows(p, row + r, head * p.dim + e, v, w);
+        if (!p.left.sums) continue;
+        u32 lanes = 0xfu << (lane & 28);
+        eights[i % 4] = sum_of_next<4>(v + w, lanes);
+        if (i % 4 == 3 && t == 0)
+          leave_sums(p.left, row + r, (head * p.dim + e) / 32, eights[0] + eights[1], eights[2] + eights[3]);
+        // Another warp has the other half of the unit.
+        if (COUNT == 2 && i == 1 && t == 0) halves[mine * TEAM + warp] = eights[0] + eights[1];
       }
     }
+    if (COUNT > 2 || !p.left.sums) return;
+    together();
+    u32 mine = threadIdx.x / 2, unit = threadIdx.x % 2, r = row_of(mine), head = kv * group + mine - r * group;
+    if (mine < M && r < rows && unit * 32 < p.dim)
+      leave_sums(p.left, row + r, head * p.dim / 32 + unit, halves[mine * TEAM + 2 * unit], halves[mine * TEAM + 2 * unit + 1]);
   }
 
   // A warp has 16 rows, and all of them go through the chunks.

@@ -1,68 +1,66 @@
-// Few rows times weights on sm_90a: `mma` of a warp, whose weights come by bulk copies.
+// Few rows times weights on sm_90a: a warpgroup, whose weights come by bulk copies.
 //
 // A block has a tile of 64 outputs and one or two stretches of the inputs, one after the other; a warp has 16
 // outputs. Nearly all that must be brought is weights, each of which is used once: so a
 // warp brings spans of its own four panels to shared memory, several ahead and the first ones before the kernel
 // waits, and waits for nobody but them. Rows go through a ring that all share, as in gemm90.cuh; so do the
 // order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
-// row's bits: both kinds of instruction add up alike, which tests hold them to.
+// row's bits. Up to 8 rows are multiplied by `mma` of a warp, up to 32 by `wgmma`: both kinds of instruction add up
+// alike, which tests hold them to.
 #pragma once
 #include "gemm90.cuh"
+#include "halves.cuh"
 
 #if HOPPER
-// Rows, high parts and low ones, of an instruction for TILES times eight of them, times the left side.
-template <u32 TILES>
-DEV void multiply_rows(float* to, const u32* left, const u32 (&rows)[TILES][4], bool high) {
-#pragma unroll
-  for (u32 j = 0; j < TILES; j++) multiply_bf16(to + 4 * j, left, rows[j][high ? 0 : 2], rows[j][high ? 1 : 3]);
+// What is added to a block's weights, times sums of rows.
+template <class S>
+DEV void add_sums(const S& share, const Matrix& a, const Matrix& b, int slot, u32 part, u32 sums, float* acc) {
+  u32 left[4], rows;
+  share.added(a, b, slot).left(part, left);
+  weights(sums + part * (SUMS / 2) + threadIdx.x % 32 * 4, rows);
+  multiply_bf16(acc, left, rows, rows);
 }
-// Steps `step` .. of a block, as many as S takes at once: `right` brings rows of an instruction of a step. Products that
-// wait for each other are not neighbours.
-template <class S, u32 TILES, class Right>
-DEV void multiply_steps(S& share, const Matrix& a, const Matrix& b, int step, u32 zero, Right right, float* acc) {
+// Steps `step` .. of a block over eight rows, as many as S takes at once: `right` brings the high and the low part of rows of an
+// instruction of a step; sums of rows are at `sums`, if not 0. Products that wait for each other are not neighbours.
+template <class S, class Right>
+DEV void multiply_steps(S& share, const Matrix& a, const Matrix& b, int step, u32 zero, Right right, u32 sums, float* acc) {
   if constexpr (!S::SCALED) {
     Left left;
     take_apart(left, share, a, b, step, zero);
 #pragma unroll
     for (u32 x = 0; x < 2; x++) {
-      u32 rows[TILES][4];
+      u32 rows[4];
       right(step, x, rows);
-      multiply_rows(acc, left.high[x], rows, false);
-      if constexpr (!S::EXACT) multiply_rows(acc, left.low[x], rows, true);
-      multiply_rows(acc, left.high[x], rows, true);
+      multiply_bf16(acc, left.high[x], rows[2], rows[3]);
+      if constexpr (!S::EXACT) multiply_bf16(acc, left.low[x], rows[0], rows[1]);
+      multiply_bf16(acc, left.high[x], rows[0], rows[1]);
     }
   } else {
     constexpr u32 UNITS = S::AT_ONCE;
-    const u32 ones[4] = {ONES, ONES, ONES, ONES};
-    bool adds = S::adds(a, b);
     Left left[UNITS];
     typename S::Made made[UNITS];
 #pragma unroll
     for (u32 u = 0; u < UNITS; u++) take_apart(left[u], share, a, b, step + u, zero), made[u] = share.make(a, b, step + u);
-    float sum[UNITS][4 * TILES], alone[UNITS][4 * TILES];
+    float sum[UNITS][4];
 #pragma unroll
     for (u32 x = 0; x < 2; x++) {
-      u32 rows[UNITS][TILES][4];
+      u32 rows[UNITS][4], part = S::PARTS == 2 ? x : 0;
 #pragma unroll
       for (u32 u = 0; u < UNITS; u++) {
         right(step + u, x, rows[u]);
-#pragma unroll
-        for (u32 j = 0; j < 4 * TILES; j++)
-          if (x == 0 || S::PARTS == 2) sum[u][j] = alone[u][j] = 0;
+        if (x == part) sum[u][0] = sum[u][1] = sum[u][2] = sum[u][3] = 0;
       }
 #pragma unroll
       for (u32 high = 0; high < 2; high++)
 #pragma unroll
-        for (u32 u = 0; u < UNITS; u++) {
-          multiply_rows(sum[u], left[u].high[x], rows[u], high);
-          if (adds) multiply_rows(alone[u], ones, rows[u], high);
-        }
+        for (u32 u = 0; u < UNITS; u++) multiply_bf16(sum[u], left[u].high[x], rows[u][high ? 0 : 2], rows[u][high ? 1 : 3]);
+      // Before the block's last unit is added, as in gemm90.cuh.
+      if constexpr (S::SUMMED) {
+        if (x < S::PARTS && step == STEPS - 1 && sums) add_sums(share, a, b, step, x, sums, acc);
+      }
       if (x == 0 && S::PARTS == 1) continue;
 #pragma unroll
-      for (u32 u = 0; u < UNITS; u++) {
-        share.template put<4 * TILES>(a, b, made[u], S::PARTS == 2 ? x : 0, false, sum[u], acc);
-        if (adds) share.template put<4 * TILES>(a, b, made[u], S::PARTS == 2 ? x : 0, true, alone[u], acc);
-      }
+      for (u32 u = 0; u < UNITS; u++) S::template put<4>(made[u], part, sum[u], acc);
     }
   }
 }
@@ -70,18 +68,18 @@ DEV void multiply_steps(S& share, const Matrix& a, const Matrix& b, int step, u3
 // Rows and weights on their way, for one warp.
 template <u32 N>
 struct Few {
-  static constexpr u32 STAGE = N / 8 * GROUP, TEAM = 4, MOST_PAGES = 4;
+  static constexpr u32 STAGE = N / 8 * GROUP, SUMS_STAGE = N / 8 * SUMS, TEAM = 4, MOST_PAGES = 4;
   static_assert(16 * MAX_GEMM_STAGES + 8 * MOST_PAGES * TEAM <= HEADER, "barriers");
   const Gemm& p;
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4, half = lane / 16;
-  // Barriers of the ring and of this warp's pages; sums of stretches, the ring, four panels' spans a page.
-  u32 full, empty, here, tiles, pages;
+  // Barriers of the ring and of this warp's pages; sums of stretches, the ring and sums of its rows, four panels' spans a page.
+  u32 full, empty, here, tiles, row_sums, pages;
   float* sums;
   u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, blocks = p.stride / 128, begin, end, last, bytes;
   const u8* from;
   const Matrix* matrix[2];
   Lines line;
-  u32 at = 0, stage = 0, parity = 0, page = 0, round = 0;
+  u32 at = 0, stage = 0, parity = 0, page = 0, round = 0, span, ends;
 
   // Where the `i`th of this block's stretches begins.
   DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + i) >> log_of(gridDim.z * each); }
@@ -91,7 +89,8 @@ struct Few {
     // Of several stretches in a row the sums of all but the last have a place of their own.
     u32 kept = ((each - 1) * N * sums_width(1) * 4 + 1023) / 1024 * 1024;
     full = base, empty = full + 8 * MAX_GEMM_STAGES, here = empty + 8 * (MAX_GEMM_STAGES + MOST_PAGES * warp);
-    tiles = base + HEADER + kept, pages = tiles + p.stages * STAGE + warp * p.pages * 4 * p.page;
+    tiles = base + HEADER + kept, row_sums = tiles + p.stages * STAGE;
+    pages = row_sums + (p.sums ? p.stages / 2 * SUMS_STAGE : 0) + warp * p.pages * 4 * p.page;
     begin = stretch(0), end = stretch(each), last = (end - begin) * 2;
     bytes = min(N / 8, (rows + 7) / 8) * GROUP;
     from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
@@ -103,11 +102,13 @@ struct Few {
     if (lane == 0)
       for (u32 i = 0; i < p.pages; i++) mbar_init(here + 8 * i, 2);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    if (N > 8) no_sums(full);
   }
   // Asks for 64 inputs of the rows.
+  template <class S>
   DEV void bring(u32 i, u32 stage) const {
-    mbar_expect(full + 8 * stage, bytes);
-    bulk_copy(tiles + stage * STAGE, from + (u64)i * p.groups * GROUP, bytes, full + 8 * stage);
+    u32 to = tiles + stage * STAGE, to_sums = row_sums + stage / 2 * SUMS_STAGE;
+    bring_rows<N, S>(p, from, begin, i, bytes, to, to_sums, full + 8 * stage);
   }
   // Asks for a span of a panel of each side: the first lane that has outputs there does.
   DEV void fetch(u32 span, u32 ends, u32 page) const {
@@ -119,61 +120,95 @@ struct Few {
     bulk_copy(to + 2 * p.page, line.panel[1] + (u64)span * matrix[1]->span_bytes, b, at);
   }
 
+  // A page is done with: what comes next into it is asked for, and the next one waited for.
+  DEV void next_page() {
+    __syncwarp();
+    fetch(span + p.pages, ends, page);
+    span++;
+    if (++page == p.pages) page = 0, round ^= 1;
+    mbar_wait(here + 8 * page, round);
+  }
+  // A stage is done with: whoever is last asks for what comes next into it.
+  template <class S>
+  DEV void next_stage() {
+    __syncwarp();
+    if (lane == 0 && at + p.stages < last && mbar_arrive_last(empty + 8 * stage)) {
+      mbar_wait(empty + 8 * stage, parity);
+      bring<S>(at + p.stages, stage);
+    }
+    at++;
+    if (++stage == p.stages) stage = 0, parity ^= 1;
+  }
+
+  // A block of 128 inputs, by `mma`.
+  template <class S>
+  DEV void narrow(S& share, float (&acc)[N / 2]) {
+    const Matrix &a = *matrix[0], &b = *matrix[1];
+    // The row of eight and the piece of it that this lane has the address of; high parts, then low ones.
+    u32 row_at = lane / 16 * (GROUP / 2) + lane % 8 * 128, piece = lane / 8 % 2;
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      share.template fetch<false>(a, b, q, step);
+      if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
+      if ((step + 1) % S::AT_ONCE) continue;
+      // What rows that are not there give, nobody looks at.
+      multiply_steps(share, a, b, step + 1 - S::AT_ONCE, p.zero, [&](int step, u32 x, u32 (&rows)[4]) {
+        u32 k = (step % 2 * 2 + x) * 2 + piece;
+        four(rows, tiles + stage * STAGE + row_at + (k ^ lane % 8) * 16);
+      }, p.sums ? row_sums + stage / 2 * SUMS_STAGE : 0, acc);
+      if (step % 2 == 1) next_stage<S>();
+    }
+  }
+  // The same by `wgmma`.
+  template <class S>
+  DEV void wide(S& share, float (&acc)[N / 2]) {
+    const Matrix &a = *matrix[0], &b = *matrix[1];
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+      share.template fetch<false>(a, b, q, step);
+      if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
+      Left left;
+      take_apart(left, share, a, b, step, p.zero);
+      keep(left, !S::EXACT);
+      WgRows rows_at = wg_tile(tiles + stage * STAGE + step % 2 * 64, GROUP);
+      if constexpr (S::SCALED) {
+        step_of_planes<N>(share, a, b, step, rows_at, sums_in(p, row_sums + stage / 2 * SUMS_STAGE, full), left, acc, []() {});
+      } else {
+        step_of_floats<N, S::EXACT>(rows_at, left, acc);
+        wg_wait<0>();
+#pragma unroll
+        for (u32 j = 0; j < N / 2; j++) wg_keep(acc[j]);
+      }
+      if (step % 2 == 1) next_stage<S>();
+    }
+  }
+
   template <class S>
   DEV void run() {
-    u32 span = begin / S::BLOCKS, ends = (end + S::BLOCKS - 1) / S::BLOCKS;
+    span = begin / S::BLOCKS, ends = (end + S::BLOCKS - 1) / S::BLOCKS;
     for (u32 i = 0; i < p.pages; i++) fetch(span + i, ends, i);
     pdl_wait();
     if (threadIdx.x == 0)
-      for (u32 i = 0; i < min(p.stages, last); i++) bring(i, i);
-    const Matrix &a = *matrix[0], &b = *matrix[1];
+      for (u32 i = 0; i < min(p.stages, last); i++) bring<S>(i, i);
     float acc[N / 2] = {};
     S share;
-    share.begin(a, b, q);
+    share.begin(*matrix[0], *matrix[1], q);
     u32 stretches = 0, next = stretch(1);
-    // The row of eight and the piece of it that this lane has the address of; high parts, then low ones.
-    u32 row_at = lane / 16 * (GROUP / 2) + lane % 8 * 128, piece = lane / 8 % 2;
     mbar_wait(here, 0);
 #pragma unroll 1
     for (u32 block = begin; block < end; block++) {
       u32 spans = pages + (page * 4 + half) * p.page;
       u32 sides[2] = {spans, spans + 2 * p.page};
-      share.turn(a, b, sides, line.row, block, block == begin, q);
-#pragma unroll
-      for (int step = 0; step < STEPS; step++) {
-        share.template fetch<false>(a, b, q, step);
-        if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
-        if ((step + 1) % S::AT_ONCE) continue;
-        // What rows that are not there give, nobody looks at.
-        multiply_steps<S, N / 8>(share, a, b, step + 1 - S::AT_ONCE, p.zero, [&](int step, u32 x, u32 (&rows)[N / 8][4]) {
-          u32 k = (step % 2 * 2 + x) * 2 + piece, b_at = tiles + stage * STAGE + row_at + (k ^ lane % 8) * 16;
-#pragma unroll
-          for (u32 j = 0; j < N / 8; j++) four(rows[j], b_at + j * GROUP);
-        }, acc);
-        if (step % 2 == 1) {
-          // Whoever is done last asks for what comes next into the stage.
-          __syncwarp();
-          if (lane == 0 && at + p.stages < last && mbar_arrive_last(empty + 8 * stage)) {
-            mbar_wait(empty + 8 * stage, parity);
-            bring(at + p.stages, stage);
-          }
-          at++;
-          if (++stage == p.stages) stage = 0, parity ^= 1;
-        }
-      }
+      share.turn(*matrix[0], *matrix[1], sides, line.row, block, block == begin, q);
+      if constexpr (N == 8) narrow(share, acc);
+      else wide(share, acc);
       if (block + 1 == next && block + 1 < end) {
         put_sums<N>(acc, sums + stretches * N * sums_width(1), sums_width(1));
 #pragma unroll
         for (u32 j = 0; j < N / 2; j++) acc[j] = 0.0f;
         next = stretch(++stretches + 1);
       }
-      if ((block + 1) % S::BLOCKS == 0 && block + 1 < end) {
-        __syncwarp();
-        fetch(span + p.pages, ends, page);
-        span++;
-        if (++page == p.pages) page = 0, round ^= 1;
-        mbar_wait(here + 8 * page, round);
-      }
+      if ((block + 1) % S::BLOCKS == 0 && block + 1 < end) next_page();
     }
     // The rings have served: no copy is on its way, and nobody reads them any more once all are here.
     __syncthreads();
@@ -186,7 +221,7 @@ template <u32 N, class FIRST, class... REST>
 DEV void gemm_few_as(const Gemm& p, Few<N>& few) {
   // All parts of a product have the same planes, but codes of their own; of a tile they are the same for all of the block.
   if constexpr (sizeof...(REST) == 0) few.template run<FIRST>();
-  else if (FIRST::takes(*few.matrix[0], p.fours) && FIRST::takes(*few.matrix[1], p.fours)) few.template run<FIRST>();
+  else if (FIRST::takes(*few.matrix[0]) && FIRST::takes(*few.matrix[1])) few.template run<FIRST>();
   else gemm_few_as<N, REST...>(p, few);
 }
 template <u32 N, class... HOW>

@@ -89,7 +89,7 @@ DEV void ask_early(Residuals& r, const Gemm& p, const Share& s) {
 }
 
 // `sums` begins with the tile's first column; `regs` are this thread's in byte code, every `step`th.
-DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, const float* sums, u32 width, float* regs, u32 step) {
+DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u32 width, float* regs, u32 step) {
   const Domain& d = p.domain[s.tile.domain];
   const Epilogue& e = d.epilogue;
   u32 quads = quads_of(d), first = s.tile.first;
@@ -118,7 +118,15 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, const float* s
           leave_split(p.left, s.m0 + n, first + c, v.x, v.y);
           leave_split(p.left, s.m0 + n, first + c + 2, v.z, v.w);
         }
+        if (p.left.sums) *(float4*)at(n, c) = v;
       }
+    }
+    // Apart from the others, which most products have alone.
+#pragma unroll 1
+    for (u32 i = s.t; p.left.sums && i < all; i += 128) {
+      u32 n = s.rank + (i >> quads << s.by), c = (i & (1 << quads) - 1) * 4;
+      float4 v = *(const float4*)at(n, c);
+      leave_sums_of<4>(p.left, s.m0 + n, first + c, (v.x + v.y) + (v.z + v.w), 0xffu << (s.t & 24));
     }
     return;
   }

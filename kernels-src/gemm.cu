@@ -25,13 +25,13 @@ DEV void planes_many(const Gemm& p) {
   ENTRY(gemm_##LO##_##HI##_halves, planes_many<LO, HI, __VA_ARGS__>(p))
 template <u32 N, u32 KIND>
 DEV void floats_few(const Gemm& p) {
-  gemm_few<N, FloatPage<KIND, false>, FloatPage<KIND, true>>(p);
+  gemm_few<N, FloatPage<KIND>>(p);
 }
 template <u32 N, u32 KIND>
 DEV void floats_many(const Gemm& p) {
   // Steps of weights that are on their way: as many as registers hold beside the sums.
   constexpr int SLOTS = KIND == F32 ? 1 : 2;
-  gemm_many<N, FloatShare<KIND, false, SLOTS>, FloatShare<KIND, true, SLOTS>>(p);
+  gemm_many<N, FloatShare<KIND, SLOTS>>(p);
 }
 #define FLOATS_GEMM(NAME, KIND)                          \
   ENTRY_FEW(gemm_##NAME##_few, floats_few<8, KIND>(p))   \

@@ -5,10 +5,12 @@
 
 struct Gemm {
   const u16 *high, *low;
+  // Sums of rows on sm_90a, where something is added to weights; else null.
+  const u8* sums;
   u32 rows, stride, domains;
   // On sm_90a (gemm90.cuh): groups of eight rows that the tiles have room for, rows of a tile, stages of
-  // the ring, order of inputs, stretches of inputs in all and of a block, and a zero.
-  u32 groups, tile, stages, fours, stretches, each, zero;
+  // the ring, stretches of inputs in all and of a block, and a zero.
+  u32 groups, tile, stages, stretches, each, zero;
   // Tiles before each domain; the last entry counts all.
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
@@ -18,4 +20,4 @@ struct Gemm {
   // With few rows (few90.cuh): pages of weights of a warp, and bytes of a panel's span in them.
   u32 pages, page;
 };
-static_assert(sizeof(Gemm) == 2784, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemm) == 2800, "src/cuda/abi.rs mirrors it");

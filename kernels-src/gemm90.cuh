@@ -17,7 +17,6 @@
 // beside it.
 #pragma once
 #include "finish.cuh"
-#include "halves.cuh"
 #include "shares.cuh"
 
 #if HOPPER
@@ -99,76 +98,76 @@ struct Stretches {
   }
 };
 
-// Sums of 64 rows over the units of a stage, or their halves: `[turn][unit][part][row]`. Stages take turns.
-struct RowSums {
-  float at[2][2][2][64];
-};
-static_assert(sizeof(RowSums) == 2048, "src/cuda/abi.rs");
-// A warp's share of them, of eight rows, where `from` is the stage.
-template <u32 PARTS>
-DEV void sum_rows(RowSums& sums, u32 turn, u32 from, u32 warp, u32 lane) {
-  const u32 ones[4] = {ONES, ONES, ONES, ONES};
-  from += warp * GROUP + lane / 16 * (GROUP / 2) + lane % 8 * 128;
-#pragma unroll
-  for (u32 unit = 0; unit < 2; unit++) {
-    float sum[4] = {};
-#pragma unroll
-    for (u32 x = 0; x < 2; x++) {
-      u32 rows[4];
-      four(rows, from + ((unit * 2 + x) * 2 + lane / 8 % 2 ^ lane % 8) * 16);
-      if (x == 0 || PARTS == 2) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-      multiply_bf16(sum, ones, rows[2], rows[3]);
-      multiply_bf16(sum, ones, rows[0], rows[1]);
-      if (x == 0 && PARTS == 1) continue;
-      if (lane < 4) *(float2*)&sums.at[turn][unit][PARTS == 2 ? x : 0][warp * 8 + lane * 2] = make_float2(sum[0], sum[1]);
-    }
-  }
+// Asks for 64 inputs of a block's rows, the `i`th of those at `from`, which are of block `first` of 128 and on; and where they end a
+// block for its sums: planes have even stages.
+template <u32 N, class S>
+DEV void bring_rows(const Gemm& p, const u8* from, u32 first, u32 i, u32 bytes, u32 to, u32 to_sums, u32 full) {
+  u32 sums = S::SUMMED && p.sums && i % 2 ? bytes / (GROUP / SUMS) : 0;
+  mbar_expect(full, bytes + sums);
+  bulk_copy(to, from + (u64)i * p.groups * GROUP, bytes, full);
+  if (sums) bulk_copy(to_sums, p.sums + ((u64)(first + i / 2) * p.groups + blockIdx.x * (N / 8)) * SUMS, sums, full);
 }
 
-// A step of planes: what a unit comes to, from zero, is scaled and added, and with `alone`, if not null, what goes with the
-// sums of the rows. Another step's weights are fetched meanwhile.
+// Sums of rows that a stage has. A branch around an instruction would have all of them wait for each other: where nothing is added
+// there are zeros, in front of the ring.
+DEV void no_sums(u32 base) {
+  if (threadIdx.x < SUMS / 4)
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(base + HEADER - SUMS + 4 * threadIdx.x), "r"(0) : "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+DEV WgRows sums_in(const Gemm& p, u32 at, u32 base) { return p.sums ? wg_plain(at, 0, SUMS) : wg_plain(base + HEADER - SUMS, 0, 0); }
+
+// A step of planes: what a unit comes to, from zero, is scaled and added. Before the block's last one what is added to weights
+// is multiplied with sums of rows. Another step's weights are fetched meanwhile.
 template <u32 N, class S, class Fetch>
-DEV void step_of_planes(S& share, const Matrix& a, const Matrix& b, int step, u64 rows_at, const float (*alone)[64], Left& left,
+DEV void step_of_planes(S& share, const Matrix& a, const Matrix& b, int step, WgRows rows_at, WgRows sums_at, Left& left,
                         float (&acc)[N / 2], Fetch fetch) {
   // What comes ahead may take their place.
   typename S::Made made = share.make(a, b, step);
+  bool adds = S::SUMMED && step == STEPS - 1;
+  typename S::Added added;
+  if (adds) added = share.added(a, b, step);
   float sum[N / 2];
 #pragma unroll
   for (u32 part = 0; part < S::PARTS; part++) {
+    u32 more[4];
+    if (adds) {
+      added.left(part, more);
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) wg_keep(more[i]);
+    }
     // From zero: nobody waits for what these registers had.
 #pragma unroll
     for (u32 j = 0; j < N / 2; j++) asm volatile("" : "=f"(sum[j]));
     wg_fence();
 #pragma unroll
     for (u32 x = part; x < 2; x += S::PARTS) {
-      u64 high = rows_at + x * 2, low = high + GROUP / 2 / 16;
+      WgRows high = rows_at.on(x * 32), low = high.on(GROUP / 2);
       if (x == part) WgProduct<N>::template add<true>(sum, left.high[x], low);
       else WgProduct<N>::add(sum, left.high[x], low);
       WgProduct<N>::add(sum, left.high[x], high);
     }
+    if (adds) WgProduct<N>::add(acc, more, sums_at.on(part * (SUMS / 2)));
     wg_commit();
     if (part == 0) fetch();
     wg_wait<0>();
 #pragma unroll
     for (u32 j = 0; j < N / 2; j++) wg_keep(sum[j]);
-    share.template put<N / 2>(a, b, made, part, false, sum, acc);
-    if (!alone) continue;
+    if (adds) {
 #pragma unroll
-    for (u32 j = 0; j < N / 2; j += 4) {
-      float2 v = *(const float2*)&alone[part][j * 2 + threadIdx.x % 4 * 2];
-      float four[4] = {v.x, v.y, v.x, v.y};
-      share.template put<4>(a, b, made, part, true, four, acc + j);
+      for (u32 j = 0; j < N / 2; j++) wg_keep(acc[j]);
     }
+    S::template put<N / 2>(made, part, sum, acc);
   }
 }
 
 // A step of floats. EXACT: what is left over by high parts is nothing.
 template <u32 N, bool EXACT>
-DEV void step_of_floats(u64 rows_at, const Left& left, float (&acc)[N / 2]) {
+DEV void step_of_floats(WgRows rows_at, const Left& left, float (&acc)[N / 2]) {
   wg_fence();
 #pragma unroll
   for (int x = 0; x < 2; x++) {
-    u64 high = rows_at + x * 2, low = high + GROUP / 2 / 16;
+    WgRows high = rows_at.on(x * 32), low = high.on(GROUP / 2);
     WgProduct<N>::add(acc, left.high[x], low);
     if constexpr (!EXACT) WgProduct<N>::add(acc, left.low[x], high);
     WgProduct<N>::add(acc, left.high[x], high);
@@ -190,17 +189,20 @@ DEV void gemm90(const Gemm& p) {
   auto stretch = [&](u32 i) { return blocks * i / (splits * each); };
   u32 begin = stretch(rank * each), end = stretch((rank + 1) * each);
   constexpr u32 STAGE = N / 8 * GROUP;
-  u32 bytes = min(N / 8, (rows + 7) / 8) * GROUP, last = (end - begin) * 2;
-  const u8* from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
+  u32 bytes = min(N / 8, (rows + 7) / 8) * GROUP;
+  const u8* from = (const u8*)p.high + (u64)blockIdx.x * STAGE;
+  // Sums of rows are behind sums of stretches.
+  u32 row_sums = tiles + p.stages * STAGE + blockDim.x * N / 2 * 4;
   // Asks for a stage's rows.
   auto bring = [&](u32 i, u32 stage) {
-    mbar_expect(full + 8 * stage, bytes);
-    bulk_copy(tiles + stage * STAGE, from + (u64)i * p.groups * GROUP, bytes, full + 8 * stage);
+    u32 to_sums = row_sums + stage / 2 * (N / 8 * SUMS);
+    bring_rows<N, S>(p, from, 0, i, bytes, tiles + stage * STAGE, to_sums, full + 8 * stage);
   };
   if (t == 0) {
     for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, groups * 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
+  if constexpr (S::SUMMED) no_sums(base);
   __syncthreads();
   pdl_launch_next();
 
@@ -210,10 +212,6 @@ DEV void gemm90(const Gemm& p) {
   Lines line = lines_of(p, tile_of(p, first_tile + group), r, matrix);
   const Matrix &a = *matrix[0], &b = *matrix[1];
   S share;
-  // The same for all of the block, who meet where rows are summed up; behind sums of stretches.
-  bool adds = false;
-  RowSums& row_sums = *(RowSums*)(shared + HEADER + p.stages * STAGE + blockDim.x * N / 2 * 4);
-  if constexpr (S::SCALED) adds = S::ADDS || S::MAY_ADD && __syncthreads_or(S::adds(a, b));
   // Step `step` of `block`. Past the last block that is taken once more: nobody looks at it.
   auto fetch = [&](u32 block, int step, bool first) { share.fetch(a, b, line, block, end, q, step, step, first); };
   share.begin(a, b, line, min(begin, blocks - 1), q);
@@ -221,7 +219,7 @@ DEV void gemm90(const Gemm& p) {
   for (int step = 0; step < S::SLOTS; step++) fetch(begin, step, true);
   pdl_wait();
   if (t == 0)
-    for (u32 i = 0; i < min(p.stages, last); i++) bring(i, i);
+    for (u32 i = 0; i < min(p.stages, (end - begin) * 2); i++) bring(begin * 2 + i, i);
 
   float acc[N / 2];
 #pragma unroll
@@ -229,31 +227,25 @@ DEV void gemm90(const Gemm& p) {
   // Where the stretch at hand ends, of how many.
   Stretches<N> sums_before = {(float*)(shared + HEADER + p.stages * STAGE) + t};
   u32 stretches = 1, next = stretch(rank * each + 1);
-  // The ring: which of all stages, where in the ring, and how often round.
-  u32 at = 0, stage = 0, parity = 0;
-  auto done = [&](u32 at, u32 stage, u32 parity) {
-    if (lane != 0 || at + p.stages >= last || !mbar_arrive_last(empty + 8 * stage)) return;
+  // The ring: where in it, and how often round.
+  u32 stage = 0, parity = 0;
+  auto done = [&](u32 i, u32 stage, u32 parity) {
+    if (lane != 0 || i + p.stages >= end * 2 || !mbar_arrive_last(empty + 8 * stage)) return;
     mbar_wait(empty + 8 * stage, parity);
-    bring(at + p.stages, stage);
+    bring(i + p.stages, stage);
   };
 #pragma unroll 1
   for (u32 block = begin; block < end; block++) {
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
       if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
-      if constexpr (S::SCALED) {
-        if (step % 2 == 0 && adds) {
-          sum_rows<S::PARTS>(row_sums, at % 2, tiles + stage * STAGE, warp, lane);
-          __syncthreads();
-        }
-      }
-      u64 rows_at = wg_tile(tiles + stage * STAGE + step % 2 * 64, GROUP);
+      WgRows rows_at = wg_tile(tiles + stage * STAGE + step % 2 * 64, GROUP);
       Left left;
       take_apart(left, share, a, b, step, p.zero);
       keep(left, !S::EXACT);
       auto ahead = [&]() { fetch(block + (step + S::SLOTS) / STEPS, (step + S::SLOTS) % STEPS, false); };
       if constexpr (S::SCALED) {
-        step_of_planes<N>(share, a, b, step, rows_at, adds ? row_sums.at[at % 2][step % 2] : nullptr, left, acc, ahead);
+        step_of_planes<N>(share, a, b, step, rows_at, sums_in(p, row_sums + stage / 2 * (N / 8 * SUMS), base), left, acc, ahead);
       } else {
         ahead();
         step_of_floats<N, S::EXACT>(rows_at, left, acc);
@@ -261,16 +253,13 @@ DEV void gemm90(const Gemm& p) {
       if constexpr (S::EXACT && !S::SCALED) {
         // The step before is done, and with it perhaps a stage. Registers hold the left sides of two.
         wg_wait<1>();
-        if (step % 2 == 0 && at > 0)
-          done(at - 1, stage == 0 ? p.stages - 1 : stage - 1, stage == 0 ? parity ^ 1 : parity);
+        if (step % 2 == 0 && (step > 0 || block > begin))
+          done(block * 2 + step / 2 - 1, stage == 0 ? p.stages - 1 : stage - 1, stage == 0 ? parity ^ 1 : parity);
       } else {
-        wg_wait<0>();
-        if (step % 2 == 1) done(at, stage, parity);
+        if constexpr (!S::SCALED) wg_wait<0>();
+        if (step % 2 == 1) done(block * 2 + step / 2, stage, parity);
       }
-      if (step % 2 == 1) {
-        at++;
-        if (++stage == p.stages) stage = 0, parity ^= 1;
-      }
+      if (step % 2 == 1 && ++stage == p.stages) stage = 0, parity ^= 1;
     }
     if (block + 1 == next && block + 1 < end) {
       wg_wait<0>();
@@ -299,7 +288,7 @@ DEV void gemm_many(const Gemm& p) {
     gemm90<FIRST, N>(p);
   } else {
     const Domain& d = p.domain[tile_of(p, blockIdx.y * (blockDim.x / 128) + threadIdx.x / 128).domain];
-    if (__syncthreads_and(FIRST::takes(p.part[d.part[0]], p.fours) && FIRST::takes(p.part[d.part[d.parts == 1 ? 0 : 1]], p.fours)))
+    if (__syncthreads_and(FIRST::takes(p.part[d.part[0]]) && FIRST::takes(p.part[d.part[d.parts == 1 ? 0 : 1]])))
       gemm90<FIRST, N>(p);
     else gemm_many<N, REST...>(p);
   }

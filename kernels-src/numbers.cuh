@@ -80,4 +80,17 @@ DEV void lay_block(const float4 (&v)[8], u32 to, u32 lane) {
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(there), "r"(h0), "r"(h1), "r"(l0), "r"(l1) : "memory");
   }
 }
+// The sums of a block's units (split.cuh): lane (g, c) leaves those of unit c.
+DEV void lay_sums(const float4 (&v)[8], u32 to, u32 lane) {
+  float first = 0, all = 0;
+#pragma unroll
+  for (u32 unit = 0; unit < 4; unit++) {
+    auto half = [&](const float4& f) { return sum_of_next<4>((f.x + f.y) + (f.z + f.w), FULL); };
+    float a = half(v[2 * unit]), b = half(v[2 * unit + 1]);
+    if (lane % 4 == unit) first = a, all = a + b;
+  }
+  to += lane * 4;
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(two_of(all)) : "memory");
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + SUMS / 2), "r"(two_of(first)) : "memory");
+}
 #endif

@@ -328,7 +328,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         }
         case R_SPLIT: {
           // Two bf16 that add up to the value, n0 columns a row with zeros at the end; kind: where
-          // (split.cuh), n1: groups of rows. Several pairs are read before the first is written.
+          // (split.cuh), n1: groups of rows, aux2: sums, if there are any. Several pairs are read before the first is written.
           constexpr u32 PAIRS = 4;
           for (u32 e0 = 2 * t; e0 < op.n0; e0 += 2 * PAIRS * step) {
             float v[PAIRS], w[PAIRS];
@@ -343,7 +343,9 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
               u32 e = e0 + 2 * k * step;
               if (e >= op.n0) break;
               if (op.kind != PLAIN_ROWS) {
-                leave_split(SplitTiles{(u16*)op.aux, op.n1, op.kind}, row, e, v[k], w[k]);
+                SplitTiles tiles = {(u16*)op.aux, (u8*)op.aux2, op.n1, op.kind};
+                leave_split(tiles, row, e, v[k], w[k]);
+                if (tiles.sums) leave_sums_of<8>(tiles, row, e, v[k] + w[k], FULL);
                 continue;
               }
               u64 place = (u64)row * op.n0 + e;

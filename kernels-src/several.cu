@@ -18,12 +18,11 @@ struct Several {
   // Weights of the norm before the product; null for none.
   const float* norm;
   float eps;
-  // Columns of a row, whole blocks of 128; floats from a row to the next; the order of columns; stretches, a power of two
-  // as `subs` is.
-  u32 cols, stride, fours, stretches;
+  // Columns of a row, whole blocks of 128; floats from a row to the next; stretches, a power of two as `subs` is.
+  u32 cols, stride, stretches;
   // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each stretch has spans of its
-  // own, and so each warp pages of its own.
-  u32 jobs, subs, first_block, alone, domains;
+  // own, and so each warp pages of its own; where sums of rows are behind those, 0 if nothing is added to weights.
+  u32 jobs, subs, first_block, alone, domains, sums;
   // If blocks have a stretch each, and not warps: what stretches come to, `[stretch][row][output]`. Eight jobs that follow each
   // other are then the stretches of 16 outputs a warp.
   float* apart;
@@ -157,10 +156,10 @@ struct Walk {
   }
 };
 
-// Blocks `from` to `to` of the columns, whose rows are at `rows`.
+// Blocks `from` to `to` of the columns, whose rows are at `rows` and their sums, if any, at `sums`.
 template <class S>
 DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, u32 row, u32 from, u32 to, u32 rows,
-                         float* acc) {
+                         u32 sums, float* acc) {
   S share;
   u32 zero = 0;
   asm volatile("" : "+r"(zero));
@@ -175,11 +174,12 @@ DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Ma
     for (int step = 0; step < STEPS; step++) {
       share.template fetch<true>(a, b, q, step);
       if ((step + 1) % S::AT_ONCE) continue;
-      multiply_steps<S, 1>(share, a, b, step + 1 - S::AT_ONCE, zero, [&](int step, u32 x, u32 (&r)[1][4]) {
+      multiply_steps(share, a, b, step + 1 - S::AT_ONCE, zero, [&](int step, u32 x, u32 (&r)[4]) {
         u32 i = step * 2 + x;
-        weights(rows + i * 512 + (lane ^ i % 4) * 16, r[0][0], r[0][1], r[0][2], r[0][3]);
-      }, acc);
+        weights(rows + i * 512 + (lane ^ i % 4) * 16, r[0], r[1], r[2], r[3]);
+      }, sums, acc);
     }
+    if (S::SUMMED && sums) sums += SUMS;
   }
 }
 
@@ -191,7 +191,7 @@ template <int LO, int HI, u32 FIRST, u32... REST, class... Of>
 DEV void multiply_planes(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, Of... of) {
   typedef PlanesPage<LO, HI, FIRST, at_once(LO, HI, FIRST)> Page;
   if constexpr (sizeof...(REST) == 0) multiply_blocks<Page>(p, walk, a, b, of...);
-  else if (Page::takes(a, 1) && Page::takes(b, 1)) multiply_blocks<Page>(p, walk, a, b, of...);
+  else if (Page::takes(a) && Page::takes(b)) multiply_blocks<Page>(p, walk, a, b, of...);
   else multiply_planes<LO, HI, REST...>(p, walk, a, b, of...);
 }
 
@@ -250,7 +250,8 @@ DEV float sum_up_stretches(const float* sums, u32 stretches) {
 constexpr u32 RESULTS = 4;
 
 // Makes blocks from `block`, whose numbers were asked for; a norm's weights were, or are now.
-DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u32 norm, bool ask, float scale, u32 lane) {
+DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u32 sums, u32 norm, bool ask, float scale,
+                   u32 lane) {
   if (!p.norm) x.settle(block, two);
   if (p.norm) {
     if (ask) ask_norm(p, norm, block, two, lane);
@@ -268,8 +269,9 @@ DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u3
 #pragma unroll
   for (u32 k = 0; k < AT_A_TIME; k++) {
     if (k && !two) break;
-    if (p.fours) lay_block<true>(x.v[k], at + k * BLOCK_BYTES, lane);
+    if (p.part[0].kind == PLANES) lay_block<true>(x.v[k], at + k * BLOCK_BYTES, lane);
     else lay_block<false>(x.v[k], at + k * BLOCK_BYTES, lane);
+    if (sums) lay_sums(x.v[k], sums + k * SUMS, lane);
   }
 }
 
@@ -294,7 +296,10 @@ struct Consumer {
     u32 all = apart ? n / WARPS : n, before = apart ? job % WARPS * all : 0;
     u32 from = before + all * warp / WARPS, to = before + all * (warp + 1) / WARPS;
     bool once = to - from <= AT_A_TIME, own = stretches == WARPS && !apart && n <= WARPS * AT_A_TIME;
-    u32 mine = frags + (own ? warp * AT_A_TIME : from - before) * BLOCK_BYTES, weights = shared_address(b.norm[warp]);
+    u32 mine = own ? warp * AT_A_TIME : from - before, weights = shared_address(b.norm[warp]);
+    // Where blocks of this block's rows lie, and their sums.
+    auto rows_at = [&](u32 place) { return frags + place * BLOCK_BYTES; };
+    auto sums_at = [&](u32 place) { return p.sums ? frags + p.sums + place * SUMS : 0; };
     Numbers x(p, rows, lane, l.fresh.polls);
     float scale = 1.0f;
     auto two = [&](u32 block) { return block + 1 < to; };
@@ -322,14 +327,11 @@ struct Consumer {
       scale = norm_scale(sum_of_blocks(0.0f, b.squares[lane / 4], n), p.cols, p.eps);
       if (!once) x.ask(from, two(from));
     }
-    if (once) {
-      if (from < to) make_rows(p, x, from, two(from), mine, weights, false, scale, lane);
-    } else {
 #pragma unroll 1
-      for (u32 block = from; block < to; block += AT_A_TIME) {
-        if (block != from) x.ask(block, two(block));
-        make_rows(p, x, block, two(block), mine + (block - from) * BLOCK_BYTES, weights, true, scale, lane);
-      }
+    for (u32 block = from; block < to; block += AT_A_TIME) {
+      if (block != from) x.ask(block, two(block));
+      u32 place = mine + block - from;
+      make_rows(p, x, block, two(block), rows_at(place), sums_at(place), weights, !once, scale, lane);
     }
     if (!own) meet();
     else __syncwarp();
@@ -357,20 +359,17 @@ struct Consumer {
       walk.span = begins, walk.stage = base;
       walk.stage.step(owner, walk.stages);
       float acc[4] = {};
-      u32 at = own ? mine : frags + (begin - before) * BLOCK_BYTES;
+      u32 place = own ? mine : begin - before;
       if (has && begin < end) {
-#define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, at, acc)
-#define FLOATS(KIND) \
-  if (p.fours) MULTIPLY(FloatPage<KIND, true>); \
-  else MULTIPLY(FloatPage<KIND, false>)
+#define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, rows_at(place), sums_at(place), acc)
 #define PLANES(LO, HI, ...)                                                                                       \
   case kind_of(LO, HI):                                                                                           \
-    multiply_planes<LO, HI, __VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, at, acc); break;
+    multiply_planes<LO, HI, __VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, rows_at(place), sums_at(place), acc); break;
         switch (l.kind) {
           OF_PLANES(PLANES)
-          case LF32: FLOATS(F32); break;
-          case LF16: FLOATS(F16); break;
-          default: FLOATS(BF16);
+          case LF32: MULTIPLY(FloatPage<F32>); break;
+          case LF16: MULTIPLY(FloatPage<F16>); break;
+          default: MULTIPLY(FloatPage<BF16>);
         }
         __syncwarp();
       }

@@ -50,37 +50,31 @@ struct Lines {
 };
 
 // A lane's share of two outputs in floats: steps of 8 weights, or what comes next of them. What is kept of a step
-// is in its slot, which counts on through as many blocks as slots hold. Of 32 inputs a lane has 8 in a row, or, by FOURS, as it
-// has planes, 4 of each half.
-template <u32 KIND, bool FOURS, int SLOTS_ = STEPS>
+// is in its slot, which counts on through as many blocks as slots hold. Of 32 inputs a lane has 8 in a row.
+template <u32 KIND, int SLOTS_ = STEPS>
 struct FloatShare {
   static constexpr int SLOTS = SLOTS_;
-  static constexpr bool EXACT = KIND == BF16, SCALED = false;
+  static constexpr bool EXACT = KIND == BF16, SCALED = false, SUMMED = false;
   static constexpr u32 WORDS = KIND == F32 ? 8 : 4;
   static constexpr u32 PER = KIND == F32 ? 4 : 8, BLOCK = 128 / PER, EACH = 8 / PER, BLOCKS = SPAN / BLOCK;
   u32 w[SLOTS][2][WORDS];
   // Where the lane's first units of a block are, and how many there are up to the row's last.
   const u8* at[2];
   int room;
-  static DEV bool takes(const Matrix&, u32 fours) { return FOURS == (fours != 0); }
-  static DEV u32 first_of(u32 q) { return FOURS ? q * EACH / 2 : q * EACH; }
   // From unit `unit` on, where `last` is the last one.
   template <class At>
-  static DEV void load(At row, int unit, int last, u32 q, u32* to) {
-    At from = row + min(unit, last) * 16, second = row + min(unit + (int)(FOURS ? 2 * EACH : EACH - 1), last) * 16;
+  static DEV void load(At row, int unit, int last, u32* to) {
+    At from = row + min(unit, last) * 16, second = row + min(unit + (int)EACH - 1, last) * 16;
     if constexpr (EACH == 2) {
       weights(from, to[0], to[1], to[2], to[3]);
       weights(second, to[4], to[5], to[6], to[7]);
-    } else if constexpr (FOURS) {
-      weights(from + q % 2 * 8, to[0], to[1]);
-      weights(second + q % 2 * 8, to[2], to[3]);
     } else {
       weights(from, to[0], to[1], to[2], to[3]);
     }
   }
   DEV void look(const Matrix& m, u32 block, u32 q) {
     u32 n = span_units(m, block / BLOCKS);
-    room = (int)n - 1 - (int)(block % BLOCKS * BLOCK + first_of(q));
+    room = (int)n - 1 - (int)(block % BLOCKS * BLOCK + q * EACH);
   }
   DEV void begin(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 q) {
     look(m, block, q);
@@ -99,7 +93,7 @@ struct FloatShare {
     }
     // Past the last input rows are zero: any weights will do.
 #pragma unroll
-    for (u32 side = 0; side < 2; side++) load(at[side], step * 4 * (int)EACH, room, q, w[slot % SLOTS][side]);
+    for (u32 side = 0; side < 2; side++) load(at[side], step * 4 * (int)EACH, room, w[slot % SLOTS][side]);
   }
   // Eight weights of a step.
   DEV void decode(u32 side, int slot, float* v) const {
@@ -116,8 +110,8 @@ struct FloatShare {
 struct Left {
   u32 high[2][4], low[2][4];
 };
-template <u32 KIND, bool FOURS, int SLOTS>
-DEV void take_apart(Left& x, const FloatShare<KIND, FOURS, SLOTS>& share, const Matrix&, const Matrix&, int slot, u32 zero) {
+template <u32 KIND, int SLOTS>
+DEV void take_apart(Left& x, const FloatShare<KIND, SLOTS>& share, const Matrix&, const Matrix&, int slot, u32 zero) {
 #pragma unroll
   for (u32 side = 0; side < 2; side++) {
     if constexpr (KIND == BF16) {
@@ -139,9 +133,9 @@ DEV void take_apart(Left& x, const FloatShare<KIND, FOURS, SLOTS>& share, const 
 }
 
 // The same, one step of it, from spans of both outputs' panels in shared memory. WHOLE: rows end with a block.
-template <u32 KIND, bool FOURS>
-struct FloatPage : FloatShare<KIND, FOURS, 1> {
-  typedef FloatShare<KIND, FOURS, 1> Of;
+template <u32 KIND>
+struct FloatPage : FloatShare<KIND, 1> {
+  typedef FloatShare<KIND, 1> Of;
   static constexpr u32 BLOCKS = Of::BLOCKS;
   static constexpr int AT_ONCE = 1;
   // Of the block at hand: where rows begin, the lane's first unit, and the last one of the span.
@@ -155,19 +149,20 @@ struct FloatPage : FloatShare<KIND, FOURS, 1> {
     }
     u32 n = span_units(a, block / BLOCKS);
     from[0] = at[0] + row * n * 16, from[1] = at[1] + row * n * 16;
-    unit = (int)(block % BLOCKS * Of::BLOCK + Of::first_of(q)), last = (int)n - 1;
+    unit = (int)(block % BLOCKS * Of::BLOCK + q * Of::EACH), last = (int)n - 1;
   }
   template <bool WHOLE>
-  DEV void fetch(const Matrix&, const Matrix&, u32 q, int step) {
+  DEV void fetch(const Matrix&, const Matrix&, u32, int step) {
 #pragma unroll
     for (u32 side = 0; side < 2; side++)
-      this->load(from[side] + unit * 16, step * 4 * (int)Of::EACH, WHOLE ? 1 << 20 : last - unit, q, this->w[0][side]);
+      this->load(from[side] + unit * 16, step * 4 * (int)Of::EACH, WHOLE ? 1 << 20 : last - unit, this->w[0][side]);
   }
 };
 
 // Planes of codes. A step is a unit, 32 inputs, whose codes are multiplied as they are, less zero: exact in bf16. What a
 // unit comes to is a sum of its own, from zero, and the scale is multiplied into that; where a unit may have two
-// scales, each half is a sum. What is added to a weight goes with the sum of the rows alone, which is a product with ones.
+// scales, each half is a sum. What is added to weights goes with sums of the rows (split.cuh), which are inputs of
+// another instruction for each block: lane q has what is added in the block's unit q.
 
 // Two bf16 at once.
 DEV u32 minus2(u32 a, u32 b) {
@@ -175,9 +170,8 @@ DEV u32 minus2(u32 a, u32 b) {
   asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
-// Both are a whole number.
-DEV u32 twice(int v) { return bf16x2((float)v, (float)v); }
-constexpr u32 ONES = 0x3f803f80;
+// Both are a number.
+DEV u32 twice(float v) { return bf16x2(v, v); }
 
 template <int LO, int HI, u32 LOOKS, int SLOTS_, class At>
 struct PlanesShare {
@@ -186,7 +180,8 @@ struct PlanesShare {
   // Sums of a unit; blocks of a span.
   static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = SPAN / STEPS;
   static constexpr bool ADDS = LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && HI != 2 && !(LO == 2 && HI == 1);
-  static constexpr bool MAY_ADD = LOOKS == LOOK_ANY;
+  // Whether sums of rows may be needed.
+  static constexpr bool SUMMED = ADDS || LOOKS == LOOK_ANY;
   // What is taken off codes where something is added to weights, and given back with that: else both would be large where
   // weights are small, and what is left of a row's largest inputs would be their rounding.
   static constexpr int CENTRE = 1 << LO + HI - 1;
@@ -196,9 +191,11 @@ struct PlanesShare {
   };
   // What follows from them, of each output.
   struct Made {
-    float scale[2][PARTS], add[2][PARTS];
+    float scale[2][PARTS];
   };
   Unit of[SLOTS][2];
+  // Scales of a block's unit q, where something is added.
+  u32 own[2];
   // Where a lane's first unit of a block is; of 8 bits the second half is the high plane. In shared memory that of each
   // output; in memory, where an address has two registers, from where each output's span is, the same for both if alike.
   static constexpr bool SHARED = sizeof(At) == 4;
@@ -210,7 +207,7 @@ struct PlanesShare {
   u32 shift, shift_high, zero[2];
 
   // All parts of a product have the same planes, but codes and scales of their own.
-  static DEV bool takes(const Matrix& m, u32) {
+  static DEV bool takes(const Matrix& m) {
     if (LOOKS == LOOK_ANY) return true;
     if (m.codes == TABLE || EIGHT && m.zero != 128) return false;
     if (LOOKS == LOOK_LEVELS) return m.levels == LEVEL_TWO && m.halves == PARTS && m.min == (ADDS ? TWO : ZERO);
@@ -218,8 +215,6 @@ struct PlanesShare {
   }
   static DEV bool is_table(const Matrix& m) { return LOOKS == LOOK_ANY && LO == 4 && HI == 0 && m.codes == TABLE; }
   static DEV bool adds_of(const Matrix& m) { return LOOKS == LOOK_ANY ? m.min != ZERO : ADDS; }
-  // Whether something is added to weights of either output.
-  static DEV bool adds(const Matrix& a, const Matrix& b) { return adds_of(a) || adds_of(b); }
   static DEV u32 scale_of(const Matrix& m) {
     return LOOKS == LOOK_SCALE ? 2 : LOOKS == LOOK_LEAST ? 4 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : scale_bytes(m);
   }
@@ -233,9 +228,9 @@ struct PlanesShare {
 #pragma unroll
     for (u32 side = 0; side < 2; side++) {
       const Matrix& m = side ? b : a;
-      zero[side] = twice(EIGHT || is_table(m) ? m.zero - 128 : 128 + (adds_of(m) ? CENTRE : m.zero));
+      zero[side] = twice((float)(EIGHT || is_table(m) ? m.zero - 128 : 128 + (adds_of(m) ? CENTRE : m.zero)));
       // A value for each on every way: what has none would be alive in all of a kernel.
-      at[side] = At(), lo[side * BOTH] = hi[side * BOTH] = s[side * APART] = d[side * APART] = 0;
+      own[side] = 0, at[side] = At(), lo[side * BOTH] = hi[side * BOTH] = s[side * APART] = d[side * APART] = 0;
     }
   }
   // The first block that is looked at or the first of a span; or the block behind.
@@ -266,7 +261,7 @@ struct PlanesShare {
   }
   // The unit of a step. Past the last one, where rows are zeros, scales are, too: what is there may be anything.
   template <bool WHOLE>
-  DEV void unit(const Matrix& a, const Matrix& b, int step, int slot) {
+  DEV void unit(const Matrix& a, const Matrix& b, u32 q, int step, int slot) {
     u32 k = PANEL * step;
 #pragma unroll
     for (u32 side = 0; side < 2; side++) {
@@ -276,10 +271,17 @@ struct PlanesShare {
       weights(from + lo[side * BOTH] + k * (EIGHT ? 16 : 4 * LO), u.lo[0]);
       if constexpr (EIGHT) weights(from + hi[side * BOTH] + k * 16, u.lo[EIGHT]);
       if constexpr (HI != 0) weights(from + hi[side * BOTH] + k * 4 * HI, u.hi);
-      if constexpr (LOOKS == LOOK_ANY) weights_of(scales, scale_of(m), u.s);
-      else if constexpr (LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && PARTS * (1 + ADDS) == 4) weights(scales, u.s);
-      else weights_short(scales, u.s);
+      auto load = [&](At at, u32& to) {
+        if constexpr (LOOKS == LOOK_ANY) weights_of(at, scale_of(m), to);
+        else if constexpr (LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && PARTS * (1 + ADDS) == 4) weights(at, to);
+        else weights_short(at, to);
+      };
+      load(scales, u.s);
       if (!WHOLE && step > room) u.s = 0;
+      if (SUMMED && step == STEPS - 1) {
+        load(from + s[side * APART] + PANEL * q * scale_of(m), own[side]);
+        if (!WHOLE && (int)q > room) own[side] = 0;
+      }
       // That of a block's units is the same.
       if (step >= SLOTS) continue;
       if constexpr (LOOKS == LOOK_ANY) weights_of(two, d_of(m), u.d);
@@ -297,20 +299,53 @@ struct PlanesShare {
       for (u32 part = 0; part < PARTS; part++) {
         const Matrix& m = side ? b : a;
         const Unit& u = of[slot % SLOTS][side];
-        float &scale = made.scale[side][part], &add = made.add[side][part];
-        add = 0.0f;
+        float& scale = made.scale[side][part];
         if (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY && m.levels == LEVEL_TWO) {
           u32 halves = LOOKS == LOOK_LEVELS ? PARTS : m.halves, h = halves == 2 && part;
           scale = half_to_f32(u.d & 0xffff) * (float)(i8)(u.s >> 8 * h & 0xff);
-          if (adds_of(m)) add = fmaf(CENTRE, scale, -(half_to_f32(u.d >> 16) * (float)(u.s >> 8 * (halves + h) & 0xff)));
         } else if (LOOKS == LOOK_ANY && m.levels == EXPONENT) {
           scale = __uint_as_float(u.s < 2 ? 0x00200000u << u.s : (u.s - 1) << 23);
         } else {
           scale = half_to_f32(u.s & 0xffff);
-          if (adds_of(m)) add = fmaf(CENTRE, scale, half_to_f32(u.s >> 16));
         }
       }
     return made;
+  }
+  // What is added to weights, of codes less their centre, in the block's unit q: all of it, and where halves differ what the first
+  // one has more. `slot` has what units have in common.
+  struct Added {
+    float of[PARTS][2];
+    // As the left side of sums of rows.
+    DEV void left(u32 part, u32 (&to)[4]) const {
+#pragma unroll
+      for (u32 side = 0; side < 2; side++) {
+        float v = of[part][side];
+        to[side] = twice(v), to[2 + side] = twice(v - bf16_low(to[side]));
+      }
+    }
+  };
+  DEV Added added(const Matrix& a, const Matrix& b, int slot) const {
+    Added all;
+#pragma unroll
+    for (u32 side = 0; side < 2; side++) {
+      const Matrix& m = side ? b : a;
+      u32 s = own[side], d = of[slot % SLOTS][side].d;
+      float add[PARTS] = {};
+#pragma unroll
+      for (u32 part = 0; part < PARTS; part++) {
+        if (!adds_of(m)) continue;
+        if (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY && m.levels == LEVEL_TWO) {
+          u32 halves = LOOKS == LOOK_LEVELS ? PARTS : m.halves, h = halves == 2 && part;
+          float scale = half_to_f32(d & 0xffff) * (float)(i8)(s >> 8 * h & 0xff);
+          add[part] = fmaf(CENTRE, scale, -(half_to_f32(d >> 16) * (float)(s >> 8 * (halves + h) & 0xff)));
+        } else {
+          add[part] = fmaf(CENTRE, half_to_f32(s & 0xffff), half_to_f32(s >> 16));
+        }
+      }
+      all.of[0][side] = add[PARTS - 1];
+      if (PARTS == 2) all.of[PARTS - 1][side] = add[0] - add[1];
+    }
+    return all;
   }
   // Codes of a lane's quad of a half, less zero, as pairs.
   DEV void codes(const Matrix& m, u32 side, int slot, u32 half, u32* pair) const {
@@ -332,15 +367,11 @@ struct PlanesShare {
       }
     }
   }
-  // What the sums of a part of a unit add, or sums of the rows alone.
+  // What the sums of a part of a unit add.
   template <u32 COUNT>
-  static DEV void put(const Matrix& a, const Matrix& b, const Made& made, u32 part, bool rows, const float* sum, float* acc) {
+  static DEV void put(const Made& made, u32 part, const float* sum, float* acc) {
 #pragma unroll
-    for (u32 j = 0; j < COUNT; j++) {
-      u32 side = j / 2 % 2;
-      if (!rows) acc[j] = fmaf(made.scale[side][part], sum[j], acc[j]);
-      else if (adds_of(side ? b : a)) acc[j] = fmaf(made.add[side][part], sum[j], acc[j]);
-    }
+    for (u32 j = 0; j < COUNT; j++) acc[j] = fmaf(made.scale[j / 2 % 2][part], sum[j], acc[j]);
   }
 };
 template <int LO, int HI, u32 LOOKS, int SLOTS, class At>
@@ -371,7 +402,7 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
       if (first || span) Of::look(a, b, line.row, block, q);
       else Of::next(a, b, block);
     }
-    Of::template unit<false>(a, b, step, slot);
+    Of::template unit<false>(a, b, q, step, slot);
   }
 };
 // Units at once where eight rows alone give too little to do in the meantime; not where each has several sums, whose order
@@ -387,7 +418,7 @@ struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {
     else Of::next(a, b, block);
   }
   template <bool WHOLE>
-  DEV void fetch(const Matrix& a, const Matrix& b, u32, int step) { Of::template unit<WHOLE>(a, b, step, step); }
+  DEV void fetch(const Matrix& a, const Matrix& b, u32 q, int step) { Of::template unit<WHOLE>(a, b, q, step, step); }
 };
 
 // Everything is in its register here, and stays until the product has read it.

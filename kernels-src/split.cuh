@@ -18,9 +18,15 @@ DEV u64 tile_place(u32 row, u32 e, u32 groups, bool fours) {
   return ((u64)tile * groups + row / 8) * 1024 + row % 8 * 64 + piece * 8 + at % 8;
 }
 
-// Where a launch leaves its rows as the next product takes them; nowhere if it is null.
+// Sums of a row over the 32 inputs of a unit of planes, for what is added to weights: of each block of 128 inputs and each group
+// of rows `[all|first half][row][unit]`, two bf16 that add up to the sum. A matrix of 8 rows and 8 bf16 is as the tensor
+// cores read them.
+constexpr u32 SUMS = 256;
+
+// Where a launch leaves its rows as the next product takes them, and their sums; nowhere if they are null.
 struct SplitTiles {
   u16* at;
+  u8* sums;
   u32 groups, order;
 };
 // The low parts of what the high parts leave of a pair. What is left of infinity is not a number, and nothing is
@@ -32,4 +38,25 @@ DEV void leave_split(const SplitTiles& to, u32 row, u32 e, float v, float w) {
   u16* at = to.at + tile_place(row, e, to.groups, to.order == FOURS);
   *(u32*)at = high;
   *(u32*)(at + 512) = low_parts(v, w, high);
+}
+// A number as two bf16 that add up to it, in a word.
+DEV u32 two_of(float v) { return bf16x2(v, v - bf16_low(bf16x2(v, v))); }
+// What a unit's first 16 inputs and the others come to. Whoever makes them adds neighbours up, then neighbouring sums, and so on.
+DEV void leave_sums(const SplitTiles& to, u32 row, u32 unit, float first, float second) {
+  u32* at = (u32*)(to.sums + ((u64)(unit / 4) * to.groups + row / 8) * SUMS) + row % 8 * 4 + unit % 4;
+  at[0] = two_of(first + second), at[SUMS / 8] = two_of(first);
+}
+// Adds up what so many lanes in a row have, of those that are here.
+template <u32 COUNT>
+DEV float sum_of_next(float v, u32 here) {
+#pragma unroll
+  for (u32 o = 1; o < COUNT; o *= 2) v += __shfl_xor_sync(here, v, o);
+  return v;
+}
+// Of columns from `col`, whose sum is `sum`; COUNT lanes in a row have 16.
+template <u32 COUNT>
+DEV void leave_sums_of(const SplitTiles& to, u32 row, u32 col, float sum, u32 here) {
+  sum = sum_of_next<COUNT>(sum, here);
+  float other = __shfl_xor_sync(here, sum, COUNT);
+  if (col % 32 == 0) leave_sums(to, row, col / 32, sum, other);
 }

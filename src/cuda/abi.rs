@@ -48,6 +48,8 @@ pub(super) const WG_M: usize = 64;
 pub(super) const WG_BLOCK: usize = 128;
 pub(super) const WG_ROWS: usize = 8;
 pub(super) const WG_BYTES: usize = 2048;
+/// Bytes of sums of as many rows over the units of a block of inputs.
+pub(super) const SUMS: usize = 256;
 /// Bytes behind weights that a product may read, and not look at: of units that a row's last block has not.
 pub(super) const READ_BEHIND: usize = 512;
 /// Kernels of such a product, by the rows of a tile.
@@ -59,8 +61,6 @@ pub(super) const TILE_STAGES: [u32; TILES] = [8, 4, 3, 4];
 /// Of kernels for many rows, the one whose blocks may have several stretches, whose sums it keeps in shared memory. Planes
 /// have no other.
 pub(super) const HALVES: usize = 3;
-/// Bytes of sums of its rows.
-pub(super) const ROW_SUMS: u32 = 2048;
 /// Of kernels for few rows, the first ones: warps of a stretch, panels of a warp, spans on their way at most.
 pub(super) const FEW: usize = 2;
 pub(super) const FEW_WARPS: u32 = 4;
@@ -221,10 +221,9 @@ pub(super) struct Several {
     pub x: u64,
     pub norm: u64,
     pub eps: f32,
-    /// Columns of a row, floats from a row to the next, and whether lanes have columns by fours.
+    /// Columns of a row, and floats from a row to the next.
     pub cols: u32,
     pub stride: u32,
-    pub fours: u32,
     pub stretches: u32,
     /// Jobs of 16 outputs times `subs`, and the block that has the first of them.
     pub jobs: u32,
@@ -233,6 +232,8 @@ pub(super) struct Several {
     /// Whether each stretch has spans of its own.
     pub alone: u32,
     pub domains: u32,
+    /// Where sums of rows are behind rows, in bytes; 0 if nothing is added to weights.
+    pub sums: u32,
     /// Where stretches that blocks have are left until they are added up; 0 if warps have them.
     pub apart: u64,
     pub first: [u32; MAX_DOMAINS + 1],
@@ -240,11 +241,12 @@ pub(super) struct Several {
     pub part: [Matrix; 2 * MAX_DOMAINS],
 }
 
-/// Where a launch leaves its rows as the next product takes them; nowhere if it is 0.
+/// Where a launch leaves its rows as the next product takes them, and their sums; nowhere if they are 0.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub(super) struct SplitTiles {
     pub at: u64,
+    pub sums: u64,
     pub groups: u32,
     pub order: u32,
 }
@@ -254,15 +256,15 @@ pub(super) struct SplitTiles {
 pub(super) struct Gemm {
     pub high: u64,
     pub low: u64,
+    /// Sums of rows on sm_90, where something is added to weights; else 0.
+    pub sums: u64,
     pub rows: u32,
     pub stride: u32,
     pub domains: u32,
-    /// On sm_90a: groups of rows that there is room for, rows of a tile, stages, and the order of
-    /// inputs; zeros elsewhere.
+    /// On sm_90a: groups of rows that there is room for, rows of a tile, and stages; zeros elsewhere.
     pub groups: u32,
     pub tile: u32,
     pub stages: u32,
-    pub fours: u32,
     /// Stretches that inputs are summed up in, and those of a block.
     pub stretches: u32,
     pub each: u32,
@@ -459,7 +461,7 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2784, 3664, 456, 168, 256, 312, 24, 16, 8, 56, 120, 64, 40, 24]);
+        assert_eq!(sizes, [2760, 2800, 3664, 456, 176, 256, 320, 24, 16, 8, 56, 120, 64, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

@@ -67,7 +67,7 @@ impl Product {
 }
 
 /// Columns of a unit of a block format.
-const UNIT: usize = 32;
+pub(super) const UNIT: usize = 32;
 
 impl Layout {
     /// `None` for an empty matrix, a size that cannot be counted, or a format without a kernel.
@@ -112,6 +112,11 @@ impl Layout {
     /// Whether it is of a block format.
     pub(super) fn in_planes(&self) -> bool {
         self.quant.is_some()
+    }
+
+    /// Whether something is added to weights.
+    pub(super) fn adds(&self) -> bool {
+        self.quant.is_some_and(|q| !matches!(q.min, Min::Zero(_)))
     }
 
     /// The kernel that multiplies with it.

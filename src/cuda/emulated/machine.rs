@@ -89,20 +89,26 @@ impl Machine {
             }
             Parameters::Gemm(p) => {
                 for row in 0..n as u64 {
-                    let bf16 = |at: u64| {
-                        let at = at as usize;
-                        let bits = [self.memory[at], self.memory[at + 1]];
-                        f32::from_bits(u32::from(u16::from_le_bytes(bits)) << 16)
-                    };
                     let at = |c: u32| 2 * (row * u64::from(p.stride) + u64::from(c));
-                    let tiles =
-                        |c: u32| in_tiles(row as usize, c as usize, p.groups, p.fours != 0) as u64;
+                    let order = if p.part[0].lo == 0 { EIGHTS } else { FOURS };
+                    let tiles = SplitTiles { at: p.high, sums: p.sums, groups: p.groups, order };
                     let x: Vec<f32> = (0..p.stride)
                         .map(|c| match p.groups {
-                            0 => bf16(p.high + at(c)) + bf16(p.low + at(c)),
-                            _ => bf16(p.high + tiles(c)) + bf16(p.high + 1024 + tiles(c)),
+                            0 => self.bf16(p.high + at(c)) + self.bf16(p.low + at(c)),
+                            _ => self.split_at(&tiles, row, u64::from(c)),
                         })
                         .collect();
+                    // What is added to weights goes with those.
+                    assert_eq!(p.sums != 0, p.groups != 0 && p.part.iter().any(|m| m.min != 0));
+                    for (unit, x) in x.chunks(32).enumerate().filter(|_| p.sums != 0) {
+                        let at = sums_place(&tiles, row, unit as u64);
+                        for (at, n) in [(at, 32), (at + 128, 16)] {
+                            let sum: f32 = x[..n].iter().sum();
+                            let most: f32 = x[..n].iter().map(|v| v.abs()).sum();
+                            let there = self.bf16(at) + self.bf16(at + 2);
+                            assert!((there - sum).abs() <= 2e-5 * most, "{there}, not {sum}");
+                        }
+                    }
                     let at = self.memory.len() as u64;
                     let mut domains = p.domain;
                     let e = &mut domains[0].epilogue;
@@ -178,12 +184,35 @@ impl Machine {
         }
     }
 
-    /// Leaves an element of a row in tiles.
-    pub(super) fn split(&mut self, to: &SplitTiles, row: u64, e: u64, v: f32) {
+    fn bf16(&self, at: u64) -> f32 {
+        let at = at as usize;
+        let bits = [self.memory[at], self.memory[at + 1]];
+        f32::from_bits(u32::from(u16::from_le_bytes(bits)) << 16)
+    }
+
+    /// Leaves a number as two bf16, so many bytes apart.
+    fn leave_halves(&mut self, at: u64, apart: u64, v: f32) {
         let (high, low) = halves(v);
-        let place = in_tiles(row as usize, e as usize, to.groups, to.order == FOURS);
-        for (at, part) in [(to.at, high), (to.at + 1024, low)] {
-            self.memory[at as usize + place..][..2].copy_from_slice(&part.to_le_bytes());
+        for (at, part) in [(at, high), (at + apart, low)] {
+            self.memory[at as usize..][..2].copy_from_slice(&part.to_le_bytes());
+        }
+    }
+
+    /// An element of a row in tiles.
+    fn split_at(&self, to: &SplitTiles, row: u64, e: u64) -> f32 {
+        let at = to.at + tile_place(to, row, e);
+        self.bf16(at) + self.bf16(at + 1024)
+    }
+
+    /// Leaves an element of a row in tiles, and behind the last of a unit what its inputs come to.
+    pub(super) fn split(&mut self, to: &SplitTiles, row: u64, e: u64, v: f32) {
+        self.leave_halves(to.at + tile_place(to, row, e), 1024, v);
+        if to.sums != 0 && e % 32 == 31 {
+            let sum = |n| (e - 31..).take(n).map(|e| self.split_at(to, row, e)).sum();
+            let (all, first) = (sum(32), sum(16));
+            let at = sums_place(to, row, e / 32);
+            self.leave_halves(at, 2, all);
+            self.leave_halves(at + 128, 2, first);
         }
     }
 
@@ -370,15 +399,25 @@ pub(super) fn halves(v: f32) -> (bf16, bf16) {
 
 /// Where the high part of an element of a row lies in tiles: by the lane `q` of four and the instruction
 /// that take it, which is its `j`th of four.
-fn in_tiles(row: usize, e: usize, groups: u32, fours: bool) -> usize {
+fn tile_place(to: &SplitTiles, row: u64, e: u64) -> u64 {
     let (block, e) = (e / 128, e % 128);
-    let (q, instruction) =
-        if fours { (e % 16 / 4, e / 16) } else { (e % 32 / 8, e / 32 * 2 + e % 8 / 4) };
+    let (q, instruction) = match to.order {
+        FOURS => (e % 16 / 4, e / 16),
+        _ => (e % 32 / 8, e / 32 * 2 + e % 8 / 4),
+    };
     let j = e % 4;
     let column = instruction % 4 * 16 + 2 * q + j % 2 + 8 * (j / 2);
-    let group = (2 * block + instruction / 4) * groups as usize + row / 8;
+    let group = (2 * block + instruction / 4) * u64::from(to.groups) + row / 8;
     let piece = (column / 8) ^ (row % 8);
     group * 2048 + row % 8 * 128 + piece * 16 + column % 8 * 2
+}
+
+/// Where the sum of a row over a unit lies.
+fn sums_place(to: &SplitTiles, row: u64, unit: u64) -> u64 {
+    to.sums
+        + (unit / 4 * u64::from(to.groups) + row / 8) * SUMS as u64
+        + row % 8 * 16
+        + unit % 4 * 4
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -178,8 +178,8 @@ fn every_op_lowers_to_what_it_means() {
 }
 
 /// Such a model's launches of a step of so many rows, after it gave the reference's values in such steps.
-fn small_steps(s: &Shape, (rows, few): Rows) -> Vec<Launch> {
-    let w = llama_weights(s, Format::BF16);
+fn small_steps(s: &Shape, format: Format, (rows, few): Rows) -> Vec<Launch> {
+    let w = llama_weights(s, format);
     let graph = llama(s, &w);
     let tokens: Vec<u32> = (0..10).map(|i| i * 71 % s.vocabulary as u32).collect();
     let got = run(&graph, &w, (rows, few), 16, &tokens);
@@ -195,23 +195,36 @@ fn small_steps(s: &Shape, (rows, few): Rows) -> Vec<Launch> {
 
 #[test]
 fn rows_that_launches_leave_split_are_what_products_take() {
-    // Attention's, and the gate's, of each layer.
+    let narrow = Shape { heads: 16, head: 16, ..SMALL };
     for few in [0, MAKES_HEADS] {
-        let made = small_steps(&SMALL, (10, few));
-        let left = made.iter().filter(|l| match &l.parameters {
-            Parameters::Gemm(p) => p.left.at != 0,
-            Parameters::Attend(p) => p.left.at != 0,
-            Parameters::AttendFew(p) => p.many.left.at != 0,
-            _ => false,
-        });
-        assert_eq!(left.count(), 2 * SMALL.layers);
+        // Attention's, and the gate's, of each layer; with their sums where something is added to weights, which a head
+        // must have whole units for.
+        for (shape, format, each, sums) in [
+            (&SMALL, Format::BF16, 2, 0),
+            (&SMALL, Format::Q4_0, 2, 0),
+            (&SMALL, Format::Q4_K, 2, 2),
+            (&narrow, Format::Q8_0, 2, 0),
+            (&narrow, Format::Q4_1, 1, 1),
+        ] {
+            let made = small_steps(shape, format, (10, few));
+            let left = made.iter().filter_map(|l| match &l.parameters {
+                Parameters::Gemm(p) => Some(p.left),
+                Parameters::Attend(p) => Some(p.left),
+                Parameters::AttendFew(p) => Some(p.many.left),
+                _ => None,
+            });
+            let left: Vec<_> = left.filter(|left| left.at != 0).collect();
+            assert_eq!(left.len(), each * SMALL.layers, "{format:?}");
+            let summed = left.iter().filter(|left| left.sums != 0).count();
+            assert_eq!(summed, sums * SMALL.layers, "{format:?}");
+        }
     }
 }
 
 #[test]
 fn products_of_a_few_rows_are_links_of_chains() {
     for rows in [2, 5, 8] {
-        let made = small_steps(&SMALL, (rows, SEVERAL));
+        let made = small_steps(&SMALL, Format::BF16, (rows, SEVERAL));
         let links = made.iter().map(|l| match &l.parameters {
             Parameters::Chain(p) => p.links.len(),
             _ => 0,
@@ -224,7 +237,7 @@ fn products_of_a_few_rows_are_links_of_chains() {
 #[test]
 fn attention_of_few_rows_makes_their_heads() {
     for (rows, lists) in [((5, SEVERAL), 0), ((10, MAKES_HEADS), 2), ((10, 0), 3)] {
-        let made = small_steps(&SMALL, rows);
+        let made = small_steps(&SMALL, Format::BF16, rows);
         let all = |of: fn(&Parameters) -> bool| made.iter().filter(|l| of(&l.parameters)).count();
         let attention = all(|p| matches!(p, Parameters::AttendFew(_)));
         assert_eq!(attention, if rows.1 > 0 { SMALL.layers } else { 0 });
@@ -233,7 +246,7 @@ fn attention_of_few_rows_makes_their_heads() {
         assert!(rest >= lists * SMALL.layers && rest < (lists + 1) * SMALL.layers + 3, "{rest}");
     }
     // Not where heads have norms, which a list adds up in another order.
-    let made = small_steps(&Shape { head_norm: true, ..SMALL }, (5, SEVERAL));
+    let made = small_steps(&Shape { head_norm: true, ..SMALL }, Format::BF16, (5, SEVERAL));
     assert!(made.iter().all(|l| !matches!(l.parameters, Parameters::AttendFew(_))));
 }
 

@@ -192,8 +192,8 @@ impl Machine {
                     for e in 0..n0 {
                         let v = if e < len { a(self, &regs, e) } else { 0.0 };
                         if op.kind != PLAIN_ROWS {
-                            assert_eq!(op.aux2, op.aux + 1024);
-                            let to = SplitTiles { at: op.aux, groups: op.n1, order: op.kind };
+                            let (at, sums) = (op.aux, op.aux2);
+                            let to = SplitTiles { at, sums, groups: op.n1, order: op.kind };
                             self.split(&to, row, e as u64, v);
                             continue;
                         }

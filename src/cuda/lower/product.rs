@@ -179,7 +179,7 @@ impl Lowering<'_> {
         };
         if self.chip.hopper {
             p.groups = count(rows / WG_ROWS)?;
-            p.fours = u32::from(layouts.iter().any(Layout::in_planes));
+            p.sums = if layouts.iter().any(Layout::adds) { self.sums_at(cols, rows) } else { 0 };
             (p.stretches, p.each) = (stretches(self.chip, end, cols), 1);
         }
         let p = Parameters::Gemm(Box::new(p));

@@ -24,13 +24,18 @@ impl Room {
     fn of(p: &Several) -> Room {
         let parts = p.part.iter().take_while(|m| m.rows > 0);
         let span = parts.map(Matrix::largest_span).max().unwrap_or(0);
+        let block = BLOCK_BYTES + if p.sums == 0 { 0 } else { SUMS };
+        Room { stage: 4 * span.next_multiple_of(32) as usize, rows: Room::blocks(p) * block }
+    }
+
+    /// Blocks of columns that a block of threads has of the rows.
+    fn blocks(p: &Several) -> usize {
         // Of as many short stretches as there are warps each has its own.
-        let blocks = match (p.cols as usize / WG_BLOCK, p.stretches as usize) {
+        match (p.cols as usize / WG_BLOCK, p.stretches as usize) {
             (all, WARPS) if p.apart != 0 => all / WARPS,
             (all, WARPS) => all.max(WARPS * AT_A_TIME),
             (all, _) => all,
-        };
-        Room { stage: 4 * span.next_multiple_of(32) as usize, rows: blocks * BLOCK_BYTES }
+        }
     }
 
     fn with(self, o: Room) -> Room {
@@ -106,13 +111,12 @@ impl Lowering<'_> {
             Some(at) => (self.bases.fresh + at, outputs.next_multiple_of(WARPS as u32)),
             None => (0, outputs.div_ceil(subs)),
         };
-        Ok(Several {
+        let mut p = Several {
             x: row.row.at,
             norm: row.norm.0,
             eps: row.norm.1,
             cols: count(cols)?,
             stride: row.row.n,
-            fours: u32::from(domains.iter().any(|d| d.1.iter().any(|part| part.0.in_planes()))),
             stretches,
             jobs,
             subs,
@@ -120,10 +124,15 @@ impl Lowering<'_> {
             alone: u32::from(alone),
             apart,
             domains: count(domains.len())?,
+            sums: 0,
             first: columns.first,
             domain: columns.domain,
             part: columns.part,
-        })
+        };
+        if domains.iter().any(|d| d.1.iter().any(|part| part.0.adds())) {
+            p.sums = count(Room::blocks(&p) * BLOCK_BYTES)?;
+        }
+        Ok(p)
     }
 }
 

@@ -5,6 +5,7 @@ use super::tiles::split_size;
 use super::{Lowering, count, too_large};
 use crate::Result;
 use crate::cuda::abi::*;
+use crate::cuda::layout::{Layout, UNIT};
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
 use crate::plan::origin;
@@ -12,14 +13,23 @@ use crate::plan::origin;
 impl Lowering<'_> {
     /// Where the rows before a product with many of them go, split in two: on sm_90 places take turns.
     fn tiles(&mut self, lead: Lead, linear: NodeId, cols: usize) -> Result<SplitTiles> {
-        let (_, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
         if !self.chip.hopper {
-            return Ok(SplitTiles { at: self.bases.high, groups: 0, order: PLAIN_ROWS });
+            let at = self.bases.high;
+            return Ok(SplitTiles { at, order: PLAIN_ROWS, ..SplitTiles::default() });
         }
         let (high, low) = (self.bases.high, self.bases.low);
         self.split_at = if self.split_at == high { low } else { high };
-        let order = if self.in_planes(linear)? { FOURS } else { EIGHTS };
-        Ok(SplitTiles { at: self.split_at, groups: count(rows / WG_ROWS)?, order })
+        // All weights of a linear are planes or none is.
+        let layouts = self.layouts(linear)?;
+        let order = if layouts.iter().any(Layout::in_planes) { FOURS } else { EIGHTS };
+        let sums = if layouts.iter().any(Layout::adds) { self.sums_at(cols, rows) } else { 0 };
+        Ok(SplitTiles { at: self.split_at, sums, groups: count(rows / WG_ROWS)?, order })
+    }
+
+    /// Where the sums of so many split rows are.
+    pub(super) fn sums_at(&self, cols: usize, rows: usize) -> u64 {
+        self.split_at + 4 * cols as u64 * rows as u64
     }
 
     /// The operation that splits them.
@@ -34,7 +44,7 @@ impl Lowering<'_> {
         let to = self.tiles(lead, linear, cols)?;
         (op.what, op.n0) = (R_SPLIT, count(padded)?);
         (op.kind, op.aux, op.n1) = (to.order, to.at, to.groups);
-        op.aux2 = if self.chip.hopper { to.at + WG_BYTES as u64 / 2 } else { self.bases.low };
+        op.aux2 = if self.chip.hopper { to.sums } else { self.bases.low };
         Ok(())
     }
 
@@ -48,14 +58,19 @@ impl Lowering<'_> {
         cols: usize,
     ) -> Result<bool> {
         let at = self.value(x)?.at;
+        let adds = self.layouts(linear)?.iter().any(Layout::adds);
         let Some(last) = self.out.last() else { return Ok(false) };
+        // Whoever has a head has whole units of its sums.
+        let units = |dim: u32| !adds || dim.is_multiple_of(UNIT as u32);
         let takes = match &last.parameters {
             Parameters::Attend(p) => {
                 let whole = p.heads as usize * p.dim as usize == cols;
-                matches!(last.kernel, Kernel::AttendMany(_)) && p.out == at && whole
+                let many = matches!(last.kernel, Kernel::AttendMany(_));
+                many && p.out == at && whole && units(p.dim)
             }
             Parameters::AttendFew(p) => {
-                p.many.out == at && p.many.heads as usize * p.many.dim as usize == cols
+                let whole = p.many.heads as usize * p.many.dim as usize == cols;
+                p.many.out == at && whole && units(p.many.dim)
             }
             Parameters::Gemm(p) => {
                 let e = &p.domain[0].epilogue;
@@ -85,14 +100,10 @@ impl Lowering<'_> {
         Ok(true)
     }
 
-    /// Whether a product's weights, or some of them, are planes.
-    fn in_planes(&self, linear: NodeId) -> Result<bool> {
-        for &weight in self.graph.node(linear).args.iter().skip(1) {
-            if self.matrix(weight)?.0.in_planes() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// How a product's weights lie.
+    fn layouts(&self, linear: NodeId) -> Result<Vec<Layout>> {
+        let weights = self.graph.node(linear).args.iter().skip(1);
+        weights.map(|&w| Ok(self.matrix(w)?.0)).collect()
     }
 }
 

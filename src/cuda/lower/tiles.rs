@@ -14,6 +14,11 @@ pub(super) fn split_size(chip: &Chip, cols: usize, rows: usize) -> Option<(usize
     Some((cols.checked_next_multiple_of(TILE_K)?, rows))
 }
 
+/// Bytes of the sums of as many split rows.
+pub(super) fn sums_size(cols: usize, rows: usize) -> usize {
+    cols / WG_BLOCK * rows.div_ceil(WG_ROWS) * SUMS
+}
+
 /// Stretches that the inputs of a product of so many tiles are summed up in, so that blocks can share
 /// them where tiles are few. It must not depend on the number of rows: it is the order of a row's sums.
 pub(super) fn stretches(chip: &Chip, tiles: u32, cols: usize) -> u32 {
@@ -53,7 +58,7 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     shape.block = groups * 128;
     shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(groups));
     (p.pages, p.page) = if tile < FEW { pages(p, tile) } else { (0, 0) };
-    shape.shared = tile_shared(tile, groups, each, p.pages * p.page);
+    shape.shared = tile_shared(tile, groups, each, p.pages * p.page, p.sums != 0);
     tile
 }
 
@@ -67,7 +72,7 @@ fn pages(p: &Gemm, tile: usize) -> (u32, u32) {
     let each = (p.each * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
     // Stretches that do not begin with a span have a part of one more.
     let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
-    let fits = |pages: &u32, room| tile_shared(tile, 1, p.each, pages * page) <= room;
+    let fits = |pages: &u32, room| tile_shared(tile, 1, p.each, pages * page, p.sums != 0) <= room;
     let most = most.min(MOST_PAGES);
     let (enough, rooms): (u32, &[u32]) = match p.part[0].lo {
         0 => (most.min(2), &[HALF, WHOLE]),
@@ -83,15 +88,16 @@ const HALF: u32 = 113 << 10;
 const WHOLE: u32 = 220 << 10;
 
 /// Shared memory of a block: barriers, then the ring (at a multiple of 1,024) and, where rows are few, pages of so many
-/// bytes a panel; sums and registers of byte code replace them.
-fn tile_shared(tile: usize, groups: u32, each: u32, pages: u32) -> u32 {
+/// bytes a panel; sums and registers of byte code replace them. Two stages may have sums of their rows.
+fn tile_shared(tile: usize, groups: u32, each: u32, pages: u32, row_sums: bool) -> u32 {
     let (rows, few) = (TILE_ROWS[tile], tile < FEW);
     let registers = MAX_REGISTERS as u32 * groups * 128 * 4;
-    let ring = TILE_STAGES[tile] * rows * (WG_BYTES / WG_ROWS) as u32;
+    let stages = 2 * WG_BYTES + if row_sums { SUMS } else { 0 };
+    let ring = TILE_STAGES[tile] * rows / WG_ROWS as u32 * stages as u32 / 2;
     if !few {
         let sums = rows * (groups * WG_M as u32 + 4) * 4;
-        // Behind the ring each thread has its sums of the stretches before, and the block sums of rows.
-        let kept = if tile == HALVES { groups * 128 * rows / 2 * 4 + ROW_SUMS } else { 0 };
+        // Behind the ring each thread has its sums of the stretches before.
+        let kept = if tile == HALVES { groups * 128 * rows / 2 * 4 } else { 0 };
         return 2048 + (ring + kept).max(sums + registers);
     }
     // Sums of all stretches but the last have a place of their own.
@@ -175,7 +181,7 @@ mod tests {
     fn what_decides_the_order_of_sums_does_not_depend_on_rows() {
         let order = |most, rows| {
             let all = products(90, most, rows).into_iter();
-            all.map(|(p, ..)| (p.stretches, p.stride, p.first, p.fours)).collect::<Vec<_>>()
+            all.map(|(p, ..)| (p.stretches, p.stride, p.first, p.sums != 0)).collect::<Vec<_>>()
         };
         let want = order(512, 512);
         for (most, rows) in [(512, 2), (512, 33), (2, 2), (32, 9), (128, 128)] {
@@ -204,7 +210,8 @@ mod tests {
 
     #[test]
     fn rows_are_split_as_the_product_reads_them() {
-        for (format, kind) in [(Format::BF16, EIGHTS), (Format::Q4_0, FOURS)] {
+        for (format, kind) in [(Format::BF16, EIGHTS), (Format::Q4_0, FOURS), (Format::Q4_K, FOURS)]
+        {
             let all = square(format, 100);
             let split = all.iter().find_map(|l| match &l.parameters {
                 Parameters::Rows(list) => list.op.iter().find(|op| op.what == R_SPLIT),
@@ -215,9 +222,11 @@ mod tests {
                 _ => None,
             });
             let (split, gemm) = (split.unwrap(), gemm.unwrap());
-            assert_eq!((split.kind, gemm.fours), (kind, u32::from(kind == FOURS)));
+            assert_eq!((split.kind, gemm.part[0].lo != 0), (kind, kind == FOURS));
             assert_eq!((split.n0, split.n1, split.aux), (gemm.stride, gemm.groups, gemm.high));
-            assert_eq!(split.aux2, split.aux + 1024);
+            // Behind them, where something is added to weights.
+            let sums = if format == Format::Q4_K { gemm.high + 4 * 512 * 2048 } else { 0 };
+            assert_eq!((split.aux2, gemm.sums), (sums, sums));
         }
     }
 
