@@ -16,7 +16,7 @@ use super::SHAPES;
 use super::kernel::{Scales, quad};
 use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
 use crate::cpu::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, ask};
 use crate::model::format::{Min, Quant};
 
 /// An instruction set that multiplies pairs of 16-bit integers.
@@ -151,6 +151,87 @@ pub(in crate::cpu) unsafe fn open<
     }
 }
 
+/// Parts (16 columns that share a scale, or a group) whose sums are made at once: with four rows there are chains enough, and
+/// registers for all of them and the outputs.
+const PARTS: usize = 2;
+
+/// Adds to outputs what `K` parts from `part` on come to, of rows from `first` and lanes from `lane` on.
+///
+/// # Safety
+/// As [`rows`]; there are as many parts.
+#[inline(always)]
+unsafe fn parts<
+    S: Words,
+    const HALVES: bool,
+    const MIN: bool,
+    const N: usize,
+    const ROWS: usize,
+    const K: usize,
+>(
+    args: &RowsArgs,
+    (first, lane): (usize, usize),
+    part: usize,
+    y: &mut [[S::F; N]; ROWS],
+) {
+    let parts = if HALVES { 2 } else { 1 };
+    let pairs = PAIRS / parts;
+    // SAFETY: an opened span, and records of its groups, which the caller promised.
+    unsafe {
+        let record = |k: usize| args.x.add((part + k) / parts * WORDS);
+        let words = (&raw const (*args.opened).words).cast::<u8>();
+        let w: [_; K] =
+            std::array::from_fn(|k| words.add(4 * lane + 4 * TILE * TILES * pairs * (part + k)));
+        let x: [_; K] =
+            std::array::from_fn(|k| record(k).add((part + k) % parts * (SCALES / 2) + 4 * first));
+        let mut acc = [[[S::set(0); N]; ROWS]; K];
+        for pair in 0..args.pairs {
+            // The next block's lines of all parts, or nearly so.
+            S::prefetch(record(0).wrapping_add(args.next + LINE * pair));
+            for (acc, (w, x)) in acc.iter_mut().zip(w.iter().zip(x)) {
+                let (w, x) = (w.add(4 * TILE * TILES * pair), x.add(4 * BLOCK * pair));
+                let mut tiles = [S::set(0); N];
+                for (n, tile) in tiles.iter_mut().enumerate() {
+                    *tile = S::load(w.add(4 * TILE * n));
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = S::set(x.add(4 * r).cast::<i32>().read_unaligned());
+                    for (acc, tile) in acc.iter_mut().zip(tiles) {
+                        *acc = S::dot_words(*acc, tile, x);
+                    }
+                }
+            }
+        }
+        for k in 0..K / parts {
+            let group = (part / parts) + k;
+            let record = args.x.add(group * WORDS);
+            let number = |at: usize, r: usize| {
+                let at = record.add(at + 4 * (first + r)).cast::<f32>();
+                S::splat(at.read_unaligned())
+            };
+            let scale = |p: usize, n: usize| {
+                S::load_f32(&raw const (*args.opened).scales[parts * group + p][n][lane])
+            };
+            for (r, y) in y.iter_mut().enumerate() {
+                let a = number(SCALES, r);
+                for (n, y) in y.iter_mut().enumerate() {
+                    let dot = |p: usize| S::float(acc[parts * k + p][r][n]);
+                    *y = if HALVES {
+                        // Both halves of a group meet the activations' scale together.
+                        let sum = S::mul(dot(0), scale(0, n));
+                        S::fma(S::fma(dot(1), scale(1, n), sum), a, *y)
+                    } else {
+                        S::fma(S::mul(dot(0), a), scale(0, n), *y)
+                    };
+                    if MIN {
+                        let min = S::load_f32(&raw const (*args.opened).mins[group][n][lane]);
+                        *y = S::fma(number(SUMS, r), min, *y);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Adds the products of a block of rows, `ROWS` of them at a time, with `N` opened tiles.
 ///
 /// # Safety
@@ -165,15 +246,13 @@ pub(in crate::cpu) unsafe fn rows<
 >(
     args: &RowsArgs,
 ) {
-    let parts = if HALVES { 2 } else { 1 };
+    let parts = if HALVES { 2 } else { 1 } * args.groups;
     for (first, lane) in
         (0..BLOCK).step_by(ROWS).flat_map(|r| (0..TILE).step_by(S::LANES).map(move |l| (r, l)))
     {
         // SAFETY: an opened span, records of its groups, and 16 outputs a tile of each row, all
         // of which the caller promised.
         unsafe {
-            let opened = args.opened;
-            let mut w = (&raw const (*opened).words).cast::<u8>().add(4 * lane);
             let mut y = [[S::splat(0.0); N]; ROWS];
             let at = |r: usize, n: usize| args.y[first + r].add(TILE * n + lane);
             if !args.first {
@@ -183,49 +262,13 @@ pub(in crate::cpu) unsafe fn rows<
                     }
                 }
             }
-            // What first halves of groups come to, until the second ones meet the activations' scale with them.
-            let mut sums = y;
-            for part in 0..parts * args.groups {
-                let record = args.x.add(part / parts * WORDS);
-                let mut x = record.add(part % parts * (SCALES / 2) + 4 * first);
-                let mut acc = [[S::set(0); N]; ROWS];
-                for _ in 0..args.pairs {
-                    S::prefetch(x.wrapping_add(args.next));
-                    let mut tiles = [S::set(0); N];
-                    for (n, tile) in tiles.iter_mut().enumerate() {
-                        *tile = S::load(w.add(4 * TILE * n));
-                    }
-                    for (r, acc) in acc.iter_mut().enumerate() {
-                        let x = S::set(x.add(4 * r).cast::<i32>().read_unaligned());
-                        for (acc, tile) in acc.iter_mut().zip(tiles) {
-                            *acc = S::dot_words(*acc, tile, x);
-                        }
-                    }
-                    w = w.add(4 * TILE * TILES);
-                    x = x.add(4 * BLOCK);
-                }
-                let scales = (&raw const (*opened).scales).cast::<f32>().add(TILE * TILES * part);
-                let mins = (&raw const (*opened).mins).cast::<f32>().add(TILE * TILES * part);
-                for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
-                    let number = |at: usize| {
-                        let at = record.add(at + 4 * (first + r)).cast::<f32>();
-                        S::splat(at.read_unaligned())
-                    };
-                    let a = number(SCALES);
-                    for (n, (acc, y)) in acc.iter().zip(y).enumerate() {
-                        let (dot, sum) = (S::float(*acc), &mut sums[r][n]);
-                        let scale = S::load_f32(scales.add(TILE * n + lane));
-                        match (HALVES, part % parts) {
-                            (true, 0) => *sum = S::mul(dot, scale),
-                            (true, _) => *y = S::fma(S::fma(dot, scale, *sum), a, *y),
-                            _ => *y = S::fma(S::mul(dot, a), scale, *y),
-                        }
-                        if MIN {
-                            let min = S::load_f32(mins.add(TILE * n + lane));
-                            *y = S::fma(number(SUMS), min, *y);
-                        }
-                    }
-                }
+            let mut part = 0;
+            while part + PARTS <= parts {
+                self::parts::<S, HALVES, MIN, N, ROWS, PARTS>(args, (first, lane), part, &mut y);
+                part += PARTS;
+            }
+            if !HALVES && part < parts {
+                self::parts::<S, HALVES, MIN, N, ROWS, 1>(args, (first, lane), part, &mut y);
             }
             for (r, y) in y.iter().enumerate() {
                 for (n, y) in y.iter().enumerate() {
@@ -267,8 +310,13 @@ pub(super) unsafe fn product(
     let mut at = 0;
     for span in (0..groups).step_by(SPAN) {
         let groups = SPAN.min(groups - span);
+        let bytes = Span::of(quant, groups).bytes;
+        let share = bytes.div_ceil(rows.div_ceil(BLOCK));
         for tile in (tiles.start..end).step_by(TILES) {
             let n = TILES.min(end - tile);
+            // What is opened next: of the tiles behind these, or of the first ones the span behind this.
+            let (next, skip) =
+                if tile + TILES < end { (tile + TILES, 0) } else { (tiles.start, bytes) };
             for index in 0..n {
                 let tile = packed[(tile + index) * layout.tile_bytes()..][at..].as_ptr();
                 let to = opened.as_mut_ptr();
@@ -276,6 +324,12 @@ pub(super) unsafe fn product(
                 unsafe { open(&OpenArgs { quant, tile, groups, to, index }) };
             }
             for row in (0..rows).step_by(BLOCK) {
+                // Meanwhile, a share a block.
+                for index in 0..TILES {
+                    let from =
+                        (next + index) * layout.tile_bytes() + at + skip + row / BLOCK * share;
+                    ask(packed.as_ptr().wrapping_add(from), share);
+                }
                 let x = acts.words_at(row).wrapping_add(span * WORDS);
                 let y = super::outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
                 let (opened, first) = (opened.as_ptr(), span == 0);
@@ -287,7 +341,7 @@ pub(super) unsafe fn product(
                 unsafe { by_tiles[n - 1](&args) };
             }
         }
-        at += Span::of(quant, groups).bytes;
+        at += bytes;
     }
     (rows, end)
 }
