@@ -12,6 +12,12 @@
 #include "halves.cuh"
 
 #if HOPPER
+// acc[16 x 8] += a[16 x 16] b[16 x 8] in bf16.
+DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 // What is added to a block's weights, times sums of rows.
 template <class S>
 DEV void add_sums(const S& share, const Matrix& a, const Matrix& b, int slot, u32 part, u32 sums, float* acc) {

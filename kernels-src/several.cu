@@ -361,15 +361,14 @@ struct Consumer {
       float acc[4] = {};
       u32 place = own ? mine : begin - before;
       if (has && begin < end) {
-#define MULTIPLY(...) multiply_blocks<__VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, rows_at(place), sums_at(place), acc)
-#define PLANES(LO, HI, ...)                                                                                       \
-  case kind_of(LO, HI):                                                                                           \
-    multiply_planes<LO, HI, __VA_ARGS__>(p, walk, *matrix[0], *matrix[1], line.row, begin, end, rows_at(place), sums_at(place), acc); break;
+#define MULTIPLY(...) __VA_ARGS__(p, walk, *matrix[0], *matrix[1], line.row, begin, end, rows_at(place), sums_at(place), acc)
+#define PLANES(LO, HI, ...) \
+  case kind_of(LO, HI): MULTIPLY(multiply_planes<LO, HI, __VA_ARGS__>); break;
         switch (l.kind) {
           OF_PLANES(PLANES)
-          case LF32: MULTIPLY(FloatPage<F32>); break;
-          case LF16: MULTIPLY(FloatPage<F16>); break;
-          default: MULTIPLY(FloatPage<BF16>);
+          case LF32: MULTIPLY(multiply_blocks<FloatPage<F32>>); break;
+          case LF16: MULTIPLY(multiply_blocks<FloatPage<F16>>); break;
+          default: MULTIPLY(multiply_blocks<FloatPage<BF16>>);
         }
         __syncwarp();
       }

@@ -9,7 +9,7 @@ enum SplitOrder : u32 { PLAIN_ROWS = 0, EIGHTS = 1, FOURS = 2 };
 // The place of elements `e` and `e + 1` of a row, `e` even, in tiles of 64 inputs by 8 rows, of which
 // there are `groups` along the rows; the low parts are 512 elements further on. Of 128 inputs an
 // instruction takes 16; lane q of four has four of those, which in the row are neighbours: of 4 q .. in
-// every 16 (fours), or of 8 q .. in every 32 (narrow). Pieces of 8 are permuted as shared memory wants them.
+// every 16 (fours), or of 8 q .. in every 32 (eights). Pieces of 8 are permuted as shared memory wants them.
 DEV u64 tile_place(u32 row, u32 e, u32 groups, bool fours) {
   u32 q = fours ? e / 4 % 4 : e / 8 % 4;
   u32 step = fours ? e / 16 % 8 : e / 32 % 4 * 2 + e / 4 % 2;

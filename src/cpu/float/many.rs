@@ -12,7 +12,7 @@ use std::ops::Range;
 use crate::cpu::matmul::outputs;
 use crate::cpu::quantize::{Activations, BLOCK};
 use crate::cpu::repack::{GROUP, Layout, SPAN, Store, TILE, Width};
-use crate::cpu::simd::{Simd, ask};
+use crate::cpu::simd::{Simd, ask_meanwhile};
 
 /// So many rows are worth opening a span for.
 const ENOUGH: usize = 16;
@@ -209,14 +209,12 @@ pub(in crate::cpu) unsafe fn product(
             // SAFETY: a span of a whole tile; the caller has the instruction set.
             unsafe { open(&OpenArgs { from, columns, to, index }) };
         }
-        // Meanwhile, a share a block, what is opened next: perhaps of the tiles behind these.
+        // What is opened next: perhaps of the tiles behind these.
         let (tile_next, from_next) = now.unwrap_or((end, 0));
-        let share = (columns * TILE * width.bytes()).div_ceil(rows.div_ceil(BLOCK));
+        let bytes = columns * TILE * width.bytes();
+        let opens = |index| place(tile_next + index, from_next);
         for row in (0..rows).step_by(BLOCK) {
-            for index in 0..TILES {
-                let next = place(tile_next + index, from_next);
-                ask(next.wrapping_add(row / BLOCK * share), share);
-            }
+            ask_meanwhile((0..TILES).map(opens), bytes, row / BLOCK, rows.div_ceil(BLOCK));
             let x = acts.at(row).cast::<f32>().wrapping_add(from * BLOCK);
             let y = outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
             let (opened, first, next) = (opened.as_ptr(), from == 0, cols * BLOCK * 4);

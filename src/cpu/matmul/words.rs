@@ -16,7 +16,7 @@ use super::SHAPES;
 use super::kernel::{Scales, quad};
 use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
 use crate::cpu::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
-use crate::cpu::simd::{Simd, ask};
+use crate::cpu::simd::{Simd, ask_meanwhile};
 use crate::model::format::{Min, Quant};
 
 /// An instruction set that multiplies pairs of 16-bit integers.
@@ -246,7 +246,7 @@ pub(in crate::cpu) unsafe fn rows<
 >(
     args: &RowsArgs,
 ) {
-    let parts = if HALVES { 2 } else { 1 } * args.groups;
+    let parts = args.groups * if HALVES { 2 } else { 1 };
     for (first, lane) in
         (0..BLOCK).step_by(ROWS).flat_map(|r| (0..TILE).step_by(S::LANES).map(move |l| (r, l)))
     {
@@ -311,12 +311,13 @@ pub(super) unsafe fn product(
     for span in (0..groups).step_by(SPAN) {
         let groups = SPAN.min(groups - span);
         let bytes = Span::of(quant, groups).bytes;
-        let share = bytes.div_ceil(rows.div_ceil(BLOCK));
         for tile in (tiles.start..end).step_by(TILES) {
             let n = TILES.min(end - tile);
             // What is opened next: of the tiles behind these, or of the first ones the span behind this.
-            let (next, skip) =
-                if tile + TILES < end { (tile + TILES, 0) } else { (tiles.start, bytes) };
+            let (next, from) =
+                if tile + TILES < end { (tile + TILES, at) } else { (tiles.start, at + bytes) };
+            let place =
+                |index| packed.as_ptr().wrapping_add((next + index) * layout.tile_bytes() + from);
             for index in 0..n {
                 let tile = packed[(tile + index) * layout.tile_bytes()..][at..].as_ptr();
                 let to = opened.as_mut_ptr();
@@ -324,12 +325,7 @@ pub(super) unsafe fn product(
                 unsafe { open(&OpenArgs { quant, tile, groups, to, index }) };
             }
             for row in (0..rows).step_by(BLOCK) {
-                // Meanwhile, a share a block.
-                for index in 0..TILES {
-                    let from =
-                        (next + index) * layout.tile_bytes() + at + skip + row / BLOCK * share;
-                    ask(packed.as_ptr().wrapping_add(from), share);
-                }
+                ask_meanwhile((0..TILES).map(place), bytes, row / BLOCK, rows.div_ceil(BLOCK));
                 let x = acts.words_at(row).wrapping_add(span * WORDS);
                 let y = super::outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
                 let (opened, first) = (opened.as_ptr(), span == 0);

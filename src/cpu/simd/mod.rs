@@ -111,8 +111,21 @@ pub(super) fn ahead() -> usize {
     }
 }
 
+/// While the `i`th of `n` blocks of rows is multiplied, asks for its share of what is opened next: so many bytes at each place.
+pub(super) fn ask_meanwhile(
+    places: impl IntoIterator<Item = *const u8>,
+    bytes: usize,
+    i: usize,
+    n: usize,
+) {
+    let share = bytes.div_ceil(n);
+    for from in places {
+        ask(from.wrapping_add(i * share), share);
+    }
+}
+
 /// Asks for bytes that are soon needed and need not exist, into the second-level cache.
-pub(super) fn ask(from: *const u8, bytes: usize) {
+fn ask(from: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     for at in (0..bytes).step_by(super::repack::LINE) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
