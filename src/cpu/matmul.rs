@@ -80,18 +80,29 @@ pub unsafe fn matmul(
     }
 }
 
-/// Where the rows of a block from `row` on leave their outputs of the tiles from `tile` on; those that there
-/// are not, in `nobody`.
-pub(super) fn outputs(
-    (out, stride): (*mut f32, usize),
-    tile: usize,
-    row: usize,
-    rows: usize,
-    nobody: *mut f32,
-) -> [*mut f32; BLOCK] {
-    std::array::from_fn(|r| {
-        if row + r < rows { out.wrapping_add((row + r) * stride + tile * TILE) } else { nobody }
-    })
+/// Where the rows of a block leave their outputs.
+#[derive(Clone, Copy)]
+pub(super) struct Outputs {
+    /// The first row's, and from each to the next.
+    pub(super) first: *mut f32,
+    pub(super) stride: usize,
+    /// How many rows there are.
+    pub(super) rows: usize,
+    /// Where those that there are not leave theirs.
+    pub(super) nobody: *mut f32,
+}
+
+impl Outputs {
+    /// Those of rows from `row` on and tiles from `tile` on, of outputs of so many rows from the first tile on.
+    pub(super) fn at(self, row: usize, tile: usize) -> Outputs {
+        let first = self.first.wrapping_add(row * self.stride + tile * TILE);
+        Outputs { first, rows: self.rows - row, ..self }
+    }
+
+    #[inline(always)]
+    pub(super) fn of(&self, row: usize) -> *mut f32 {
+        if row < self.rows { self.first.wrapping_add(row * self.stride) } else { self.nobody }
+    }
 }
 
 /// [`matmul`] for some of the rows, up to 8 of them at a time.

@@ -268,29 +268,29 @@ const BASE: f32 = 255.0;
 /// The greatest number of two digits.
 const MOST: f32 = 127.0 * BASE + 127.0;
 
+/// 1.5 * 2²³: beyond it an f32 has no fraction, so that what is added to it is rounded to a whole number, ties to even, whose
+/// lowest 22 bits in two's complement are those of the sum.
+const ROUND: f32 = 12_582_912.0;
+
 /// Each lane rounded to a whole number, ties to even; all are far below 2²².
 ///
 /// # Safety
 /// The target features of `S` must be on.
 #[inline(always)]
 unsafe fn whole<S: Simd>(x: S::F) -> S::F {
-    // Beyond 1.5 * 2²³ an f32 has no fraction.
-    const ROUND: f32 = 12_582_912.0;
     // SAFETY: the caller's promise.
     unsafe { S::add(S::add(x, S::splat(ROUND)), S::splat(-ROUND)) }
 }
 
-/// Writes a group's integers in pairs, [`BLOCK`] pairs apart.
+/// Writes a group's integers, added to [`ROUND`], in pairs, [`BLOCK`] pairs apart.
 ///
 /// # Safety
 /// `to` must be valid for writes of 16 pairs.
 #[inline(always)]
 unsafe fn store_pairs(to: *mut u8, x: &[f32; GROUP]) {
-    // SAFETY: whole numbers of 16 bits.
-    let x = x.map(|x| unsafe { x.to_int_unchecked::<i32>() } as u32);
     for (i, [a, b, c, d]) in x.as_chunks().0.iter().enumerate() {
         for (pair, (even, odd)) in (2 * i..).zip([(a, c), (b, d)]) {
-            let word = even & 0xffff | odd << 16;
+            let word = even.to_bits() & 0xffff | odd.to_bits() << 16;
             // SAFETY: the caller's promise.
             unsafe { to.add(4 * BLOCK * pair).cast::<u32>().write_unaligned(word) };
         }
@@ -329,8 +329,9 @@ pub(super) unsafe fn groups<S: Simd>(args: &QuantizeArgs) {
                 } else {
                     S::splat(0.0)
                 };
-                let x = whole::<S>(x);
-                S::store(all.as_mut_ptr().add(at), x);
+                let rounded = S::add(x, S::splat(ROUND));
+                S::store(all.as_mut_ptr().add(at), rounded);
+                let x = S::add(rounded, S::splat(-ROUND));
                 let high = whole::<S>(S::mul(x, S::splat(1.0 / BASE)));
                 let low = S::fma(high, S::splat(-BASE), x);
                 let half = 2 * at / GROUP;

@@ -9,7 +9,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::cpu::matmul::outputs;
+use crate::cpu::matmul::Outputs;
 use crate::cpu::quantize::{Activations, BLOCK};
 use crate::cpu::repack::{GROUP, Layout, SPAN, Store, TILE, Width};
 use crate::cpu::simd::{Simd, ask_meanwhile};
@@ -51,7 +51,7 @@ pub(in crate::cpu) struct RowsArgs {
     /// keep them in registers and others in memory.
     even: *mut [[[f32; TILE]; TILES]; BLOCK],
     /// Outputs of each row.
-    y: [*mut f32; BLOCK],
+    y: Outputs,
     /// Whether the outputs begin with this span.
     first: bool,
 }
@@ -114,9 +114,9 @@ pub(in crate::cpu) unsafe fn rows<S: Simd, const PAIR: bool, const N: usize>(arg
                 }
             }
             let sums = chain::<S, PAIR, N>(args, lane, if PAIR { 2 } else { 1 });
-            for (r, (y, sums)) in args.y.iter().zip(sums).enumerate() {
+            for (r, sums) in sums.into_iter().enumerate() {
                 for (n, odd) in sums.into_iter().enumerate() {
-                    let y = y.add(TILE * n + lane);
+                    let y = args.y.of(r).add(TILE * n + lane);
                     let mut sum = S::add(S::load_f32(even(r, n)), odd);
                     if !args.first {
                         sum = S::add(S::load_f32(y), sum);
@@ -193,6 +193,7 @@ pub(in crate::cpu) unsafe fn product(
     let even = &raw mut even;
     // Outputs of rows that there are not.
     let mut nobody = [0.0f32; TILES * TILE];
+    let outputs = Outputs { first: out, stride, rows, nobody: nobody.as_mut_ptr() };
     // Where a span of a tile begins, and its bytes.
     let place = |tile: usize, from: usize| {
         let at = tile * layout.tile_bytes() + from * TILE * width.bytes();
@@ -216,7 +217,7 @@ pub(in crate::cpu) unsafe fn product(
         for row in (0..rows).step_by(BLOCK) {
             ask_meanwhile((0..TILES).map(opens), bytes, row / BLOCK, rows.div_ceil(BLOCK));
             let x = acts.at(row).cast::<f32>().wrapping_add(from * BLOCK);
-            let y = outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
+            let y = outputs.at(row, tile);
             let (opened, first, next) = (opened.as_ptr(), from == 0, cols * BLOCK * 4);
             let args = RowsArgs { opened, columns, x, next, even, y, first };
             // SAFETY: the span was opened; a block has numbers of 8 rows whatever they are; outputs

@@ -8,7 +8,9 @@
 //! ```
 //!
 //! Where several groups share one scale, the terms of a block are added up first and meet it once.
-//! The sums are exact integers, in f32 too (at most 2^21). Each product that is added is added by
+//! So it is where 16 columns have an integer for a scale and codes a zero: sums meet that integer as integers, which fits
+//! (`16 * 32512 * 32 * 128 < 2^31`), and as f32 both halves of a group are added up before they meet the activations' scale.
+//! Sums are exact integers. Each product that is added is added by
 //! one fused multiply-add, group after group in the columns' order, so an output's bits depend on
 //! its own row of weights and activations and on nothing else.
 
@@ -63,7 +65,7 @@ pub(in crate::cpu) unsafe fn planes<
 ) {
     // Whether the terms of a block are added up before they meet its scale, and its groups: a power
     // of two.
-    let blocked = SCALES == SHARED || SCALES == NIBBLES;
+    let blocked = SCALES == SHARED || HALVES;
     let shared = if blocked { args.quant.block / GROUP } else { 1 };
     let bias = if TABLE.max(LO + HI) == 8 { S::BIAS } else { 0 };
     let zero = if let Min::Zero(z) = args.quant.min { bias - z } else { bias };
@@ -104,18 +106,29 @@ pub(in crate::cpu) unsafe fn planes<
                     if HALVES {
                         let mut acc = start::<S, MIN, 0, ROWS>(x, zero);
                         half::<S, LO, HI, SCALES, TABLE, 0, ROWS>(w, x, table, &mut acc);
-                        let pair = scales.at::<SCALES, MIN>(2 * group);
-                        fold::<S, SCALES, MIN, 0, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        fold::<S, SCALES, MIN, 0, ROWS>(
+                            x,
+                            &scales,
+                            2 * group,
+                            &acc,
+                            &mut y,
+                            &mut m,
+                        );
                         let mut acc = start::<S, MIN, 1, ROWS>(x, zero);
                         half::<S, LO, HI, SCALES, TABLE, 1, ROWS>(w, x, table, &mut acc);
-                        let pair = scales.at::<SCALES, MIN>(2 * group + 1);
-                        fold::<S, SCALES, MIN, 1, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        fold::<S, SCALES, MIN, 1, ROWS>(
+                            x,
+                            &scales,
+                            2 * group + 1,
+                            &acc,
+                            &mut y,
+                            &mut m,
+                        );
                     } else {
                         let mut acc = start::<S, MIN, 2, ROWS>(x, zero);
                         half::<S, LO, HI, SCALES, TABLE, 0, ROWS>(w, x, table, &mut acc);
                         half::<S, LO, HI, SCALES, TABLE, 1, ROWS>(w, x, table, &mut acc);
-                        let pair = scales.at::<SCALES, MIN>(group);
-                        fold::<S, SCALES, MIN, 2, ROWS>(x, pair, &acc, &mut y, &mut m);
+                        fold::<S, SCALES, MIN, 2, ROWS>(x, &scales, group, &acc, &mut y, &mut m);
                     }
                     w = w.add(LINE * (LO + HI) as usize);
                     x = x.add(args.step);
@@ -220,6 +233,12 @@ impl<S: Simd> Scales<S> {
                 _ => (S::mul(d, S::load_i8(scale)), d),
             }
         }
+    }
+
+    /// Where the integers are that are the scales of group `i` of 16 columns.
+    #[inline(always)]
+    pub(super) fn integers(&self, i: usize) -> *const u8 {
+        self.scales.wrapping_add(TILE * i)
     }
 
     /// What the terms of block `i` meet when they are added up.
@@ -350,7 +369,7 @@ pub(super) unsafe fn quad<S: Simd, const LO: u32, const HI: u32, const TABLE: u3
     }
 }
 
-/// Adds what a group's sums of products come to, to `y`, and what its minimums come to, to `m` where
+/// Adds what the sums of products of the `i`th to have a scale come to, to `y`, and what its minimums come to, to `m` where
 /// they have yet to meet the block's. Where there are none, the first half of a group waits there for the second.
 ///
 /// # Safety
@@ -358,24 +377,30 @@ pub(super) unsafe fn quad<S: Simd, const LO: u32, const HI: u32, const TABLE: u3
 #[inline(always)]
 unsafe fn fold<S: Simd, const SCALES: u8, const MIN: bool, const SUM: usize, const ROWS: usize>(
     x: *const u8,
-    (scale, min): (S::F, S::F),
+    scales: &Scales<S>,
+    i: usize,
     acc: &[[S::I; 2]; ROWS],
     y: &mut [S::F; ROWS],
     m: &mut [S::F; ROWS],
 ) {
     let one = one_digit(SCALES);
     let places = if one { HIGH } else { BOTH };
+    let halves = SCALES == TWO && SUM < 2;
+    // SAFETY: the caller's promise.
+    let (scale, min) = unsafe { scales.at::<SCALES, MIN>(i) };
     for r in 0..ROWS {
         // SAFETY: the caller's promise.
         unsafe {
             let [high, low] = acc[r];
-            let dot = S::float(if one { high } else { S::join(high, low) });
+            let dot = if one { high } else { S::join(high, low) };
+            let dot = if halves { S::mul_i8(dot, scales.integers(i)) } else { dot };
+            let dot = S::float(dot);
             let a = number::<S>(x, r, places.scale);
             match SCALES {
                 SHARED => y[r] = S::fma(dot, a, y[r]),
                 // Both halves of a group meet the activations' scale together.
-                TWO if SUM == 0 => m[r] = S::mul(dot, scale),
-                TWO if SUM == 1 => y[r] = S::fma(S::fma(dot, scale, m[r]), a, y[r]),
+                TWO if SUM == 0 => m[r] = dot,
+                TWO if SUM == 1 => y[r] = S::fma(S::add(m[r], dot), a, y[r]),
                 _ => y[r] = S::fma(S::mul(dot, a), scale, y[r]),
             }
             if MIN {

@@ -12,8 +12,8 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::SHAPES;
 use super::kernel::{Scales, quad};
+use super::{Outputs, SHAPES};
 use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
 use crate::cpu::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
 use crate::cpu::simd::{Simd, ask_meanwhile};
@@ -26,6 +26,8 @@ use crate::model::format::{Min, Quant};
 pub(in crate::cpu) trait Words: Simd {
     /// The even bytes, and the odd ones, less `zero`, as 16 bits each.
     unsafe fn words(x: Self::I, zero: i32) -> [Self::I; 2];
+    /// Both halves of each lane times the i8 of it at `scales`. None is more than 16 bits.
+    unsafe fn weigh(words: Self::I, scales: *const u8) -> Self::I;
     unsafe fn store_words(at: *mut u8, x: Self::I);
     /// Adds to each lane the products of its two pairs of 16 bits. Wraps.
     unsafe fn dot_words(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
@@ -44,8 +46,8 @@ const PAIRS: usize = GROUP / 2;
 #[repr(C, align(64))]
 pub(in crate::cpu) struct Opened {
     words: [[[i32; TILE]; TILES]; PAIRS * SPAN],
-    /// One a group of 32, or two where 16 columns share one.
-    scales: [[[f32; TILE]; TILES]; 2 * SPAN],
+    /// One a group of 32; where 16 columns have an integer, words are multiplied with that, and there is one for all.
+    scales: [[[f32; TILE]; TILES]; SPAN],
     mins: [[[f32; TILE]; TILES]; SPAN],
 }
 
@@ -73,7 +75,7 @@ pub(in crate::cpu) struct RowsArgs {
     /// unrolled and the multiplications taken apart, to shorten chains that are short enough.
     pairs: usize,
     /// Outputs of each row.
-    y: [*mut f32; BLOCK],
+    y: Outputs,
     /// Whether the outputs begin with this span.
     first: bool,
 }
@@ -127,8 +129,11 @@ pub(in crate::cpu) unsafe fn open<
                 macro_rules! quads {
                     ($($i:literal)*) => { $(
                         let words = S::words(quad::<S, LO, HI, 0>(w, $i, none), zero);
-                        for (i, words) in words.into_iter().enumerate() {
+                        for (i, mut words) in words.into_iter().enumerate() {
                             let pair = PAIRS * group + 2 * $i + i;
+                            if HALVES {
+                                words = S::weigh(words, scales.integers(2 * group + $i / 4));
+                            }
                             S::store_words(to.add(4 * TILE * TILES * pair), words);
                         }
                     )* };
@@ -136,9 +141,7 @@ pub(in crate::cpu) unsafe fn open<
                 quads! { 0 1 2 3 4 5 6 7 }
                 w = w.add(LINE * (LO + HI) as usize);
                 if HALVES {
-                    for i in [2 * group, 2 * group + 1] {
-                        S::store(scale_at(i), scales.at::<SCALES, MIN>(i).0);
-                    }
+                    S::store(scale_at(0), scales.of_block::<SCALES>(0).0);
                 } else {
                     let (scale, min) = scales.at::<SCALES, MIN>(group);
                     S::store(scale_at(group), scale);
@@ -208,19 +211,16 @@ unsafe fn parts<
                 let at = record.add(at + 4 * (first + r)).cast::<f32>();
                 S::splat(at.read_unaligned())
             };
-            let scale = |p: usize, n: usize| {
-                S::load_f32(&raw const (*args.opened).scales[parts * group + p][n][lane])
-            };
             for (r, y) in y.iter_mut().enumerate() {
                 let a = number(SCALES, r);
                 for (n, y) in y.iter_mut().enumerate() {
                     let dot = |p: usize| S::float(acc[parts * k + p][r][n]);
                     *y = if HALVES {
-                        // Both halves of a group meet the activations' scale together.
-                        let sum = S::mul(dot(0), scale(0, n));
-                        S::fma(S::fma(dot(1), scale(1, n), sum), a, *y)
+                        // Both halves of a group meet the activations' scale together, and the block's later.
+                        S::fma(S::add(dot(0), dot(1)), a, *y)
                     } else {
-                        S::fma(S::mul(dot(0), a), scale(0, n), *y)
+                        let scale = S::load_f32(&raw const (*args.opened).scales[group][n][lane]);
+                        S::fma(S::mul(dot(0), a), scale, *y)
                     };
                     if MIN {
                         let min = S::load_f32(&raw const (*args.opened).mins[group][n][lane]);
@@ -254,8 +254,8 @@ pub(in crate::cpu) unsafe fn rows<
         // of which the caller promised.
         unsafe {
             let mut y = [[S::splat(0.0); N]; ROWS];
-            let at = |r: usize, n: usize| args.y[first + r].add(TILE * n + lane);
-            if !args.first {
+            let at = |r: usize, n: usize| args.y.of(first + r).add(TILE * n + lane);
+            if !args.first && !HALVES {
                 for (r, y) in y.iter_mut().enumerate() {
                     for (n, y) in y.iter_mut().enumerate() {
                         *y = S::load_f32(at(r, n));
@@ -271,8 +271,15 @@ pub(in crate::cpu) unsafe fn rows<
                 self::parts::<S, HALVES, MIN, N, ROWS, 1>(args, (first, lane), part, &mut y);
             }
             for (r, y) in y.iter().enumerate() {
-                for (n, y) in y.iter().enumerate() {
-                    S::store(at(r, n), *y);
+                for (n, &y) in y.iter().enumerate() {
+                    let y = if HALVES {
+                        let scale = S::load_f32(&raw const (*args.opened).scales[0][n][lane]);
+                        let before = if args.first { S::splat(0.0) } else { S::load_f32(at(r, n)) };
+                        S::fma(y, scale, before)
+                    } else {
+                        y
+                    };
+                    S::store(at(r, n), y);
                 }
             }
         }
@@ -306,6 +313,7 @@ pub(super) unsafe fn product(
     let mut opened = MaybeUninit::<Opened>::uninit();
     // Outputs of rows that there are not.
     let mut nobody = [0.0f32; TILES * TILE];
+    let outputs = Outputs { first: out, stride, rows, nobody: nobody.as_mut_ptr() };
     let (groups, pairs) = (layout.cols() / GROUP, quant.group.min(GROUP) / 2);
     let mut at = 0;
     for span in (0..groups).step_by(SPAN) {
@@ -327,7 +335,7 @@ pub(super) unsafe fn product(
             for row in (0..rows).step_by(BLOCK) {
                 ask_meanwhile((0..TILES).map(place), bytes, row / BLOCK, rows.div_ceil(BLOCK));
                 let x = acts.words_at(row).wrapping_add(span * WORDS);
-                let y = super::outputs((out, stride), tile, row, rows, nobody.as_mut_ptr());
+                let y = outputs.at(row, tile);
                 let (opened, first) = (opened.as_ptr(), span == 0);
                 let args =
                     RowsArgs { opened, groups, x, next: acts.groups() * WORDS, pairs, y, first };

@@ -112,6 +112,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let high = _mm256_sub_epi32(_mm256_slli_epi32::<8>(high), high);
             _mm256_add_epi32(high, low)
         }
+        fn mul_i8(x: __m256i, at: *const u8) -> __m256i {
+            _mm256_mullo_epi32(x, _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())))
+        }
         fn float(x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn load_f32(at: *const f32) -> __m256 { _mm256_loadu_ps(at) }

@@ -47,6 +47,12 @@ impl Words for Avx512 {
             let (even, odd) = (_mm512_and_si512(x, low), _mm512_srli_epi16::<8>(x));
             [_mm512_sub_epi16(even, zero), _mm512_sub_epi16(odd, zero)]
         }
+        fn weigh(words: __m512i, scales: *const u8) -> __m512i {
+            let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(scales.cast()));
+            // Each in both halves of its lane.
+            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, scales, _mm512_slli_epi32::<16>(scales));
+            _mm512_mullo_epi16(words, both)
+        }
         fn store_words(at: *mut u8, x: __m512i) { _mm512_storeu_si512(at.cast(), x) }
         fn dot_words(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
             _mm512_dpwssd_epi32(acc, w, x)
@@ -100,6 +106,9 @@ impl Simd for Avx512 {
         fn join(high: __m512i, low: __m512i) -> __m512i {
             let high = _mm512_sub_epi32(_mm512_slli_epi32::<8>(high), high);
             _mm512_add_epi32(high, low)
+        }
+        fn mul_i8(x: __m512i, at: *const u8) -> __m512i {
+            _mm512_mullo_epi32(x, _mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())))
         }
         fn float(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }

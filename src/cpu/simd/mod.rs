@@ -445,6 +445,8 @@ pub(super) trait Simd: Copy {
     unsafe fn dot<const BITS: u32>(acc: Self::I, codes: [Self::I; 4], x: *const u8) -> Self::I;
     /// `255 * high + low`.
     unsafe fn join(high: Self::I, low: Self::I) -> Self::I;
+    /// The products of lanes and the `LANES` i8 at `at`. None is more than an i32.
+    unsafe fn mul_i8(x: Self::I, at: *const u8) -> Self::I;
     /// Each i32, rounded to f32.
     unsafe fn float(x: Self::I) -> Self::F;
 

@@ -291,6 +291,10 @@ impl<const N: usize, P: Products> Simd for Neon<N, P> {
                 vreinterpretq_u8_s32(vmlaq_s32(low, high, vdupq_n_s32(255)))
             })
         }
+        fn mul_i8(x: Self::I, at: *const u8) -> Self::I {
+            let y = spread_signed(vreinterpretq_s8_u8(bytes::<N>(at)));
+            from_fn(|i| vreinterpretq_u8_s32(vmulq_s32(vreinterpretq_s32_u8(x[i]), y[i])))
+        }
         fn float(x: Self::I) -> Self::F { x.map(|x| vcvtq_f32_s32(vreinterpretq_s32_u8(x))) }
         fn splat(x: f32) -> Self::F { [vdupq_n_f32(x); N] }
         fn load_f32(at: *const f32) -> Self::F { from_fn(|i| vld1q_f32(at.add(4 * i))) }

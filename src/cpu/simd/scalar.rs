@@ -84,6 +84,12 @@ impl Simd for Scalar {
         std::array::from_fn(|i| 255 * high[i] + low[i])
     }
 
+    unsafe fn mul_i8(x: Self::I, at: *const u8) -> Self::I {
+        // SAFETY: the caller's promise.
+        let y = unsafe { read::<i8, LANES>(at) };
+        std::array::from_fn(|i| x[i] * i32::from(y[i]))
+    }
+
     unsafe fn float(x: Self::I) -> Self::F {
         x.map(|x| x as f32)
     }
