@@ -2,8 +2,8 @@
 //
 // A block has a tile of 64 outputs and one or two stretches of the inputs, one after the other; a warp has 16
 // outputs. Nearly all that must be brought is weights, each of which is used once: so a
-// warp brings spans of its own four panels to shared memory, several ahead and the first ones before the kernel
-// waits, and waits for nobody but them. Rows go through a ring that all share, as in gemm90.cuh; so do the
+// warp brings its own four panels to shared memory page by page, a span of floats or a quarter of one of planes, the next
+// ahead and the first ones before the kernel waits, and waits for nobody but them. Four blocks share a multiprocessor. Rows go through a ring that all share, as in gemm90.cuh; so do the
 // order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
 // row's bits. Up to 8 rows are multiplied by `mma` of a warp, up to 32 by `wgmma`: both kinds of instruction add up
 // alike, which tests hold them to.
@@ -78,14 +78,17 @@ struct Few {
   static_assert(16 * MAX_GEMM_STAGES + 8 * MOST_PAGES * TEAM <= HEADER, "barriers");
   const Gemm& p;
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4, half = lane / 16;
-  // Barriers of the ring and of this warp's pages; sums of stretches, the ring and sums of its rows, four panels' spans a page.
+  // Barriers of the ring and of this warp's pages; sums of stretches, the ring and sums of its rows, four panels a page.
   u32 full, empty, here, tiles, row_sums, pages;
   float* sums;
   u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, blocks = p.stride / 128, begin, end, last, bytes;
   const u8* from;
   const Matrix* matrix[2];
   Lines line;
-  u32 at = 0, stage = 0, parity = 0, page = 0, round = 0, span, ends;
+  u32 at = 0, stage = 0, parity = 0, page = 0, round = 0, next;
+  // This lane's part of a page, and the bytes of all of it; how many pages whole spans have.
+  Piece asked;
+  u32 expected, whole;
 
   // Where the `i`th of this block's stretches begins.
   DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + i) >> log_of(gridDim.z * each); }
@@ -106,7 +109,7 @@ struct Few {
     if (threadIdx.x == 0)
       for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, TEAM);
     if (lane == 0)
-      for (u32 i = 0; i < p.pages; i++) mbar_init(here + 8 * i, 2);
+      for (u32 i = 0; i < p.pages; i++) mbar_init(here + 8 * i, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     if (N > 8) no_sums(full);
   }
@@ -116,21 +119,32 @@ struct Few {
     u32 to = tiles + stage * STAGE, to_sums = row_sums + stage / 2 * SUMS_STAGE;
     bring_rows<N, S>(p, from, begin, i, bytes, to, to_sums, full + 8 * stage);
   }
-  // Asks for a span of a panel of each side: the first lane that has outputs there does.
-  DEV void fetch(u32 span, u32 ends, u32 page) const {
-    if (lane % 16 != 0 || span >= ends) return;
-    auto size = [&](const Matrix& m) { return span + 1 < m.spans ? m.span_bytes : m.panel_bytes - span * m.span_bytes; };
-    u32 to = pages + (page * 4 + half) * p.page, at = here + 8 * page, a = size(*matrix[0]), b = size(*matrix[1]);
-    mbar_expect(at, a + b);
-    bulk_copy(to, line.panel[0] + (u64)span * matrix[0]->span_bytes, a, at);
-    bulk_copy(to + 2 * p.page, line.panel[1] + (u64)span * matrix[1]->span_bytes, b, at);
+  // Asks for a page of a panel of each side, a lane for a part of one. Which panel, its first lane knows: others may be past the
+  // last output.
+  template <class S>
+  DEV void fetch(u32 which, u32 page, bool first) {
+    if (which * S::BLOCKS >= end) return;
+    u32 side = lane / 8 % 2, to = pages + (page * 4 + half + side * 2) * p.page, at = here + 8 * page;
+    if (first || which % S::PAGES == 0 || which >= whole) {
+      u64 panels[2];
+#pragma unroll
+      for (u32 i = 0; i < 2; i++) panels[i] = __shfl_sync(FULL, (u64)line.panel[i], lane & 16);
+      asked = S::piece(side ? *matrix[1] : *matrix[0], (const u8*)(side ? panels[1] : panels[0]), which, lane % 8);
+      expected = __reduce_add_sync(FULL, asked.bytes);
+    } else {
+      // As much as before, but of d, which is all of the span's.
+      asked.from += lane % 8 < 3 ? asked.bytes : 0;
+    }
+    if (lane == 0) mbar_expect(at, expected);
+    __syncwarp();
+    if (asked.bytes) bulk_copy(to + asked.place, asked.from, asked.bytes, at);
   }
 
   // A page is done with: what comes next into it is asked for, and the next one waited for.
+  template <class S>
   DEV void next_page() {
     __syncwarp();
-    fetch(span + p.pages, ends, page);
-    span++;
+    fetch<S>(next++, page, false);
     if (++page == p.pages) page = 0, round ^= 1;
     mbar_wait(here + 8 * page, round);
   }
@@ -191,15 +205,16 @@ struct Few {
 
   template <class S>
   DEV void run() {
-    span = begin / S::BLOCKS, ends = (end + S::BLOCKS - 1) / S::BLOCKS;
-    for (u32 i = 0; i < p.pages; i++) fetch(span + i, ends, i);
+    next = begin / S::BLOCKS, whole = matrix[0]->units / SPAN * S::PAGES;
+#pragma unroll 1
+    for (u32 i = 0; i < p.pages; i++) fetch<S>(next++, i, i == 0);
     pdl_wait();
     if (threadIdx.x == 0)
       for (u32 i = 0; i < min(p.stages, last); i++) bring<S>(i, i);
     float acc[N / 2] = {};
     S share;
     share.begin(*matrix[0], *matrix[1], q);
-    u32 stretches = 0, next = stretch(1);
+    u32 stretches = 0, until = stretch(1);
     mbar_wait(here, 0);
 #pragma unroll 1
     for (u32 block = begin; block < end; block++) {
@@ -208,13 +223,13 @@ struct Few {
       share.turn(*matrix[0], *matrix[1], sides, line.row, block, block == begin, q);
       if constexpr (N == 8) narrow(share, acc);
       else wide(share, acc);
-      if (block + 1 == next && block + 1 < end) {
+      if (block + 1 == until && block + 1 < end) {
         put_sums<N>(acc, sums + stretches * N * sums_width(1), sums_width(1));
 #pragma unroll
         for (u32 j = 0; j < N / 2; j++) acc[j] = 0.0f;
-        next = stretch(++stretches + 1);
+        until = stretch(++stretches + 1);
       }
-      if ((block + 1) % S::BLOCKS == 0 && block + 1 < end) next_page();
+      if ((block + 1) % S::BLOCKS == 0 && block + 1 < end) next_page<S>();
     }
     // The rings have served: no copy is on its way, and nobody reads them any more once all are here.
     __syncthreads();

@@ -21,29 +21,33 @@ DEV Tile tile_of(const P& p, u32 tile) {
 
 DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-// Adds up what the blocks of a cluster have, `each` times `most` rows of sums, in place: each block its share of the rows.
-DEV void add_up(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {
-  u32 by = log_of(splits), several = log_of(each), quads = log_of((width - 4) / 4), all = splits * each;
+// Adds up ALL of them, from where this block's share of rows begins.
+template <u32 ALL>
+DEV void add_up_of(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {
+  u32 by = log_of(splits), several = log_of(each), quads = log_of((width - 4) / 4);
   u32 mine = rows <= rank ? 0 : (rows - rank + splits - 1) >> by << quads, next = most * width * 4;
 #pragma unroll 2
   for (u32 i = t; i < mine; i += threads) {
     u32 at = sums + ((rank + (i >> quads << by)) * width + (i & (1 << quads) - 1) * 4) * 4;
-    float4 v[8];
+    float4 v[ALL];
 #pragma unroll
-    for (u32 s = 0; s < 8; s++)
-      if (s < all) v[s] = cluster_read(at + (s & each - 1) * next, s >> several);
+    for (u32 s = 0; s < ALL; s++) v[s] = cluster_read(at + (s & each - 1) * next, s >> several);
     // The first half in order, the second half in order, then both: as blocks do that have half each.
-    u32 half = all / 2;
-    float4 sum = v[0], second = v[1];
+    float4 sum = v[0], second = v[ALL / 2];
 #pragma unroll
-    for (u32 s = 1; s < 8; s++) {
-      if (s < half) sum = plus(sum, v[s]);
-      if (s == half) second = v[s];
-      if (s > half && s < all) second = plus(second, v[s]);
-    }
+    for (u32 s = 1; s < ALL / 2; s++) sum = plus(sum, v[s]), second = plus(second, v[ALL / 2 + s]);
     sum = plus(sum, second);
     asm volatile("st.shared.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(at), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
                  : "memory");
+  }
+}
+
+// Adds up what the blocks of a cluster have, `each` times `most` rows of sums, in place: each block its share of the rows.
+DEV void add_up(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {
+  switch (splits * each) {
+    case 2: return add_up_of<2>(sums, width, most, rows, rank, splits, each, t, threads);
+    case 4: return add_up_of<4>(sums, width, most, rows, rank, splits, each, t, threads);
+    default: add_up_of<8>(sums, width, most, rows, rank, splits, each, t, threads);
   }
 }
 

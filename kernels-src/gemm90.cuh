@@ -66,7 +66,7 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
     if (splits == 1) __syncthreads();
     add_up(shared_address(sums), width, N, rows, rank, splits, each, t, blockDim.x);
     // Nobody leaves while others read its memory.
-    if (splits > 1) cluster_arrive();
+    if (splits > 1) cluster_leave();
   }
   __syncthreads();
   if (group < tiles) finish_tile(p, share, residuals, sums + group * WG_M, width, sums + each * N * width + t, blockDim.x);

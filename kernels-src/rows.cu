@@ -87,7 +87,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
     // Constants that nobody has used for a whole step are far away: send for them now.
     for (u32 i = job.op; i < job.op + job.ops; i++)
       if (p.op[i].what == R_NORM && p.op[i].aux && threadIdx.x * 32 < p.op[i].n0)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"((const float*)p.op[i].aux + threadIdx.x * 32));
+        asm volatile("prefetch.global.L1 [%0];" ::"l"((const float*)p.op[i].aux + threadIdx.x * 32));
     pdl_wait();
     auto at = [&](const Operand& o) -> const float* {
       if (o.where == REGISTER) return registers + o.n * FOUR;
@@ -136,6 +136,9 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
           if (op.len == op.n0 && !layer && op.len % 4 == 0) {
             // In the order of square.cuh: 16 threads have a block of 128 columns, two fours each.
             u32 blocks = (op.len + 127) / 128, column = t / 16 * 128 + t / 4 % 4 * 32 + t % 4 * 4;
+            // Four at once where they lie well.
+            const float* by = weight ? weight + (each ? col : 0) : nullptr;
+            bool well = (u64)a % 16 == 0, kept = op.a.where == REGISTER;
             float4 v[2];
             auto hold = [&](u32 first) {
 #pragma unroll
@@ -143,7 +146,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
                 u32 e = first * 128 + column + k * 16;
                 bool on = e < op.len;
                 auto one = [&](u32 j) { return on ? read(op.a, a, e + j) : 0.0f; };
-                v[k] = make_float4(one(0), one(1), one(2), one(3));
+                if (!well || !on) v[k] = make_float4(one(0), one(1), one(2), one(3));
+                else v[k] = kept ? *(const float4*)(a + e) : cg_f32x4(a + e);
               }
             };
             float sum = 0;
@@ -161,8 +165,14 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
 #pragma unroll
               for (u32 k = 0; k < 2; k++) {
                 u32 e = first * 128 + column + k * 16;
-                float four[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
-                for (u32 j = 0; e < op.len && j < 4; j++) write(e + j, e + j, four[j] * scale);
+                if (e >= op.len) continue;
+                float4 r = make_float4(v[k].x * scale, v[k].y * scale, v[k].z * scale, v[k].w * scale);
+                if (by && !bias && (u64)by % 16 == 0) {
+                  float4 w = *(const float4*)(by + e);
+                  *(float4*)(to + e) = make_float4(r.x * w.x, r.y * w.y, r.z * w.z, r.w * w.w);
+                } else {
+                  write(e, e, r.x), write(e + 1, e + 1, r.y), write(e + 2, e + 2, r.z), write(e + 3, e + 3, r.w);
+                }
               }
             }
           } else if (op.len == op.n0) {
@@ -335,6 +345,11 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
 #pragma unroll
             for (u32 k = 0; k < PAIRS; k++) {
               u32 e = e0 + 2 * k * step;
+              if (op.a.where == REGISTER && e + 1 < op.len) {
+                float2 both = *(const float2*)(a + e);
+                v[k] = both.x, w[k] = both.y;
+                continue;
+              }
               v[k] = e < op.len ? read(op.a, a, e) : 0.0f;
               w[k] = e + 1 < op.len ? read(op.a, a, e + 1) : 0.0f;
             }

@@ -2,7 +2,7 @@
 //
 // Weights of product after product come through one ring, asked for by a warp that waits for no rows, so that
 // memory goes on while products wait for each other. They wait for numbers (fresh.cuh), hence for all blocks, and
-// the launch is cooperative. Eight warps multiply, as in few90.cuh: a warp has 16 outputs and one of the stretches
+// the launch is cooperative. Eight warps multiply, as in few90.cuh: a warp has 16 outputs and one or some of the stretches
 // that a product's inputs are summed up in, and what its lanes take is made by the block: rows are read as
 // they are, go through a norm if there is one before the product, and are split. Of rows so long that this would take
 // most of the time a block makes an eighth, which is a stretch, for eight times as many outputs; what stretches come to is
@@ -18,9 +18,10 @@ struct Several {
   // Weights of the norm before the product; null for none.
   const float* norm;
   float eps;
-  // Columns of a row, whole blocks of 128; floats from a row to the next; stretches, a power of two as `subs` is.
-  u32 cols, stride, stretches;
-  // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each stretch has spans of its
+  // Columns of a row, whole blocks of 128; floats from a row to the next; parts of the columns that warps have, and the
+  // stretches of each, powers of two as `subs` is.
+  u32 cols, stride, parts, each;
+  // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each part has spans of its
   // own, and so each warp pages of its own; where sums of rows are behind those, 0 if nothing is added to weights.
   u32 jobs, subs, first_block, alone, domains, sums;
   // If blocks have a stretch each, and not warps: what stretches come to, `[stretch][row][output]`. Eight jobs that follow each
@@ -34,7 +35,6 @@ struct SeveralLink {
   u32 kind, unused;
   Fresh fresh;
   Several product;
-  u64 unused2;
 };
 static_assert(sizeof(SeveralLink) == 2800 && sizeof(SeveralLink) % 16 == 0, "src/cuda/abi.rs mirrors it");
 
@@ -58,21 +58,21 @@ struct Stage {
   }
 };
 
-// Who has pages of their own: warps, or the stretches of 16 outputs together. Pages of all come in turn.
+// Who has pages of their own: warps, or the parts of 16 outputs together. Pages of all come in turn.
 struct Owners {
   u32 count, spans;
   DEV explicit Owners(const Several& p) {
-    count = p.alone ? p.subs * p.stretches : p.subs;
-    spans = p.alone ? p.part[0].spans >> log_of(p.stretches) : p.part[0].spans;
+    count = p.alone ? p.subs * p.parts : p.subs;
+    spans = p.alone ? p.part[0].spans >> log_of(p.parts) : p.part[0].spans;
   }
 };
-// What of a job is a warp's: 16 outputs, and a stretch.
+// What of a job is a warp's: 16 outputs, and a part of the columns.
 struct Part {
-  u32 sub, stretch;
+  u32 sub, part;
   DEV Part(const Several& p, u32 job, u32 warp) {
-    u32 log = log_of(p.stretches);
+    u32 log = log_of(p.parts);
     sub = p.apart ? job / WARPS * WARPS + warp : job * p.subs + (warp >> log);
-    stretch = p.apart ? job % WARPS : warp & p.stretches - 1;
+    part = p.apart ? job % WARPS : warp & p.parts - 1;
   }
 };
 // A block's first job, and how far it is to its next one: all of a block's are of one stretch, if blocks have one each.
@@ -91,7 +91,7 @@ DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 em
 #pragma unroll 1
   for (u32 job = first_job(p); job < p.jobs; job += next_job(p)) {
     Part part(p, job, owner);
-    u32 sub = p.alone ? part.sub : job * p.subs + owner, begins = p.alone ? part.stretch * owners.spans : 0;
+    u32 sub = p.alone ? part.sub : job * p.subs + owner, begins = p.alone ? part.part * owners.spans : 0;
     Tile tile = tile_of(p, sub / 4);
     const Domain& d = p.domain[tile.domain];
     u32 output = tile.first + (d.parts == 1 ? sub % 4 * 16 + side * 8 : sub % 4 * 8) + half * PANEL;
@@ -156,15 +156,18 @@ struct Walk {
   }
 };
 
-// Blocks `from` to `to` of the columns, whose rows are at `rows` and their sums, if any, at `sums`.
+// Blocks `from` to `to` of the columns, which are part `part` of all, whose rows are at `rows` and their sums, if any, at `sums`.
 template <class S>
-DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, u32 row, u32 from, u32 to, u32 rows,
-                         u32 sums, float* acc) {
+DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, u32 row, u32 part, u32 from, u32 to,
+                         u32 rows, u32 sums, float* acc) {
   S share;
   u32 zero = 0;
   asm volatile("" : "+r"(zero));
   u32 lane = walk.lane, q = lane % 4, half = lane / 16, panel = walk.stage_bytes / 4, page = 0;
   share.begin(a, b, q);
+  // Sums of stretches that are done: before the first one what changes nothing.
+  float done[4] = {-0.0f, -0.0f, -0.0f, -0.0f};
+  u32 log = log_of(p.parts * p.each), n = p.cols / 128, s = part * p.each + 1, next = n * s >> log;
 #pragma unroll 1
   for (u32 block = from; block < to; block++, rows += BLOCK_BYTES) {
     if (block == from || block % S::BLOCKS == 0) page = walk.page(block / S::BLOCKS) + half * panel;
@@ -180,7 +183,13 @@ DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Ma
       }, sums, acc);
     }
     if (S::SUMMED && sums) sums += SUMS;
+    if (block + 1 != next) continue;
+    next = n * ++s >> log;
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) done[j] += acc[j], acc[j] = 0.0f;
   }
+#pragma unroll
+  for (u32 j = 0; j < 4; j++) acc[j] = done[j];
 }
 
 DEV constexpr u32 kind_of(int lo, int hi) {
@@ -234,17 +243,17 @@ struct Outputs {
     else __stcg(out, v);
   }
 };
-// Of stretches, in the order of `add_up`: of eight, and of as many as there are.
-DEV float sum_of_stretches(const float* v) {
+// Of parts, in the order of `add_up`: of eight, and of as many as there are.
+DEV float sum_of_parts(const float* v) {
   return (((v[0] + v[1]) + v[2]) + v[3]) + (((v[4] + v[5]) + v[6]) + v[7]);
 }
-DEV float sum_up_stretches(const float* sums, u32 stretches) {
+DEV float sum_up_parts(const float* sums, u32 parts) {
   auto at = [&](u32 s) { return sums[s * ROWS_MOST * SUMS_WIDTH]; };
-  if (stretches == 2) return at(0) + at(1);
+  if (parts == 2) return at(0) + at(1);
   float v[WARPS];
 #pragma unroll
   for (u32 s = 0; s < WARPS; s++) v[s] = at(s);
-  return sum_of_stretches(v);
+  return sum_of_parts(v);
 }
 // Of a lane at most.
 constexpr u32 RESULTS = 4;
@@ -283,19 +292,19 @@ struct Consumer {
 
   DEV void link(const SeveralLink& l) {
     const Several& p = l.product;
-    u32 stretches = p.stretches, log = log_of(stretches), subs = p.subs, n = p.cols / 128;
+    u32 parts = p.parts, log = log_of(parts), subs = p.subs, n = p.cols / 128;
     Owners owners(p);
     u32 job = first_job(p);
     if (job >= p.jobs) {
       if (p.apart) finish_apart(p, l.fresh.next);
       return;
     }
-    // The part of the columns that this warp makes; of eight short stretches it is its own one. Of a block's own stretch
+    // The part of the columns that this warp makes; of eight short ones it is its own one. Of a block's own stretch
     // warps make a part each.
     bool apart = p.apart != nullptr;
     u32 all = apart ? n / WARPS : n, before = apart ? job % WARPS * all : 0;
     u32 from = before + all * warp / WARPS, to = before + all * (warp + 1) / WARPS;
-    bool once = to - from <= AT_A_TIME, own = stretches == WARPS && !apart && n <= WARPS * AT_A_TIME;
+    bool once = to - from <= AT_A_TIME, own = parts == WARPS && !apart && n <= WARPS * AT_A_TIME;
     u32 mine = own ? warp * AT_A_TIME : from - before, weights = shared_address(b.norm[warp]);
     // Where blocks of this block's rows lie, and their sums.
     auto rows_at = [&](u32 place) { return frags + place * BLOCK_BYTES; };
@@ -335,10 +344,10 @@ struct Consumer {
     }
     if (!own) meet();
     else __syncwarp();
-    u32 sub = apart ? 0 : warp >> log, stretch = Part(p, job, warp).stretch;
-    u32 begin = n * stretch >> log, end = n * (stretch + 1) >> log;
+    u32 sub = apart ? 0 : warp >> log, part = Part(p, job, warp).part;
+    u32 begin = n * part >> log, end = n * (part + 1) >> log;
     walk.arrivals = p.alone ? WARPS : WARPS >> log, walk.step = owners.count;
-    u32 owner = p.alone ? warp : sub, begins = p.alone ? stretch * owners.spans : 0;
+    u32 owner = p.alone ? warp : sub, begins = p.alone ? part * owners.spans : 0;
     // Warps may be more than a job has outputs for.
     bool has = sub < subs;
     u32 q = lane % 4, g = lane / 4;
@@ -349,9 +358,9 @@ struct Consumer {
       const Matrix* matrix[2];
       Lines line = lines_of(p, tile, which % 4 * 16 + lane / 4, matrix);
       // This lane's results: as the tensor cores leave them, or of those that the warps of 16 outputs add up.
-      u32 results = stretches == 1 ? 4 : stretches == 2 ? 2 : stretch < 4;
-      auto row_of = [&](u32 k) { return stretches == 1 ? 2 * q + k % 2 : (stretch * 32 + lane + k * 32 * stretches) / 16; };
-      auto output_of = [&](u32 k) { return stretches == 1 ? g + k / 2 * 8 : lane % 16; };
+      u32 results = parts == 1 ? 4 : parts == 2 ? 2 : part < 4;
+      auto row_of = [&](u32 k) { return parts == 1 ? 2 * q + k % 2 : (part * 32 + lane + k * 32 * parts) / 16; };
+      auto output_of = [&](u32 k) { return parts == 1 ? g + k / 2 * 8 : lane % 16; };
       float early[RESULTS];
 #pragma unroll
       for (u32 k = 0; k < RESULTS; k++)
@@ -361,7 +370,7 @@ struct Consumer {
       float acc[4] = {};
       u32 place = own ? mine : begin - before;
       if (has && begin < end) {
-#define MULTIPLY(...) __VA_ARGS__(p, walk, *matrix[0], *matrix[1], line.row, begin, end, rows_at(place), sums_at(place), acc)
+#define MULTIPLY(...) __VA_ARGS__(p, walk, *matrix[0], *matrix[1], line.row, part, begin, end, rows_at(place), sums_at(place), acc)
 #define PLANES(LO, HI, ...) \
   case kind_of(LO, HI): MULTIPLY(multiply_planes<LO, HI, __VA_ARGS__>); break;
         switch (l.kind) {
@@ -375,11 +384,11 @@ struct Consumer {
       if (has) walk.end(begins + owners.spans);
       base.step(owners.spans * owners.count, walk.stages);
       if (apart) {
-        leave_apart(p, which, stretch, acc, l.fresh.next);
+        leave_apart(p, which, part, acc, l.fresh.next);
         continue;
       }
       Outputs out(p, tile, which, rows, l.fresh.next);
-      if (stretches == 1) {
+      if (parts == 1) {
         if (has) {
 #pragma unroll
           for (u32 k = 0; k < RESULTS; k++) out.finish(row_of(k), output_of(k), acc[k], acc[k % 2 + 2], early[k]);
@@ -395,13 +404,13 @@ struct Consumer {
 #pragma unroll
       for (u32 k = 0; k < 2; k++) {
         if (!has || k >= results) continue;
-        const float* from = sums + (sub * stretches * ROWS_MOST + row_of(k)) * SUMS_WIDTH + output_of(k);
-        float v = sum_up_stretches(from, stretches), partner = out.two ? sum_up_stretches(from + 8, stretches) : 0.0f;
+        const float* from = sums + (sub * parts * ROWS_MOST + row_of(k)) * SUMS_WIDTH + output_of(k);
+        float v = sum_up_parts(from, parts), partner = out.two ? sum_up_parts(from + 8, parts) : 0.0f;
         out.finish(row_of(k), output_of(k), v, partner, early[k]);
       }
     }
     // Nobody makes rows where others still multiply.
-    if (stretches == 1 || apart) meet();
+    if (parts == 1 || apart) meet();
     if (apart) finish_apart(p, l.fresh.next);
   }
 
@@ -432,7 +441,7 @@ struct Consumer {
         for (u32 s = 0; s < WARPS; s++)
           while (is_nobody(v[s])) v[s] = fresh_f32(apart_at(p, s, row, sub * 16 + o));
       }
-      out.finish(row, o, sum_of_stretches(v), 0.0f, early);
+      out.finish(row, o, sum_of_parts(v), 0.0f, early);
     }
   }
 };

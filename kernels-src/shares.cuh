@@ -132,11 +132,16 @@ DEV void take_apart(Left& x, const FloatShare<KIND, SLOTS>& share, const Matrix&
   }
 }
 
+// Bytes of a page: where from, where in it, and how many.
+struct Piece {
+  const u8* from;
+  u32 place, bytes;
+};
 // The same, one step of it, from spans of both outputs' panels in shared memory. WHOLE: rows end with a block.
 template <u32 KIND>
 struct FloatPage : FloatShare<KIND, 1> {
   typedef FloatShare<KIND, 1> Of;
-  static constexpr u32 BLOCKS = Of::BLOCKS;
+  static constexpr u32 BLOCKS = Of::BLOCKS, PAGES = 1;
   static constexpr int AT_ONCE = 1;
   // Of the block at hand: where rows begin, the lane's first unit, and the last one of the span.
   u32 from[2];
@@ -150,6 +155,11 @@ struct FloatPage : FloatShare<KIND, 1> {
     u32 n = span_units(a, block / BLOCKS);
     from[0] = at[0] + row * n * 16, from[1] = at[1] + row * n * 16;
     unit = (int)(block % BLOCKS * Of::BLOCK + q * Of::EACH), last = (int)n - 1;
+  }
+  // A page is a span.
+  static DEV Piece piece(const Matrix& m, const u8* panel, u32 page, u32 part) {
+    u32 bytes = page + 1 < m.spans ? m.span_bytes : m.panel_bytes - page * m.span_bytes;
+    return {panel + (u64)page * m.span_bytes, 0, part ? 0 : bytes};
   }
   template <bool WHOLE>
   DEV void fetch(const Matrix&, const Matrix&, u32, int step) {
@@ -233,16 +243,17 @@ struct PlanesShare {
       own[side] = 0, at[side] = At(), lo[side * BOTH] = hi[side * BOTH] = s[side * APART] = d[side * APART] = 0;
     }
   }
-  // The first block that is looked at or the first of a span; or the block behind.
-  DEV void look(const Matrix& a, const Matrix& b, u32 row, u32 block, u32 q) {
-    u32 n = span_units(a, block / BLOCKS), first = block % BLOCKS * STEPS, unit = place_of(row, first), all = PANEL * n;
-    room = (int)n - 1 - (int)first;
+  // The first block that is looked at or the first of a span or page: from its unit `first` on, of `left` in the span; a part has
+  // `all` places, and of d the block's is the `eighth`. Or the block behind.
+  DEV void look(const Matrix& a, const Matrix& b, u32 row, u32 first, u32 left, u32 all, u32 eighth, u32 q) {
+    u32 unit = place_of(row, first);
+    room = (int)left - 1;
 #pragma unroll
     for (u32 side = 0; side < 1 + APART; side++) {
       const Matrix& m = side ? b : a;
       u32 from = SHARED ? (u32)(u64)at[side] : 0, scales = from + all * 4 * (LO + HI);
       s[side] = scales + unit * scale_of(m);
-      d[side] = scales + all * scale_of(m) + place_of(row, first / 8) * d_of(m);
+      d[side] = scales + all * scale_of(m) + place_of(row, eighth) * d_of(m);
       if (side <= BOTH) {
         lo[side] = from + (EIGHT ? unit * 16 + q * 4 : unit * 4 * LO + q % LO * 4);
         hi[side] = EIGHT ? lo[side] + all * 16 : from + all * 4 * LO + unit * 4 * HI + q % HIGH * 4;
@@ -399,8 +410,10 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
     if (step == 0 && (first || block < end)) {
       bool span = block % Of::BLOCKS == 0;
       if (!first && span) this->at[0] += a.span_bytes, this->at[1] += b.span_bytes;
-      if (first || span) Of::look(a, b, line.row, block, q);
-      else Of::next(a, b, block);
+      if (first || span) {
+        u32 n = span_units(a, block / Of::BLOCKS), unit = block % Of::BLOCKS * STEPS;
+        Of::look(a, b, line.row, unit, n - unit, PANEL * n, unit / 8, q);
+      } else Of::next(a, b, block);
     }
     Of::template unit<false>(a, b, q, step, slot);
   }
@@ -408,14 +421,31 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
 // Units at once where eight rows alone give too little to do in the meantime; not where each has several sums, whose order
 // it would change.
 DEV constexpr int at_once(int lo, int hi, u32 looks) { return looks == LOOK_SCALE && lo != 2 && hi != 2 ? 2 : 1; }
-// From spans of both outputs' panels in shared memory. WHOLE: rows end with a block.
-template <int LO, int HI, u32 LOOKS, int AT_ONCE_>
+// From pages in shared memory, of both outputs' panels: spans, or of each its QUARTERS, with room for as many units. WHOLE: rows end
+// with a block.
+template <int LO, int HI, u32 LOOKS, int AT_ONCE_, u32 QUARTERS = 1>
 struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {
   typedef PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> Of;
   static constexpr int AT_ONCE = AT_ONCE_;
+  static constexpr u32 BLOCKS = Of::BLOCKS / QUARTERS, UNITS = SPAN / QUARTERS, PAGES = QUARTERS;
   DEV void turn(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, bool first, u32 q) {
-    if (first || block % Of::BLOCKS == 0) this->at[0] = at[0], this->at[1] = at[1], Of::look(a, b, row, block, q);
-    else Of::next(a, b, block);
+    if (first || block % BLOCKS == 0) {
+      u32 n = span_units(a, block / Of::BLOCKS), unit = block % Of::BLOCKS * STEPS, here = block % BLOCKS * STEPS;
+      this->at[0] = at[0], this->at[1] = at[1];
+      Of::look(a, b, row, here, n - unit, PANEL * (QUARTERS == 1 ? n : UNITS), unit / 8, q);
+    } else {
+      Of::next(a, b, block);
+    }
+  }
+  // What a page has of part `part` of a span: codes of both planes (of 8 bits their two pieces), scales, and d, which is there for all
+  // of the span. A copy is a multiple of 16 bytes, and may take what is not looked at.
+  static DEV Piece piece(const Matrix& m, const u8* panel, u32 page, u32 part) {
+    constexpr u32 LOW = Of::EIGHT ? 16 : 4 * LO, HIGH = Of::EIGHT ? 16 : 4 * HI;
+    u32 first = page * UNITS, n = span_units(m, first / SPAN), unit = first % SPAN, units = min(UNITS, n - unit);
+    u32 before = part == 0 ? 0 : part == 1 ? LOW : LOW + HIGH, each = part == 0 ? LOW : part == 1 ? HIGH : Of::scale_of(m);
+    u32 bytes = PANEL * units * each, at = PANEL * (n * before + unit * each);
+    if (part == 3) before += each, bytes = PANEL * ((n + 7) / 8) * Of::d_of(m), at = PANEL * n * before;
+    return {panel + (u64)(first / SPAN) * m.span_bytes + at, PANEL * UNITS * before, part > 3 ? 0 : bytes + 15 & ~15u};
   }
   template <bool WHOLE>
   DEV void fetch(const Matrix& a, const Matrix& b, u32 q, int step) { Of::template unit<WHOLE>(a, b, q, step, step); }

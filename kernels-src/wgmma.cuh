@@ -117,6 +117,8 @@ DEV void bulk_copy(u32 to, const void* from, u32 bytes, u32 full) {
 }
 // All threads of all blocks of a cluster meet, and see what the others wrote before.
 DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// Arrives without having written what others should see.
+DEV void cluster_leave() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEV void cluster_meet() {
   cluster_arrive();

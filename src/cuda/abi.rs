@@ -66,6 +66,8 @@ pub(super) const FEW: usize = 2;
 pub(super) const FEW_WARPS: u32 = 4;
 pub(super) const WARP_PANELS: u32 = 4;
 pub(super) const MOST_PAGES: u32 = 4;
+/// Pages of a span of planes there.
+pub(super) const QUARTERS: u32 = 4;
 /// Depth of a ring, at most.
 pub(super) const MAX_STAGES: usize = 24;
 /// Threads of a block that multiplies one row: warps that multiply, one that fetches, one that
@@ -103,6 +105,24 @@ impl Matrix {
             _ => 32,
         };
         SPAN * unit
+    }
+
+    /// Bytes that a quarter of a span of planes takes of shared memory, or a span of floats.
+    pub(super) fn page(&self) -> u32 {
+        if self.lo == 0 {
+            return self.largest_span();
+        }
+        // As scale_bytes and d_bytes of layout.cuh say; d is there for all of the span.
+        let (scale, d) = match (self.levels, self.min) {
+            (0, 1) => (4, 0),
+            (0, _) => (2, 0),
+            (levels, min) => {
+                let two = 1 + u32::from(min == 2);
+                (self.halves * two, if levels == 1 { 2 * two } else { 0 })
+            }
+        };
+        let units = SPAN as u32 / QUARTERS;
+        PANEL as u32 * (units * (4 * (self.lo + self.hi) + scale) + SPAN as u32 / 8 * d)
     }
 
     /// Bytes of its largest span in a panel.
@@ -224,16 +244,19 @@ pub(super) struct Several {
     /// Columns of a row, and floats from a row to the next.
     pub cols: u32,
     pub stride: u32,
-    pub stretches: u32,
+    /// Parts of the columns that warps have, and the stretches of each.
+    pub parts: u32,
+    pub each: u32,
     /// Jobs of 16 outputs times `subs`, and the block that has the first of them.
     pub jobs: u32,
     pub subs: u32,
     pub first_block: u32,
-    /// Whether each stretch has spans of its own.
+    /// Whether each part has spans of its own.
     pub alone: u32,
     pub domains: u32,
     /// Where sums of rows are behind rows, in bytes; 0 if nothing is added to weights.
     pub sums: u32,
+    pub unused: u32,
     /// Where stretches that blocks have are left until they are added up; 0 if warps have them.
     pub apart: u64,
     pub first: [u32; MAX_DOMAINS + 1],
@@ -461,7 +484,7 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2800, 3664, 456, 176, 256, 320, 24, 16, 8, 56, 120, 64, 40, 24]);
+        assert_eq!(sizes, [2760, 2800, 3664, 456, 176, 256, 320, 24, 16, 0, 56, 120, 64, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

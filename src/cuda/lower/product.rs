@@ -180,7 +180,7 @@ impl Lowering<'_> {
         if self.chip.hopper {
             p.groups = count(rows / WG_ROWS)?;
             p.sums = if layouts.iter().any(Layout::adds) { self.sums_at(cols, rows) } else { 0 };
-            (p.stretches, p.each) = (stretches(self.chip, end, cols), 1);
+            (p.stretches, p.each) = (stretches(self.chip, end, cols, p.part[0].lo != 0), 1);
         }
         let p = Parameters::Gemm(Box::new(p));
         let shared = gemm_shared(self.chip, *product);

@@ -30,8 +30,8 @@ impl Room {
 
     /// Blocks of columns that a block of threads has of the rows.
     fn blocks(p: &Several) -> usize {
-        // Of as many short stretches as there are warps each has its own.
-        match (p.cols as usize / WG_BLOCK, p.stretches as usize) {
+        // Of as many short parts as there are warps each has its own.
+        match (p.cols as usize / WG_BLOCK, p.parts as usize) {
             (all, WARPS) if p.apart != 0 => all / WARPS,
             (all, WARPS) => all.max(WARPS * AT_A_TIME),
             (all, _) => all,
@@ -54,7 +54,7 @@ impl Room {
 pub(super) fn may_be_apart(chip: &Chip, graph: &Graph, linear: NodeId) -> bool {
     let &[x, _] = graph.node(linear).args.as_slice() else { return false };
     let (cols, outputs) = (graph.ty(x).width(), graph.ty(linear).width());
-    let eight = |tiles| stretches(chip, tiles, cols) == WARPS as u32;
+    let eight = |tiles| stretches(chip, tiles, cols, false) == WARPS as u32;
     cols > WARPS * AT_A_TIME * WG_BLOCK && count(outputs.div_ceil(WG_M)).is_ok_and(eight)
 }
 
@@ -95,15 +95,17 @@ impl Lowering<'_> {
     pub(super) fn several(&self, cols: usize, row: Row, domains: &[Multiplied]) -> Result<Several> {
         let columns = self.dealt(domains, WG_M)?;
         let tiles = columns.first[MAX_DOMAINS];
-        let stretches = stretches(self.chip, tiles, cols);
+        // Of planes' stretches, which are more, a warp has several in a row.
+        let parts = stretches(self.chip, tiles, cols, false);
+        let each = stretches(self.chip, tiles, cols, columns.part[0].lo != 0) / parts;
         // As many blocks as there are, and as few outputs for each.
         let outputs = tiles.checked_mul(4).ok_or_else(too_large)?;
-        let most = WARPS as u32 / stretches;
+        let most = WARPS as u32 / parts;
         let enough = |subs: &u32| outputs.div_ceil(*subs) <= self.chip.processors;
         let subs = [1, 2, 4].into_iter().filter(|s| *s < most).find(enough).unwrap_or(most);
-        // Whether stretches end where spans do, which are alike in all parts.
-        let each = columns.part[0].span_cols() * stretches as usize;
-        let alone = stretches == 1 || cols.is_multiple_of(each);
+        // Whether parts end where spans do, which are alike in all parts.
+        let spans = columns.part[0].span_cols() * parts as usize;
+        let alone = parts == 1 || cols.is_multiple_of(spans);
         // A norm sees whole rows; and who waits for sums of stretches takes their places back for what it leaves.
         let left = is_fresh(columns.domain[0].epilogue.out, self.bases);
         let apart = self.places.apart(self.group).filter(|_| alone && row.norm.0 == 0 && left);
@@ -117,11 +119,13 @@ impl Lowering<'_> {
             eps: row.norm.1,
             cols: count(cols)?,
             stride: row.row.n,
-            stretches,
+            parts,
+            each,
             jobs,
             subs,
             first_block: 0,
             alone: u32::from(alone),
+            unused: 0,
             apart,
             domains: count(domains.len())?,
             sums: 0,
@@ -318,7 +322,7 @@ mod tests {
             let (_, made) = gates(format, dim, inner, 3);
             let all = chains(&made).into_iter().flat_map(|c| &c.links).skip(2).take(2);
             let link = |l: &Launch| match &l.parameters {
-                Parameters::Several(p) => Some((p.stretches, p.subs, p.jobs, p.alone)),
+                Parameters::Several(p) => Some((p.parts, p.subs, p.jobs, p.alone)),
                 _ => None,
             };
             all.filter_map(link).collect()

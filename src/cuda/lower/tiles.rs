@@ -20,12 +20,15 @@ pub(super) fn sums_size(cols: usize, rows: usize) -> usize {
 }
 
 /// Stretches that the inputs of a product of so many tiles are summed up in, so that blocks can share
-/// them where tiles are few. It must not depend on the number of rows: it is the order of a row's sums.
-pub(super) fn stretches(chip: &Chip, tiles: u32, cols: usize) -> u32 {
-    let fits = |s: &u32| {
-        tiles.saturating_mul(*s) <= 2 * chip.processors && cols / WG_BLOCK >= 2 * *s as usize
+/// them where tiles are few. It must not depend on the number of rows: it is the order of a row's sums. Of planes four
+/// blocks are on a multiprocessor where there are up to 32 rows, and more of them are worth more than their sums cost.
+pub(super) fn stretches(chip: &Chip, tiles: u32, cols: usize, planes: bool) -> u32 {
+    let fits = |(s, blocks): &(u32, u32)| {
+        let all = tiles.saturating_mul(*s);
+        all <= blocks * chip.processors && cols / WG_BLOCK >= 2 * *s as usize
     };
-    [8, 2].into_iter().find(fits).unwrap_or(1)
+    let ways: &[_] = if planes { &[(8, 2), (4, 2), (2, 4)] } else { &[(8, 2), (2, 2)] };
+    ways.iter().copied().find(fits).map_or(1, |way| way.0)
 }
 
 /// Shapes a product of many rows for as many as it was given; which of its kernels that takes.
@@ -35,8 +38,8 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
         return 0;
     }
     let planes = p.part[0].lo != 0;
-    // With so many rows halves of all stretches are enough for the chip, and cost less to add up.
-    let halves = p.rows > 128 && p.stretches == 8;
+    // With so many rows blocks need not have one stretch each, which costs less to add up.
+    let halves = p.rows > 128 && (p.stretches == 8 || planes && p.stretches > 1);
     let tile = match p.rows {
         0..=8 => 0,
         9..=32 => 1,
@@ -44,56 +47,58 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
         _ => 2,
     };
     let tiles = p.first[MAX_DOMAINS];
-    // Warpgroups of a block, and its stretches: half of all where rows are many; where they are few two in a row of
+    // Warpgroups of a block, and its stretches: half of all, or both, where rows are many; where they are few two in a row of
     // floats, one of planes. Two at once would have a multiprocessor for themselves, and not all clusters of such
     // blocks are on the chip at the same time.
     let (groups, each) = match (tile, p.stretches) {
-        (FEW.., all) => (2, if halves { all / 2 } else { 1 }),
+        (FEW.., all) => (2, if halves { (all / 2).max(2) } else { 1 }),
         (_, 8) if !planes => (1, 2),
         _ => (1, 1),
     };
     p.each = each;
-    (p.tile, p.stages) = (TILE_ROWS[tile], TILE_STAGES[tile]);
+    // Of planes half the stages for up to 32 rows, so that a multiprocessor has four blocks.
+    let stages = if planes && tile == 1 { 2 } else { TILE_STAGES[tile] };
+    (p.tile, p.stages) = (TILE_ROWS[tile], stages);
     shape.cluster = p.stretches / p.each;
     shape.block = groups * 128;
     shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(groups));
     (p.pages, p.page) = if tile < FEW { pages(p, tile) } else { (0, 0) };
-    shape.shared = tile_shared(tile, groups, each, p.pages * p.page, p.sums != 0);
+    shape.shared = tile_shared(p, tile, groups, p.pages * p.page);
     tile
 }
 
-/// Spans of weights that a warp has on their way where rows are few, and how large they are. Two are enough, and of
-/// planes one if there are no more than two: taking one apart takes long, and more warps on a multiprocessor are worth
-/// more than another on its way.
+/// Pages of weights that a warp has on their way where rows are few, and how large they are: spans of floats, quarters of
+/// those of planes. Two are enough, and of planes no more is better: more warps on a multiprocessor are worth more than
+/// another on its way.
 fn pages(p: &Gemm, tile: usize) -> (u32, u32) {
     let parts = p.part.iter().take_while(|m| m.rows > 0);
-    let page = parts.map(Matrix::largest_span).max().unwrap_or(0).next_multiple_of(128);
-    let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32;
+    let page = parts.map(Matrix::page).max().unwrap_or(0).next_multiple_of(128);
+    let planes = p.part[0].lo != 0;
+    let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32 / if planes { QUARTERS } else { 1 };
     let each = (p.each * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
-    // Stretches that do not begin with a span have a part of one more.
+    // Stretches that do not begin with a page have a part of one more.
     let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
-    let fits = |pages: &u32, room| tile_shared(tile, 1, p.each, pages * page, p.sums != 0) <= room;
-    let most = most.min(MOST_PAGES);
-    let (enough, rooms): (u32, &[u32]) = match p.part[0].lo {
-        0 => (most.min(2), &[HALF, WHOLE]),
-        _ => (if most > 2 { 2 } else { 1 }, &[THIRD, HALF, WHOLE]),
+    let fits = |pages: &u32, room| tile_shared(p, tile, 1, pages * page) <= room;
+    let (most, rooms): (u32, &[u32]) = match planes {
+        true => (most.min(2), &[QUARTER, HALF, WHOLE]),
+        false => (most.min(MOST_PAGES), &[HALF, WHOLE]),
     };
-    let within = |&room: &u32| (enough..=most).rev().find(|n| fits(n, room));
+    let within = |&room: &u32| (most.min(2)..=most).rev().find(|n| fits(n, room));
     (rooms.iter().find_map(within).unwrap_or(1), page)
 }
 
-/// Shared memory of a block that leaves room for two others, for another, and of one alone.
-const THIRD: u32 = 75 << 10;
+/// Shared memory of a block that leaves room for three others, for another, and of one alone.
+const QUARTER: u32 = 56 << 10;
 const HALF: u32 = 113 << 10;
 const WHOLE: u32 = 220 << 10;
 
 /// Shared memory of a block: barriers, then the ring (at a multiple of 1,024) and, where rows are few, pages of so many
 /// bytes a panel; sums and registers of byte code replace them. Two stages may have sums of their rows.
-fn tile_shared(tile: usize, groups: u32, each: u32, pages: u32, row_sums: bool) -> u32 {
-    let (rows, few) = (TILE_ROWS[tile], tile < FEW);
+fn tile_shared(p: &Gemm, tile: usize, groups: u32, pages: u32) -> u32 {
+    let (rows, few, each) = (TILE_ROWS[tile], tile < FEW, p.each);
     let registers = MAX_REGISTERS as u32 * groups * 128 * 4;
-    let stages = 2 * WG_BYTES + if row_sums { SUMS } else { 0 };
-    let ring = TILE_STAGES[tile] * rows / WG_ROWS as u32 * stages as u32 / 2;
+    let two = 2 * WG_BYTES + if p.sums == 0 { 0 } else { SUMS };
+    let ring = p.stages * rows / WG_ROWS as u32 * two as u32 / 2;
     if !few {
         let sums = rows * (groups * WG_M as u32 + 4) * 4;
         // Behind the ring each thread has its sums of the stretches before.
@@ -154,18 +159,14 @@ mod tests {
                 assert!((shape.grid.0 - 1) * p.tile < rows);
                 // A block has one stretch, or two or half of all in a row.
                 assert_eq!(shape.cluster * p.each, p.stretches);
-                assert!(p.each == 1 || shape.cluster == if tile < FEW { 4 } else { 2 });
+                assert!(p.each <= 2 || shape.cluster == 2);
                 // Tiles of rows lie within what they have room for.
                 assert_eq!(p.groups, 512 / 8);
                 assert!(shape.grid.1 * (shape.block / 128) >= p.first[MAX_DOMAINS]);
                 // Two blocks and their system share fit a multiprocessor; one if its weights are wide.
                 let blocks = if tile < FEW && shape.shared > HALF { 1 } else { 2 };
                 assert!(blocks * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
-                assert!(
-                    tile >= FEW
-                        || p.pages >= 1
-                            && p.page >= p.part[0].span_bytes.min(p.part[0].panel_bytes)
-                );
+                assert!(tile >= FEW || p.pages >= 1 && p.page >= p.part[0].page());
                 for (d, outputs) in p.domain.iter().zip(p.first.windows(2)) {
                     let columns = WG_M as u32 / d.parts.max(1);
                     let rows = p.part[d.part[0] as usize].rows;
@@ -243,12 +244,54 @@ mod tests {
         }
     }
 
+    /// The order in which kernels add `each` stretches after stretches up, and then what those come to: the first half in
+    /// order, the second half, then both.
+    fn order(stretches: u32, each: u32, groups_add_up: bool) -> String {
+        let row = |of: &[String]| of.iter().cloned().reduce(|a, b| format!("({a}+{b})")).unwrap();
+        let all: Vec<_> = (0..stretches).map(|s| s.to_string()).collect();
+        let groups: Vec<_> =
+            if groups_add_up { all.chunks(each as usize).map(row).collect() } else { all };
+        match groups.split_at(groups.len() / 2) {
+            ([], whole) => row(whole),
+            (first, second) => row(&[row(first), row(second)]),
+        }
+    }
+
+    #[test]
+    fn sums_of_stretches_have_one_order_for_any_number_of_rows() {
+        let chip = CudaTarget::of(90).unwrap().0;
+        for (lo, tiles) in [0, 4].into_iter().flat_map(|lo| (1..600).map(move |t| (lo, t))) {
+            for cols in [256, 1024, 2048, 8192] {
+                let all = stretches(&chip, tiles, cols, lo != 0);
+                let parts = stretches(&chip, tiles, cols, false);
+                let want = order(all, all / parts, true);
+                for rows in [8, 32, 64, 128, 129, 512] {
+                    let mut p = Gemm {
+                        groups: 64,
+                        rows,
+                        stretches: all,
+                        stride: cols as u32,
+                        ..Gemm::default()
+                    };
+                    (p.first[MAX_DOMAINS], p.part[0].lo) = (tiles, lo);
+                    let (grid, together) = ((1, tiles), false);
+                    let mut shape =
+                        Shape { grid, cluster: 1, block: 0, shared: 0, early: true, together };
+                    let tile = set_tile(&mut p, &mut shape);
+                    // Where rows are few a block's stretches are added up with those of the others.
+                    let got = order(all, p.each, tile >= FEW);
+                    assert_eq!(got, want, "{tiles} tiles of {cols}, {rows} rows");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_stretch_of_planes_leaves_a_multiprocessor_to_others_where_rows_are_few() {
         for (format, beside) in
-            [(Format::Q1_0, 2), (Format::Q4_0, 2), (Format::Q4_K, 2), (Format::Q8_0, 1)]
+            [(Format::Q1_0, 3), (Format::Q4_0, 3), (Format::Q4_K, 3), (Format::Q8_0, 3)]
         {
-            for rows in [9, 32] {
+            for rows in [8, 9, 32] {
                 let all = square(format, rows);
                 let launch = all.iter().find(|l| matches!(l.kernel, Kernel::Gemm(_))).unwrap();
                 let Parameters::Gemm(p) = &launch.parameters else { continue };
@@ -271,11 +314,20 @@ mod tests {
     #[test]
     fn inputs_are_shared_where_tiles_are_few() {
         let chip = CudaTarget::of(90).unwrap().0;
-        let of = |outputs: u32, cols| stretches(&chip, outputs.div_ceil(64), cols);
-        assert_eq!((of(2048, 2048), of(2048, 8192), of(3072, 2048)), (8, 8, 2));
+        let of = |outputs: u32, cols| {
+            let of = |planes| stretches(&chip, outputs.div_ceil(64), cols, planes);
+            (of(false), of(true))
+        };
+        assert_eq!([of(2048, 2048), of(2048, 8192)], [(8, 8); 2]);
+        assert_eq!([of(3072, 2048), of(16384, 2048)], [(2, 4), (1, 2)]);
         // Neither where the chip is full, nor where a share would be next to nothing.
-        assert_eq!((of(16384, 2048), of(2048, 256)), (1, 1));
+        assert_eq!([of(128_256, 2048), of(2048, 256)], [(1, 1); 2]);
         // No stretch is empty.
-        assert_eq!((of(576, 576), of(576, 1536)), (2, 2));
+        assert_eq!([of(576, 576), of(576, 1536)], [(2, 2), (2, 4)]);
+        // Parts of a chain's warps have as many each.
+        for (outputs, blocks) in (1..40).flat_map(|o| (1..80).map(move |b| (o * 512, b * 128))) {
+            let (floats, planes) = of(outputs, blocks);
+            assert!(planes % floats == 0, "{outputs} x {blocks}: {floats}, {planes}");
+        }
     }
 }
