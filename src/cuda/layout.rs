@@ -368,6 +368,18 @@ mod tests {
     use super::*;
     use half::f16;
 
+    #[test]
+    fn four_pages_have_a_span_and_d_four_times() {
+        for format in Format::all() {
+            let (Some(q), Some(l)) = (format.quant(), Layout::of(*format, 8, 32 * UNIT)) else {
+                continue;
+            };
+            let parts = Parts::of(q, SPAN);
+            let pages = 4 * l.matrix(0).page() as usize;
+            assert_eq!(pages, parts.end + 3 * (parts.end - parts.d), "{}", format.name());
+        }
+    }
+
     /// What the kernels read at a row and column, written down a second time.
     fn value_at(l: &Layout, data: &[u8], row: usize, col: usize) -> f32 {
         let m = l.matrix(0);

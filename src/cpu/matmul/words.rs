@@ -26,8 +26,10 @@ use crate::model::format::{Min, Quant};
 pub(in crate::cpu) trait Words: Simd {
     /// The even bytes, and the odd ones, less `zero`, as 16 bits each.
     unsafe fn words(x: Self::I, zero: i32) -> [Self::I; 2];
-    /// Both halves of each lane times the i8 of it at `scales`. None is more than 16 bits.
-    unsafe fn weigh(words: Self::I, scales: *const u8) -> Self::I;
+    /// `LANES` i8, each in both halves of its lane.
+    unsafe fn both(at: *const u8) -> Self::I;
+    /// The products of halves of lanes. None is more than 16 bits.
+    unsafe fn mul_words(x: Self::I, y: Self::I) -> Self::I;
     unsafe fn store_words(at: *mut u8, x: Self::I);
     /// Adds to each lane the products of its two pairs of 16 bits. Wraps.
     unsafe fn dot_words(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
@@ -126,13 +128,17 @@ pub(in crate::cpu) unsafe fn open<
             let none = S::set(0);
             let mut w = args.tile.add(span.codes + 4 * lane);
             for group in 0..args.groups {
+                // Of each half.
+                let by: [_; 2] = std::array::from_fn(|half| {
+                    if HALVES { S::both(scales.integers(2 * group + half)) } else { none }
+                });
                 macro_rules! quads {
                     ($($i:literal)*) => { $(
                         let words = S::words(quad::<S, LO, HI, 0>(w, $i, none), zero);
                         for (i, mut words) in words.into_iter().enumerate() {
                             let pair = PAIRS * group + 2 * $i + i;
                             if HALVES {
-                                words = S::weigh(words, scales.integers(2 * group + $i / 4));
+                                words = S::mul_words(words, by[$i / 4]);
                             }
                             S::store_words(to.add(4 * TILE * TILES * pair), words);
                         }

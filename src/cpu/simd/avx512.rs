@@ -47,12 +47,11 @@ impl Words for Avx512 {
             let (even, odd) = (_mm512_and_si512(x, low), _mm512_srli_epi16::<8>(x));
             [_mm512_sub_epi16(even, zero), _mm512_sub_epi16(odd, zero)]
         }
-        fn weigh(words: __m512i, scales: *const u8) -> __m512i {
-            let scales = _mm512_cvtepi8_epi32(_mm_loadu_si128(scales.cast()));
-            // Each in both halves of its lane.
-            let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, scales, _mm512_slli_epi32::<16>(scales));
-            _mm512_mullo_epi16(words, both)
+        fn both(at: *const u8) -> __m512i {
+            let x = _mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()));
+            _mm512_mask_blend_epi16(0xaaaa_aaaa, x, _mm512_slli_epi32::<16>(x))
         }
+        fn mul_words(x: __m512i, y: __m512i) -> __m512i { _mm512_mullo_epi16(x, y) }
         fn store_words(at: *mut u8, x: __m512i) { _mm512_storeu_si512(at.cast(), x) }
         fn dot_words(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
             _mm512_dpwssd_epi32(acc, w, x)
