@@ -226,11 +226,11 @@ impl<S: Simd> Scales<S> {
             match SCALES {
                 ONE if MIN => (S::load_f16(scale), S::load_f16(min)),
                 ONE => (S::load_f16(scale), d),
-                SHARED => (d, d),
                 EXPONENT => (S::load_e8m0(scale), d),
                 NIBBLES => S::load_nibbles(scale),
-                _ if MIN => (S::mul(d, S::load_i8(scale)), S::mul(m, S::load_u8(min))),
-                _ => (S::mul(d, S::load_i8(scale)), d),
+                TWO if MIN => (S::mul(d, S::load_i8(scale)), S::mul(m, S::load_u8(min))),
+                // Sums meet the block's alone, or integers of 16 columns before it.
+                _ => (d, d),
             }
         }
     }

@@ -127,6 +127,9 @@ pub(in crate::cpu) unsafe fn open<
             // There are no tables here.
             let none = S::set(0);
             let mut w = args.tile.add(span.codes + 4 * lane);
+            if HALVES {
+                S::store(scale_at(0), scales.of_block::<SCALES>(0).0);
+            }
             for group in 0..args.groups {
                 // Of each half.
                 let by: [_; 2] = std::array::from_fn(|half| {
@@ -146,9 +149,7 @@ pub(in crate::cpu) unsafe fn open<
                 }
                 quads! { 0 1 2 3 4 5 6 7 }
                 w = w.add(LINE * (LO + HI) as usize);
-                if HALVES {
-                    S::store(scale_at(0), scales.of_block::<SCALES>(0).0);
-                } else {
+                if !HALVES {
                     let (scale, min) = scales.at::<SCALES, MIN>(group);
                     S::store(scale_at(group), scale);
                     if MIN {
