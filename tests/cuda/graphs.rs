@@ -137,20 +137,21 @@ fn the_same_bits_again_and_whatever_stands_beside() {
     }
 }
 
-/// Steps of two to eight rows are chains of products: of one stretch of inputs, of two and of eight, in pages of
-/// their own and shared ones, gone through once and in passes. Their number changes from step to step.
+/// Steps of two to eight rows are chains of products: of one stretch of inputs, of two, four and eight, in pages of
+/// their own and shared ones, gone through once and in passes. Their number changes from step to step. Of more than
+/// 128 rows a block has several stretches in a row.
 #[test]
 #[ignore = "needs a CUDA device"]
 fn few_rows_have_the_bits_of_many_in_every_format() {
     let backend = cuda();
-    let all = tokens(37, SMALL.vocabulary);
     let mut failed = Vec::new();
-    for (dim, ffn) in [(256, 4352), (512, 8192), (2048, 512)] {
+    for (dim, ffn, rows) in [(256, 4352, 37), (512, 8192, 37), (2048, 1280, 160)] {
+        let all = tokens(rows, SMALL.vocabulary);
         let s = Shape { dim, ffn, ..SMALL };
         for &format in Format::all() {
             let w = llama_weights(&s, format);
             let g = llama(&s, &w);
-            let limits = Limits { rows: 37, outs: 37, slots: 2, context: 40 };
+            let limits = Limits { rows, outs: rows, slots: 2, context: rows };
             let plan = Plan::new(&g, &backend, limits).unwrap();
             let mut session = backend.load(vec![backend.lower(&plan).unwrap()], &w).unwrap();
             let mut logits = |slot, chunks: &[usize]| {
@@ -167,8 +168,10 @@ fn few_rows_have_the_bits_of_many_in_every_format() {
                 }
                 found
             };
-            let want = logits(0, &[37]);
-            if want != logits(1, &[8, 3, 16, 2, 8]) {
+            let want = logits(0, &[rows]);
+            let mut chunks = vec![8, 3, 16, 2, 8];
+            chunks.extend((rows > 37).then(|| rows - 37));
+            if want != logits(1, &chunks) {
                 failed.push(format!("{} {dim} {ffn}", format.name()));
             }
         }
