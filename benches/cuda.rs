@@ -106,7 +106,11 @@ impl Random {
                             .copy_from_slice(&small(bits()).to_le_bytes());
                         if matches!(
                             format,
-                            Format::Q4_K | Format::Q5_K | Format::Q2_K | Format::Q4_1
+                            Format::Q4_K
+                                | Format::Q5_K
+                                | Format::Q2_K
+                                | Format::Q4_1
+                                | Format::Q5_1
                         ) {
                             let m = half::f16::ZERO.to_le_bytes();
                             bytes[at + scale + 2..at + scale + 4].copy_from_slice(&m);

@@ -76,7 +76,8 @@ struct MakesHeads {
     float scale = 1.0f;
     // Of all or of none, so that lanes stay together.
     if (p.q.norm || p.k.norm || p.v.norm) {
-      float sum = sum_of_lanes(sum_of_lanes(squares_of_two(to.v[0], to.v[1]), 4, 8), 1, 2);
+      float sum = sum_of_lanes(squares_of(to.v[0]) + squares_of(to.v[1]), 4, 8);
+      sum = sum_of_lanes(sum, 1, 2);
       scale = norm_scale(sum, dim, h.eps);
     }
     float* mine = stage + threadIdx.x / 16 * WIDE;

@@ -20,6 +20,7 @@ DEV Tile tile_of(const P& p, u32 tile) {
 }
 
 DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+DEV float4 times(float4 v, float by) { return make_float4(v.x * by, v.y * by, v.z * by, v.w * by); }
 
 // Adds up ALL of them, from where this block's share of rows begins.
 template <u32 ALL>
@@ -60,6 +61,39 @@ struct Share {
   DEV u32 count() const { return rows <= rank || tile.first >= tile.outputs ? 0 : (rows - rank - 1 >> by) + 1; }
 };
 
+// The factors of the norm of a block's rows, or of its share of them: made of squares, eight threads a row.
+template <u32 N>
+struct Factors {
+  static constexpr u32 MOST = N > 64 ? 4 : N > 8 ? 2 : 1;
+  const Gemm& p;
+  const Share& share;
+  float4 v[MOST];
+  DEV u32 row(u32 k) const { return share.rank + ((threadIdx.x + k * blockDim.x) / 8 << share.by); }
+  DEV const float* from(u32 k) const {
+    return p.squares + (u64)(share.m0 + row(k)) * squares_stride(p.stride / SQUARED) + threadIdx.x % 8 * 4;
+  }
+  DEV void ask() {
+#pragma unroll
+    for (u32 k = 0; k < MOST; k++)
+      v[k] = row(k) < share.rows && threadIdx.x % 8 * 4 < p.stride / SQUARED ? cg_f32x4(from(k)) : float4{};
+  }
+  DEV void make(float* to) const {
+#pragma unroll
+    for (u32 k = 0; k < MOST; k++) {
+      if (row(k) >= share.rows) continue;
+      u32 at = threadIdx.x % 8 * 4, all = p.stride / SQUARED, here = 0xffu << (threadIdx.x & 24);
+      // Of 128 columns at a time.
+      auto four = [&](float4 v) { return (v.x + v.y) + (at + 2 < all ? v.z + v.w : 0.0f); };
+      float sum = four(v[k]);
+#pragma unroll 1
+      for (u32 i = 32; at + 32 < all; i += 32) at += 32, sum += four(cg_f32x4(from(k) + i));
+      sum += __shfl_xor_sync(here, sum, 4);
+      sum = sum_of_lanes(sum, 1, 2, here);
+      if (threadIdx.x % 8 == 0) to[row(k)] = norm_factor(sum, p.stride, p.eps);
+    }
+  }
+};
+
 // Whether four columns can be done at once: they lie well, and nothing but a line is to do.
 DEV bool by_fours(const Epilogue& e, const Tile& tile, u32 columns) {
   if (e.form != STORE && e.form != RESIDUAL && e.form != GATED) return false;
@@ -92,8 +126,10 @@ DEV void ask_early(Residuals& r, const Gemm& p, const Share& s) {
   if (d.epilogue.form == RESIDUAL && by_fours(d.epilogue, s.tile, 4 << quads)) ask(r, d.epilogue, s, quads, s.t);
 }
 
-// `sums` begins with the tile's first column; `regs` are this thread's in byte code, every `step`th.
-DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u32 width, float* regs, u32 step) {
+// `sums` begins with the tile's first column; `factors` are those of the block's rows, if there is a norm; `regs` are this
+// thread's in byte code, every `step`th.
+DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u32 width, const float* factors, float* regs,
+                     u32 step) {
   const Domain& d = p.domain[s.tile.domain];
   const Epilogue& e = d.epilogue;
   u32 quads = quads_of(d), first = s.tile.first;
@@ -101,36 +137,44 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u
   bool two = d.parts != 1;
   auto at = [&](u32 n, u32 c) { return sums + n * width + (two ? c / 8 * 16 + c % 8 : c); };
   if (by_fours(e, s.tile, 4 << quads)) {
-    u32 all = s.count() << quads;
+    // A thread's columns are the same in all of its rows.
+    u32 all = s.count() << quads, c = (s.t & (1 << quads) - 1) * 4, col = first + c;
+    float4 norm = p.norm ? *(const float4*)(p.norm + col) : float4{};
 #pragma unroll 1
     for (u32 i0 = s.t; i0 < all; i0 += AT_ONCE * 128) {
       if (e.form == RESIDUAL && i0 != s.t) ask(r, e, s, quads, i0);
 #pragma unroll
       for (u32 k = 0; k < AT_ONCE; k++) {
-        u32 i = i0 + k * 128, n = s.rank + (i >> quads << s.by), c = (i & (1 << quads) - 1) * 4;
+        u32 i = i0 + k * 128, n = s.rank + (i >> quads << s.by);
         if (i >= all) break;
         float4 v = *(const float4*)at(n, c);
+        if (p.squares) v = times(v, factors[n]);
         if (e.form == RESIDUAL) {
           v.x = r.v[k].x + v.x, v.y = r.v[k].y + v.y, v.z = r.v[k].z + v.z, v.w = r.v[k].w + v.w;
         } else if (e.form == GATED) {
           float4 w = *(const float4*)(at(n, c) + 8);
+          if (p.squares) w = times(w, factors[n]);
           v.x = gate(e, v.x) * w.x, v.y = gate(e, v.y) * w.y;
           v.z = gate(e, v.z) * w.z, v.w = gate(e, v.w) * w.w;
         }
-        if (e.out) __stcg((float4*)(e.out + (u64)(s.m0 + n) * e.out_stride + first + c), v);
-        if (p.left.at) {
-          leave_split(p.left, s.m0 + n, first + c, v.x, v.y);
-          leave_split(p.left, s.m0 + n, first + c + 2, v.z, v.w);
+        if (e.out) __stcg((float4*)(e.out + (u64)(s.m0 + n) * e.out_stride + col), v);
+        if (p.norm) {
+          // A row's 64 columns are 16 threads'.
+          u32 here = 0xffffu << (s.t & 16), stride = squares_stride(s.tile.outputs / SQUARED);
+          float sum = sum_of_lanes(sum_of_lanes(squares_of(v), 4, 8, here), 1, 2, here);
+          if (c == 0) __stcg(p.left_squares + (u64)(s.m0 + n) * stride + first / SQUARED, sum);
+          v = times(v, norm);
         }
+        if (p.left.at) leave_four(p.left, s.m0 + n, col, v);
         if (p.left.sums) *(float4*)at(n, c) = v;
       }
     }
     // Apart from the others, which most products have alone.
 #pragma unroll 1
     for (u32 i = s.t; p.left.sums && i < all; i += 128) {
-      u32 n = s.rank + (i >> quads << s.by), c = (i & (1 << quads) - 1) * 4;
+      u32 n = s.rank + (i >> quads << s.by);
       float4 v = *(const float4*)at(n, c);
-      leave_sums_of<4>(p.left, s.m0 + n, first + c, (v.x + v.y) + (v.z + v.w), 0xffu << (s.t & 24));
+      leave_sums_of<4>(p.left, s.m0 + n, col, (v.x + v.y) + (v.z + v.w), 0xffu << (s.t & 24));
     }
     return;
   }
@@ -139,7 +183,8 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u
     u32 n = s.rank + (i >> quads + 2 << s.by), c = i & (4 << quads) - 1, col = first + c;
     if (col >= s.tile.outputs) continue;
     float early = e.form == RESIDUAL ? operand(e.residual, s.m0 + n, col, nullptr, 0) : 0.0f;
-    finish(e, s.m0 + n, col, *at(n, c), at(n, c)[two ? 8 : 0], early, regs, step);
+    float factor = p.squares ? factors[n] : 1.0f;
+    finish(e, s.m0 + n, col, *at(n, c) * factor, at(n, c)[two ? 8 : 0] * factor, early, regs, step);
   }
 }
 #endif

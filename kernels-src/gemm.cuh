@@ -1,6 +1,7 @@
 // What a product of many rows is given.
 #pragma once
 #include "split.cuh"
+#include "square.cuh"
 #include "units.cuh"
 
 struct Gemm {
@@ -17,7 +18,12 @@ struct Gemm {
   Matrix part[2 * MAX_DOMAINS];
   // Of the only domain, which has a straight line; then it may leave no plain rows.
   SplitTiles left;
+  // Squares of rows (square.cuh), whose norm's factor is for the sums; null if there is none. What is left is multiplied by
+  // the weights of a norm, null for none, and its squares are left, too.
+  const float *squares, *norm;
+  float* left_squares;
+  float eps;
   // With few rows (few90.cuh): pages of weights of a warp, and bytes of a panel's span in them.
-  u32 pages, page;
+  u32 pages, page, unused;
 };
-static_assert(sizeof(Gemm) == 2800, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemm) == 2832, "src/cuda/abi.rs mirrors it");

@@ -61,7 +61,13 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
   Share share = {tile_of(p, first_tile + group), m0, rows, rank, log_of(splits), t % 128};
   Residuals residuals;
   if (group < tiles) ask_early(residuals, p, share);
+  // Factors have their place between barriers and what no sums are.
+  static_assert(16 * MAX_GEMM_STAGES + 4 * N + SUMS <= HEADER, "the header");
+  float* factors = sums - SUMS / 4 - N;
+  Factors<N> norm = {p, share};
+  if (p.squares) norm.ask();
   if (splits > 1) cluster_meet();
+  if (p.squares) norm.make(factors);
   if (splits * each > 1) {
     if (splits == 1) __syncthreads();
     add_up(shared_address(sums), width, N, rows, rank, splits, each, t, blockDim.x);
@@ -69,7 +75,8 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
     if (splits > 1) cluster_leave();
   }
   __syncthreads();
-  if (group < tiles) finish_tile(p, share, residuals, sums + group * WG_M, width, sums + each * N * width + t, blockDim.x);
+  float* regs = sums + each * N * width + t;
+  if (group < tiles) finish_tile(p, share, residuals, sums + group * WG_M, width, factors, regs, blockDim.x);
   if (splits > 1) cluster_wait();
 }
 
@@ -168,11 +175,10 @@ DEV void step_of_floats(WgRows rows_at, const Left& left, float (&acc)[N / 2]) {
   wg_commit();
 }
 
+// Leaves a block's sums in shared memory.
 template <class S, u32 N>
-DEV void gemm90(const Gemm& p) {
-  extern __shared__ u8 unaligned[];
-  u32 base = (shared_address(unaligned) + 1023) & ~1023u;
-  u8* shared = unaligned + (base - shared_address(unaligned));
+DEV void gemm90(const Gemm& p, u8* shared) {
+  u32 base = shared_address(shared);
   u32 full = base, empty = base + 8 * MAX_GEMM_STAGES, tiles = base + HEADER;
   u32 t = threadIdx.x, warp = t / 32, lane = t % 32, group = warp / 4;
   u32 groups = blockDim.x / 128, first_tile = blockIdx.y * groups;
@@ -268,22 +274,28 @@ DEV void gemm90(const Gemm& p) {
   sums_before.put(acc, true);
 
   // The ring has served: no copy is on its way, and nobody reads it any more once all are here.
-  float* sums = (float*)(shared + HEADER);
   __syncthreads();
-  put_sums<N>(acc, sums + group * WG_M, sums_width(groups));
-  finish_block<N>(p, sums, 1, first_tile, groups);
+  put_sums<N>(acc, (float*)(shared + HEADER) + group * WG_M, sums_width(groups));
 }
 
 // How weights are taken apart: the first that takes them.
 template <u32 N, class FIRST, class... REST>
-DEV void gemm_many(const Gemm& p) {
+DEV void gemm_many_as(const Gemm& p, u8* shared) {
   if constexpr (sizeof...(REST) == 0) {
-    gemm90<FIRST, N>(p);
+    gemm90<FIRST, N>(p, shared);
   } else {
     const Domain& d = p.domain[tile_of(p, blockIdx.y * (blockDim.x / 128) + threadIdx.x / 128).domain];
     if (__syncthreads_and(FIRST::takes(p.part[d.part[0]]) && FIRST::takes(p.part[d.part[d.parts == 1 ? 0 : 1]])))
-      gemm90<FIRST, N>(p);
-    else gemm_many<N, REST...>(p);
+      gemm90<FIRST, N>(p, shared);
+    else gemm_many_as<N, REST...>(p, shared);
   }
+}
+template <u32 N, class... HOW>
+DEV void gemm_many(const Gemm& p) {
+  extern __shared__ u8 unaligned[];
+  u8* shared = unaligned + (-shared_address(unaligned) & 1023);
+  gemm_many_as<N, HOW...>(p, shared);
+  u32 groups = blockDim.x / 128;
+  finish_block<N>(p, (float*)(shared + HEADER), 1, blockIdx.y * groups, groups);
 }
 #endif

@@ -233,10 +233,11 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
       }
     }
     Place to = {group, groups, member, sums.part[which], pass != 0};
-    Path path = F::path_of(at);
-    bool ends = path == ONE_SCALE       ? multiply_pages<F, ONE_SCALE, CHAIN>(m, ring, page, at, x, to, lane)
-                : path == SCALE_AND_MIN ? multiply_pages<F, SCALE_AND_MIN, CHAIN>(m, ring, page, at, x, to, lane)
-                                        : multiply_pages<F, ANY, CHAIN>(m, ring, page, at, x, to, lane);
+#define MULTIPLY(PATH) multiply_pages<F, PATH, CHAIN>(m, ring, page, at, x, to, lane)
+#define OR_BY(PATH) F::has(PATH) && at.path == PATH ? MULTIPLY(PATH) :
+    bool ends = OR_BY(ONE_SCALE) OR_BY(ONE_AND_MIN) OR_BY(SCALE_AND_MIN) OR_BY(HALVES) OR_BY(HALVES_AND_MIN) MULTIPLY(ANY);
+#undef OR_BY
+#undef MULTIPLY
     if (!ends) continue;
     first = false;
     sum_up(which);

@@ -124,9 +124,11 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
           break;
         }
         case R_NORM: {
-          // kind 1: the mean is taken off; 2: a weight for each head. A weight and a bias or none.
+          // kind 1: the mean is taken off; 2: a weight for each head; 4: its factor is for the sums of a product that reads
+          // it, and squares go to aux2. A weight and a bias or none.
           const float *weight = (const float*)op.aux, *bias = (const float*)op.aux2;
-          bool layer = op.kind & 1, each = op.kind & 2;
+          bool layer = op.kind & 1, each = op.kind & 2, factored = op.kind & 4;
+          if (factored) bias = nullptr;
           auto write = [&](u32 at, u32 e, float v) {
             u32 w = each ? col + at : e;
             if (weight) v *= weight[w];
@@ -153,13 +155,22 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
             float sum = 0;
             for (u32 first = 0; first < blocks; first += step / 16) {
               hold(first);
-              float block = sum_of_lanes(sum_of_lanes(squares_of_two(v[0], v[1]), 4, 8), 1, 2);
-              if (t % 16 == 0) squares[t / 16] = block;
+              // Of half a block.
+              float half = squares_of(v[0]) + squares_of(v[1]);
+              half += __shfl_xor_sync(FULL, half, 4), half = sum_of_lanes(half, 1, 2);
+              if (factored) {
+                u32 at = first * 2 + t / 8, all = op.len / SQUARED;
+                if (t % 8 == 0 && at < all) __stcg((float*)op.aux2 + (u64)row * squares_stride(all) + at, half);
+                continue;
+              }
+              half += __shfl_xor_sync(FULL, half, 8);
+              if (t % 16 == 0) squares[t / 16] = half;
               __syncthreads();
-              sum = sum_of_blocks(sum, squares, min(step / 16, blocks - first));
+#pragma unroll 4
+              for (u32 i = 0; i < min(step / 16, blocks - first); i++) sum += squares[i];
               __syncthreads();
             }
-            float scale = norm_scale(sum, op.n0, op.c);
+            float scale = factored ? 1.0f : norm_scale(sum, op.n0, op.c);
             for (u32 first = 0; first < blocks; first += step / 16) {
               if (blocks > step / 16) hold(first);
 #pragma unroll

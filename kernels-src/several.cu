@@ -258,22 +258,34 @@ DEV float sum_up_parts(const float* sums, u32 parts) {
 // Of a lane at most.
 constexpr u32 RESULTS = 4;
 
-// Makes blocks from `block`, whose numbers were asked for; a norm's weights were, or are now.
-DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u32 sums, u32 norm, bool ask, float scale,
-                   u32 lane) {
+// Makes blocks from `block`, whose numbers were asked for. Of a norm the weights, which are for `norm`, are multiplied into them,
+// and its factor is for the sums: squares of blocks of eight rows go to `squares`.
+DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u32 sums, u32 norm,
+                   float (*squares)[NORM_BLOCKS], u32 lane) {
   if (!p.norm) x.settle(block, two);
   if (p.norm) {
-    if (ask) ask_norm(p, norm, block, two, lane);
+    ask_norm(p, norm, block, two, lane);
+    float sum[AT_A_TIME];
+    auto nan = [&]() {
+#pragma unroll
+      for (u32 k = 0; k < AT_A_TIME; k++) sum[k] = squares_of_lanes(x.v[k]) + squares_of_lanes(x.v[k] + 4);
+      return sum[0] + sum[1] != sum[0] + sum[1];
+    };
+    if (x.polls) x.settle(block, two, nan);
+    else nan();
+#pragma unroll
+    for (u32 k = 0; k < AT_A_TIME; k++)
+      if (lane % 4 == 0 && (k == 0 || two)) squares[lane / 4][block + k] = sum[k];
     norm_is_there();
 #pragma unroll
     for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
       float4& v = x.v[k / 8][k % 8];
       u32 w[4];
       weights(norm + (k * 16 + lane % 4 * 4) * 4, w[0], w[1], w[2], w[3]);
-      v = normed(v, scale, make_float4(__uint_as_float(w[0]), __uint_as_float(w[1]), __uint_as_float(w[2]), __uint_as_float(w[3])));
+      v = times(v, make_float4(__uint_as_float(w[0]), __uint_as_float(w[1]), __uint_as_float(w[2]), __uint_as_float(w[3])));
     }
     // All have read them before others come.
-    if (ask) __syncwarp();
+    __syncwarp();
   }
 #pragma unroll
   for (u32 k = 0; k < AT_A_TIME; k++) {
@@ -282,6 +294,19 @@ DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u3
     else lay_block<false>(x.v[k], at + k * BLOCK_BYTES, lane);
     if (sums) lay_sums(x.v[k], sums + k * SUMS, lane);
   }
+}
+
+// The norm's factor of a row, of which four lanes know the squares: that of row `lane` / 4.
+DEV float factor_of(const Several& p, const float* squares, u32 lane) {
+  u32 all = p.cols / SQUARED;
+  auto eighth = [&](u32 at) {
+    float sum = 0;
+    for (; at < all; at += 32) sum += squares[at / 2] + (at + 2 < all ? squares[at / 2 + 1] : 0.0f);
+    return sum;
+  };
+  u32 at = lane % 4 * 4;
+  float sum = eighth(at) + eighth(at + 16);
+  return norm_factor(sum_of_lanes(sum, 1, 2), p.cols, p.eps);
 }
 
 struct Consumer {
@@ -304,46 +329,23 @@ struct Consumer {
     bool apart = p.apart != nullptr;
     u32 all = apart ? n / WARPS : n, before = apart ? job % WARPS * all : 0;
     u32 from = before + all * warp / WARPS, to = before + all * (warp + 1) / WARPS;
-    bool once = to - from <= AT_A_TIME, own = parts == WARPS && !apart && n <= WARPS * AT_A_TIME;
+    bool own = parts == WARPS && !apart && n <= WARPS * AT_A_TIME;
     u32 mine = own ? warp * AT_A_TIME : from - before, weights = shared_address(b.norm[warp]);
     // Where blocks of this block's rows lie, and their sums.
     auto rows_at = [&](u32 place) { return frags + place * BLOCK_BYTES; };
     auto sums_at = [&](u32 place) { return p.sums ? frags + p.sums + place * SUMS : 0; };
     Numbers x(p, rows, lane, l.fresh.polls);
-    float scale = 1.0f;
-    auto two = [&](u32 block) { return block + 1 < to; };
-    if (from < to) x.ask(from, two(from));
-    if (p.norm) {
-#pragma unroll 1
-      for (u32 block = from; block < to; block += AT_A_TIME) {
-        if (block != from) x.ask(block, two(block));
-        if (once) ask_norm(p, weights, block, two(block), lane);
-        float sum[AT_A_TIME];
-        auto squares = [&]() {
-#pragma unroll
-          for (u32 k = 0; k < AT_A_TIME; k++) sum[k] = squares_of(x.v[k]);
-          return sum[0] + sum[1] != sum[0] + sum[1];
-        };
-        if (x.polls) x.settle(block, two(block), squares);
-        else squares();
-#pragma unroll
-        for (u32 k = 0; k < AT_A_TIME; k++) {
-          sum[k] = sum_of_lanes(sum[k], 1, 2);
-          if (lane % 4 == 0 && (k == 0 || two(block))) b.squares[lane / 4][block + k] = sum[k];
-        }
-      }
-      meet();
-      scale = norm_scale(sum_of_blocks(0.0f, b.squares[lane / 4], n), p.cols, p.eps);
-      if (!once) x.ask(from, two(from));
-    }
 #pragma unroll 1
     for (u32 block = from; block < to; block += AT_A_TIME) {
-      if (block != from) x.ask(block, two(block));
+      bool two = block + 1 < to;
       u32 place = mine + block - from;
-      make_rows(p, x, block, two(block), rows_at(place), sums_at(place), weights, !once, scale, lane);
+      x.ask(block, two);
+      make_rows(p, x, block, two, rows_at(place), sums_at(place), weights, b.squares, lane);
     }
     if (!own) meet();
     else __syncwarp();
+    float factor = 1.0f;
+    if (p.norm && !own) factor = factor_of(p, b.squares[lane / 4], lane);
     u32 sub = apart ? 0 : warp >> log, part = Part(p, job, warp).part;
     u32 begin = n * part >> log, end = n * (part + 1) >> log;
     walk.arrivals = p.alone ? WARPS : WARPS >> log, walk.step = owners.count;
@@ -391,7 +393,10 @@ struct Consumer {
       if (parts == 1) {
         if (has) {
 #pragma unroll
-          for (u32 k = 0; k < RESULTS; k++) out.finish(row_of(k), output_of(k), acc[k], acc[k % 2 + 2], early[k]);
+          for (u32 k = 0; k < RESULTS; k++) {
+            float of_row = __shfl_sync(FULL, factor, row_of(k) * 4);
+            out.finish(row_of(k), output_of(k), acc[k] * of_row, acc[k % 2 + 2] * of_row, early[k]);
+          }
         }
         continue;
       }
@@ -401,16 +406,19 @@ struct Consumer {
 #pragma unroll
       for (u32 j = 0; j < 4; j++) to_sums[j % 2 * SUMS_WIDTH + j / 2 * 8] = acc[j];
       meet();
+      // Its squares are all there now.
+      if (p.norm && own) factor = factor_of(p, b.squares[lane / 4], lane);
 #pragma unroll
       for (u32 k = 0; k < 2; k++) {
         if (!has || k >= results) continue;
         const float* from = sums + (sub * parts * ROWS_MOST + row_of(k)) * SUMS_WIDTH + output_of(k);
         float v = sum_up_parts(from, parts), partner = out.two ? sum_up_parts(from + 8, parts) : 0.0f;
-        out.finish(row_of(k), output_of(k), v, partner, early[k]);
+        float of_row = __shfl_sync(FULL, factor, row_of(k) * 4);
+        out.finish(row_of(k), output_of(k), v * of_row, partner * of_row, early[k]);
       }
     }
-    // Nobody makes rows where others still multiply.
-    if (parts == 1 || apart) meet();
+    // Nobody makes rows where others still multiply, nor squares where others look at them.
+    if (parts == 1 || apart || p.norm && own) meet();
     if (apart) finish_apart(p, l.fresh.next);
   }
 

@@ -39,6 +39,14 @@ DEV void leave_split(const SplitTiles& to, u32 row, u32 e, float v, float w) {
   *(u32*)at = high;
   *(u32*)(at + 512) = low_parts(v, w, high);
 }
+// Four elements from `e`, a multiple of four: the second pair lies in the piece beside the first one's.
+DEV void leave_four(const SplitTiles& to, u32 row, u32 e, float4 v) {
+  u64 place = tile_place(row, e, to.groups, to.order == FOURS);
+  u32 high = bf16x2(v.x, v.y), next = bf16x2(v.z, v.w);
+  u16 *at = to.at + place, *beside = to.at + (place ^ 8);
+  *(u32*)at = high, *(u32*)(at + 512) = low_parts(v.x, v.y, high);
+  *(u32*)beside = next, *(u32*)(beside + 512) = low_parts(v.z, v.w, next);
+}
 // A number as two bf16 that add up to it, in a word.
 DEV u32 two_of(float v) { return bf16x2(v, v - bf16_low(bf16x2(v, v))); }
 // What a unit's first 16 inputs and the others come to. Whoever makes them adds neighbours up, then neighbouring sums, and so on.

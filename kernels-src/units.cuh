@@ -43,8 +43,9 @@ DEV void summed(u32 which) {
   asm volatile("bar.sync %0, %1;" ::"r"(1 + which), "n"((WARPS + 1) * 32) : "memory");
 }
 
-// How scales are read: of most formats in few instructions, of the others as the matrix says.
-enum Path : u32 { ONE_SCALE, SCALE_AND_MIN, ANY };
+// How scales are read, in few instructions: a scale, or one and what is added; of two levels those of a unit, or of its
+// halves with what is added or without; else as the matrix says.
+enum Path : u32 { ONE_SCALE, ONE_AND_MIN, SCALE_AND_MIN, HALVES, HALVES_AND_MIN, ANY };
 
 // Sums of COUNT values over LANES lanes, each NEXT behind the one before, several at once: what is left of the values goes
 // half to one half of the lanes and half to the other. The first COUNT-th of the lanes end up with the first sum, and so on.
@@ -146,6 +147,13 @@ struct Planes {
     }
   };
 
+  // What formats of these planes have.
+  static DEV constexpr bool has(Path path) {
+    if (path == HALVES) return LO + HI == 6 || LO + HI == 3;
+    if (path == HALVES_AND_MIN) return LO == 2 && HI == 0;
+    if (path == ONE_AND_MIN || path == SCALE_AND_MIN) return LO == 4 && HI < 2;
+    return path == ANY || LO + HI != 6 && LO + HI != 3;
+  }
   // Where a lane's units of a part are, from the start of a slice, and how the part is to be read.
   struct Lane {
     u32 lo[EACH], hi[EACH], scales[EACH], d[EACH];
@@ -155,8 +163,12 @@ struct Planes {
     DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
       u32 row = row_of(lane), each = scale_bytes(m);
       levels = m.levels, min = m.min, halves = m.halves, codes = m.codes, zero = m.zero;
-      path = codes != TABLE && levels == LEVEL_ONE && min == ZERO ? ONE_SCALE
-             : codes == PLAIN && levels == LEVEL_TWO && min == TWO && halves == 1 ? SCALE_AND_MIN : ANY;
+      path = ANY;
+      if (levels == LEVEL_ONE && codes != TABLE && min == ZERO) path = ONE_SCALE;
+      if (levels == LEVEL_ONE && codes == PLAIN && min == ONE) path = ONE_AND_MIN;
+      if (levels == LEVEL_TWO && codes == PLAIN && min == ZERO && halves == 2) path = HALVES;
+      if (levels == LEVEL_TWO && codes == PLAIN && min == TWO) path = halves == 1 ? SCALE_AND_MIN : HALVES_AND_MIN;
+      if (!has(path)) path = ANY;
 #pragma unroll
       for (u32 e = 0; e < EACH; e++) {
         u32 local = member * WARP_UNITS + 8 * e + unit_of(lane);
@@ -198,8 +210,25 @@ struct Planes {
 #pragma unroll
       for (int k = 1; k < PLACES; k++) all = all * (STAY ? 1 << LO : 1) + t[k];
       if (LO == 1 && HI == 0 && at.codes == DOUBLE) all *= 2;
+      if constexpr (PATH == HALVES || PATH == HALVES_AND_MIN) {
+        // The first half of the places, which are so much lower, and the second.
+        constexpr int DOWN = STAY ? 4 : 0;
+        int first = STAY ? t[0] * (1 << LO) + t[1] : t[0], second = STAY ? t[2] * (1 << LO) + t[PLACES - 1] : t[1];
+        float v0 = (float)(first - (at.zero << UP - DOWN) * x.sum0) * (1.0f / (1 << UP - DOWN));
+        float v1 = (float)(second - (at.zero << UP) * x.sum1) * (1.0f / (1 << UP));
+        u32 steps = PATH == HALVES ? *(const u16*)s : *(const u32*)s;
+        u32 d = PATH == HALVES ? *(const u16*)(panel + at.d[e]) : *(const u32*)(panel + at.d[e]);
+        float f = half_to_f32(d & 0xffff) * ((float)(i8)steps * v0 + (float)(i8)(steps >> 8) * v1);
+        if (PATH == HALVES) return x.scale * f;
+        float less = (float)(steps >> 16 & 0xff) * (float)x.sum0 + (float)(steps >> 24) * (float)x.sum1;
+        return x.scale * (f - half_to_f32(d >> 16) * less);
+      }
       float v = (float)(all - (at.zero << UP) * sum) * (1.0f / (1 << UP));
       if (PATH == ONE_SCALE) return half_to_f32(*(const u16*)s) * x.scale * v;
+      if (PATH == ONE_AND_MIN) {
+        u32 both = *(const u32*)s;
+        return x.scale * (half_to_f32(both & 0xffff) * v + half_to_f32(both >> 16) * (float)sum);
+      }
       u32 steps = *(const u16*)s, d = *(const u32*)(panel + at.d[e]);
       float less = half_to_f32(d >> 16) * (float)(steps >> 8) * (float)sum;
       return x.scale * (half_to_f32(d & 0xffff) * (float)(i8)steps * v - less);
@@ -262,14 +291,13 @@ struct Planes {
     }
   }
 
-  static DEV Path path_of(const Lane& at) { return LO != 4 && at.path == SCALE_AND_MIN ? ANY : at.path; }
-
   // Slices `k`, `k + step`, … of the `n` of a page; sums go to `to`. `again` adds to those of the
   // passes before.
   template <Path PATH, bool MANY>
   static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to, u32 lane) {
-    constexpr u32 COUNT = PATH == ANY || LO == 8 ? 2 : 4;
+    // Two planes and more than a scale are more than a block has registers for beside another block.
+    constexpr u32 COUNT = PATH == ANY || LO == 8 || !MANY && HI && PATH != ONE_SCALE ? 2 : 4;
     if (MANY && EACH == 1 && n > COUNT * step) some<2 * COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
     else some<COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
   }
@@ -314,6 +342,7 @@ struct Floats {
 
   struct Lane {
     u32 at, line;
+    Path path;
     DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
       u32 span = member;
       // Beyond the last unit a lane does the first one again, with a row of zeros.
@@ -324,7 +353,7 @@ struct Floats {
     }
   };
 
-  static DEV Path path_of(const Lane&) { return ANY; }
+  static DEV constexpr bool has(Path path) { return path == ANY; }
   template <Path, bool MANY>
   static DEV void multiply(const Matrix&, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to, u32 lane) {

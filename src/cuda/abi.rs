@@ -297,9 +297,21 @@ pub(super) struct Gemm {
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
     pub left: SplitTiles,
+    /// Squares of rows, if their norm's factor is for the sums; a norm's weights for what is left, and where its squares go.
+    pub squares: u64,
+    pub norm: u64,
+    pub left_squares: u64,
+    pub eps: f32,
     /// With few rows: pages of weights of a warp, and bytes of a panel's span in them.
     pub pages: u32,
     pub page: u32,
+    pub unused: u32,
+}
+
+/// Columns whose squares are one number, and from one row's numbers to the next one's.
+pub(super) const SQUARED: usize = 64;
+pub(super) fn squares_stride(cols: usize) -> usize {
+    cols.div_ceil(SQUARED).next_multiple_of(4)
 }
 
 /// Where split rows lie: as they are, or in tiles of which a lane has inputs by eights or by fours.
@@ -484,7 +496,7 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2800, 3664, 456, 176, 256, 320, 24, 16, 0, 56, 120, 64, 40, 24]);
+        assert_eq!(sizes, [2760, 2832, 3664, 456, 176, 256, 320, 24, 16, 0, 56, 120, 64, 40, 24]);
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

@@ -19,6 +19,9 @@ pub(in crate::cuda) const R_PICK: u32 = 12;
 pub(in crate::cuda) const R_MIX: u32 = 13;
 pub(in crate::cuda) const R_JOIN: u32 = 14;
 
+/// Of a norm: its factor is for the sums of the product that reads it, which finds the squares.
+pub(in crate::cuda) const FACTORED: u32 = 4;
+
 /// What names the rows of a table.
 pub(in crate::cuda) const TOKENS: u32 = 0;
 pub(in crate::cuda) const POSITIONS: u32 = 1;

@@ -92,7 +92,7 @@ impl Machine {
                     let at = |c: u32| 2 * (row * u64::from(p.stride) + u64::from(c));
                     let order = if p.part[0].lo == 0 { EIGHTS } else { FOURS };
                     let tiles = SplitTiles { at: p.high, sums: p.sums, groups: p.groups, order };
-                    let x: Vec<f32> = (0..p.stride)
+                    let mut x: Vec<f32> = (0..p.stride)
                         .map(|c| match p.groups {
                             0 => self.bf16(p.high + at(c)) + self.bf16(p.low + at(c)),
                             _ => self.split_at(&tiles, row, u64::from(c)),
@@ -109,6 +109,13 @@ impl Machine {
                             assert!((there - sum).abs() <= 2e-5 * most, "{there}, not {sum}");
                         }
                     }
+                    if p.squares != 0 {
+                        let n = x.len() / SQUARED;
+                        let at = p.squares + 4 * row * squares_stride(x.len()) as u64;
+                        let sum: f32 = (0..n as u64).map(|i| self.get(at + 4 * i)).sum();
+                        let factor = 1.0 / (sum / x.len() as f32 + p.eps).sqrt();
+                        x.iter_mut().for_each(|v| *v *= factor);
+                    }
                     let at = self.memory.len() as u64;
                     let mut domains = p.domain;
                     let e = &mut domains[0].epilogue;
@@ -119,14 +126,23 @@ impl Machine {
                         (e.out, e.out_stride) = (at, 0);
                     }
                     self.product(row, &x, &domains[..p.domains as usize], &p.part);
+                    assert!(p.norm == 0 || p.left.at != 0);
+                    let mut squares = vec![0.0; stride as usize / SQUARED];
                     for e in 0..if p.left.at == 0 { 0 } else { u64::from(stride) } {
                         let v = self.get(at + 4 * e);
-                        self.split(&p.left, row, e, v);
+                        let by = if p.norm == 0 { 1.0 } else { self.get(p.norm + 4 * e) };
+                        self.split(&p.left, row, e, v * by);
+                        if p.norm != 0 {
+                            squares[e as usize / SQUARED] += v * v;
+                        }
                         if out != 0 {
                             self.set(out + 4 * (row * u64::from(stride) + e), v);
                         }
                     }
                     self.memory.truncate(at as usize);
+                    if p.norm != 0 {
+                        self.leave_squares(p.left_squares, row, &squares);
+                    }
                 }
             }
             Parameters::Experts(p) => {
@@ -182,6 +198,12 @@ impl Machine {
         for (c, v) in x.iter_mut().enumerate() {
             *v *= scale * self.get(weights + 4 * c as u64);
         }
+    }
+
+    /// Leaves what a row's columns come to squared, 64 of them at a time.
+    pub(super) fn leave_squares(&mut self, at: u64, row: u64, squares: &[f32]) {
+        let at = at + 4 * row * squares_stride(squares.len() * SQUARED) as u64;
+        squares.iter().enumerate().for_each(|(i, &v)| self.set(at + 4 * i as u64, v));
     }
 
     fn bf16(&self, at: u64) -> f32 {

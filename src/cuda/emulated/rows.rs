@@ -60,6 +60,14 @@ impl Machine {
                         let x: Vec<f32> = (h..h + n0).map(|e| a(self, &regs, e)).collect();
                         let sum: f32 = if op.kind & 1 != 0 { x.iter().sum() } else { 0.0 };
                         let mean = sum / n0 as f32;
+                        if op.kind & FACTORED != 0 {
+                            let squares = x.chunks(SQUARED).map(|x| x.iter().map(|v| v * v).sum());
+                            self.leave_squares(op.aux2, row, &squares.collect::<Vec<_>>());
+                            let by =
+                                |(e, v): (usize, &f32)| (e, v * self.get(op.aux + 4 * e as u64));
+                            out.extend(x.iter().enumerate().map(by));
+                            continue;
+                        }
                         let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n0 as f32;
                         for (i, v) in x.iter().enumerate() {
                             let e = if op.kind & 2 != 0 { col + (h + i) as u64 } else { i as u64 };

@@ -113,7 +113,20 @@ impl Lowering<'_> {
             return Ok((row, if one { Way::One } else { Way::Several }));
         }
         let mut row = Row::default();
-        if !one && prologue.is_empty() && self.left_split(lead, linear, x, cols)? {
+        let factored = self.factor(prologue)?.filter(|_| !one);
+        // What the launch before leaves, as it is or through a norm.
+        let left = match (prologue, factored) {
+            ([], _) if !one => Some((x, 0)),
+            ([norm], Some((weights, _))) => {
+                Some((origin(self.graph, self.arg(*norm, 0)?), weights))
+            }
+            _ => None,
+        };
+        let eps = factored.map_or(0.0, |(_, eps)| eps);
+        if let Some((x, weights)) = left
+            && let Some(squares) = self.left_split(lead, linear, x, cols, weights)?
+        {
+            row.norm = (squares, eps);
             return Ok((row, Way::Many));
         }
         let mut list = List::new();
@@ -125,6 +138,9 @@ impl Lowering<'_> {
             op.b = row.row;
         } else {
             self.split(lead, linear, cols, &mut op)?;
+        }
+        if factored.is_some() {
+            row.norm = (self.factored(lead, cols, &mut list)?, eps);
         }
         list.ops.push(op);
         Self::whole(&mut list)?;
@@ -147,13 +163,28 @@ impl Lowering<'_> {
             }
             _ => return Ok(None),
         };
+        let Some(norm) = self.plain_norm(id)? else { return Ok(None) };
+        Ok(Some(Row { row: self.value(origin(self.graph, self.arg(reads, 0)?))?, norm }))
+    }
+
+    /// The weights of a norm over whole rows, which nothing but one product reads.
+    fn plain_norm(&self, id: NodeId) -> Result<Option<(u64, f32)>> {
         let Op::RmsNorm(op) = &self.graph.node(id).op else { return Ok(None) };
         let plain = (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2);
         if !plain || self.put(id)?.is_some() {
             return Ok(None);
         }
-        let norm = (self.address(self.arg(id, 1)?)?, op.eps);
-        Ok(Some(Row { row: self.value(origin(self.graph, self.arg(reads, 0)?))?, norm }))
+        Ok(Some((self.address(self.arg(id, 1)?)?, op.eps)))
+    }
+
+    /// The norm that ends a prologue, if its factor is for the sums of a product of more rows than one: so it is on sm_90
+    /// wherever columns are whole blocks, whoever makes the rows.
+    fn factor(&self, prologue: &[NodeId]) -> Result<Option<(u64, f32)>> {
+        let whole = |id: &NodeId| self.graph.ty(*id).width().is_multiple_of(WG_BLOCK);
+        match prologue.last() {
+            Some(norm) if self.chip.hopper && whole(norm) => self.plain_norm(*norm),
+            _ => Ok(None),
+        }
     }
 
     /// Byte code for what becomes of a domain's columns, or a straight line where there is one, and

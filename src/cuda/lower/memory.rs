@@ -8,7 +8,7 @@ use super::chain::Places;
 use super::columns::{domains, raw};
 use super::experts::experts_work;
 use super::sample::scan_blocks;
-use super::tiles::{split_size, sums_size};
+use super::tiles::{split_size, squares_size, sums_size};
 use crate::cuda::abi::{BEST_BYTES, CHUNK, LINK_BYTES};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::{RopeTable, TensorKind, Work};
@@ -120,8 +120,11 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
                 // On sm_90 in turn: who leaves rows for a product reads those for its own.
                 let turns = if chip.hopper { 2 } else { 1 };
                 let split = cols.checked_mul(rows)?.checked_mul(4)?;
-                let sums = if chip.hopper { sums_size(cols, rows) } else { 0 };
-                work.split = split.checked_add(sums)?.checked_mul(turns)?;
+                let beside = match chip.hopper {
+                    true => sums_size(cols, rows).checked_add(squares_size(cols, rows))?,
+                    false => 0,
+                };
+                work.split = split.checked_add(beside)?.checked_mul(turns)?;
             }
             let columns = raw(&domains(graph, *linear, epilogue)?);
             work.raw = columns.checked_mul(rows)?.checked_mul(4)?;

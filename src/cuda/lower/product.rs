@@ -175,6 +175,8 @@ impl Lowering<'_> {
             first,
             domain,
             part,
+            squares: x.norm.0,
+            eps: x.norm.1,
             ..Gemm::default()
         };
         if self.chip.hopper {

@@ -58,7 +58,8 @@ pub(super) fn may_be_apart(chip: &Chip, graph: &Graph, linear: NodeId) -> bool {
     cols > WARPS * AT_A_TIME * WG_BLOCK && count(outputs.div_ceil(WG_M)).is_ok_and(eight)
 }
 
-/// The rows that a product multiplies, and the norm before it.
+/// The rows that a product multiplies, and the norm before it: its weights, or of many rows the squares, which are made with
+/// what is left of it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Row {
     pub row: Operand,

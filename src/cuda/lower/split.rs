@@ -1,7 +1,8 @@
 //! Rows as products with many of them take them: two bf16 that add up to each number, on sm_90 in tiles. A list
 //! of row-local work splits them, or the launch before leaves them so.
 
-use super::tiles::split_size;
+use super::rows::List;
+use super::tiles::{split_size, sums_size};
 use super::{Lowering, count, too_large};
 use crate::Result;
 use crate::cuda::abi::*;
@@ -32,6 +33,20 @@ impl Lowering<'_> {
         self.split_at + 4 * cols as u64 * rows as u64
     }
 
+    /// Where their squares are.
+    fn squares_at(&self, lead: Lead, cols: usize) -> Result<u64> {
+        let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+        Ok(self.sums_at(cols, rows) + sums_size(cols, rows) as u64)
+    }
+
+    /// Has the norm that a list ends with leave its factor to the sums of the product: where that finds the squares.
+    pub(super) fn factored(&self, lead: Lead, cols: usize, list: &mut List) -> Result<u64> {
+        let at = self.squares_at(lead, cols)?;
+        let Some(norm) = list.ops.last_mut() else { return Ok(0) };
+        (norm.kind, norm.aux2) = (norm.kind | FACTORED, at);
+        Ok(at)
+    }
+
     /// The operation that splits them.
     pub(super) fn split(
         &mut self,
@@ -49,55 +64,62 @@ impl Lowering<'_> {
     }
 
     /// Has the launch before leave `x` split, as the product takes it, if it can: that saves one. What nobody
-    /// else reads is not left as it is.
+    /// else reads is not left as it is. If there is a norm between, with these weights, what is left goes through it, and the
+    /// product finds the squares here.
     pub(super) fn left_split(
         &mut self,
         lead: Lead,
         linear: NodeId,
         x: NodeId,
         cols: usize,
-    ) -> Result<bool> {
+        norm: u64,
+    ) -> Result<Option<u64>> {
         let at = self.value(x)?.at;
         let adds = self.layouts(linear)?.iter().any(Layout::adds);
-        let Some(last) = self.out.last() else { return Ok(false) };
+        let Some(last) = self.out.last() else { return Ok(None) };
         // Whoever has a head has whole units of its sums.
         let units = |dim: u32| !adds || dim.is_multiple_of(UNIT as u32);
         let takes = match &last.parameters {
-            Parameters::Attend(p) => {
+            Parameters::Attend(p) if norm == 0 => {
                 let whole = p.heads as usize * p.dim as usize == cols;
                 let many = matches!(last.kernel, Kernel::AttendMany(_));
                 many && p.out == at && whole && units(p.dim)
             }
-            Parameters::AttendFew(p) => {
+            Parameters::AttendFew(p) if norm == 0 => {
                 let whole = p.many.heads as usize * p.many.dim as usize == cols;
                 p.many.out == at && whole && units(p.many.dim)
             }
             Parameters::Gemm(p) => {
                 let e = &p.domain[0].epilogue;
                 let whole = p.part[0].rows as usize == cols;
-                p.domains == 1 && e.form != CODE && e.out == at && whole && by_fours(p)
+                let one = p.domains == 1 && (norm == 0 || p.domain[0].parts == 1);
+                one && e.form != CODE && e.out == at && whole && by_fours(p)
             }
             _ => false,
         };
         let fits = self.chip.hopper && cols.is_multiple_of(WG_BLOCK) && last.lead == lead;
         if !(takes && fits) {
-            return Ok(false);
+            return Ok(None);
         }
         let output = |&o: &NodeId| origin(self.graph, o) == x;
         let alone = self.read_once(x) && !self.graph.outputs().iter().any(output);
         let tiles = self.tiles(lead, linear, cols)?;
-        let Some(last) = self.out.last_mut() else { return Ok(false) };
+        let squares = if norm == 0 { 0 } else { self.squares_at(lead, cols)? };
+        let Some(last) = self.out.last_mut() else { return Ok(None) };
         let (left, out) = match &mut last.parameters {
             Parameters::Attend(p) => (&mut p.left, &mut p.out),
             Parameters::AttendFew(p) => (&mut p.many.left, &mut p.many.out),
-            Parameters::Gemm(p) => (&mut p.left, &mut p.domain[0].epilogue.out),
-            _ => return Ok(false),
+            Parameters::Gemm(p) => {
+                (p.norm, p.left_squares) = (norm, squares);
+                (&mut p.left, &mut p.domain[0].epilogue.out)
+            }
+            _ => return Ok(None),
         };
         *left = tiles;
         if alone {
             *out = 0;
         }
-        Ok(true)
+        Ok(Some(squares))
     }
 
     /// How a product's weights lie.

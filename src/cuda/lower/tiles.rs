@@ -19,6 +19,11 @@ pub(super) fn sums_size(cols: usize, rows: usize) -> usize {
     cols / WG_BLOCK * rows.div_ceil(WG_ROWS) * SUMS
 }
 
+/// Bytes of the squares of so many split rows (`square.cuh`).
+pub(super) fn squares_size(cols: usize, rows: usize) -> usize {
+    4 * squares_stride(cols) * rows.next_multiple_of(WG_ROWS)
+}
+
 /// Stretches that the inputs of a product of so many tiles are summed up in, so that blocks can share
 /// them where tiles are few. It must not depend on the number of rows: it is the order of a row's sums. Of planes four
 /// blocks are on a multiprocessor where there are up to 32 rows, and more of them are worth more than their sums cost.

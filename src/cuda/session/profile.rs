@@ -10,7 +10,9 @@
 //! A chain says itself when each of its links ended in each block, if it is given memory for that.
 
 use super::{CudaSession, Ready, too_large};
-use crate::cuda::abi::{Domain, Epilogue, Heads, Matrix, Operand, R_NORM, RowList, VECTOR};
+use crate::cuda::abi::{
+    Domain, Epilogue, FACTORED, Heads, Matrix, Operand, R_NORM, RowList, VECTOR,
+};
 use crate::cuda::driver::{Event, Function, Graph, Memory, Shape};
 use crate::cuda::layout::Product;
 use crate::cuda::program::{Bases, Kernel, Launch, Parameters, unchained};
@@ -404,13 +406,17 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
     match parameters {
         Parameters::Gemv(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
         Parameters::Several(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
-        Parameters::Gemm(p) => of_product(&p.domain, &p.part).collect(),
+        Parameters::Gemm(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
         Parameters::Experts(p) => p.part.iter().map(|m| m.data).collect(),
         Parameters::Rows(p) => {
             let tables = p.table.iter().map(|m| m.data);
             let ops = p.op.iter().flat_map(|op| {
                 let vector = |o: &Operand| if o.place == VECTOR { o.at } else { 0 };
-                let params = if op.what == R_NORM { [op.aux, op.aux2] } else { [0; 2] };
+                let params = match op.what {
+                    R_NORM if op.kind & FACTORED != 0 => [op.aux, 0],
+                    R_NORM => [op.aux, op.aux2],
+                    _ => [0; 2],
+                };
                 [vector(&op.a), vector(&op.b), params[0], params[1]]
             });
             tables.chain(ops).collect()
