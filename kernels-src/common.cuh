@@ -24,9 +24,9 @@ typedef unsigned long long u64;
 constexpr u32 FULL = 0xffffffffu;
 #define INFINITY __int_as_float(0x7f800000)
 
-// Rows of a panel, units of a span (see layout.cuh), warps of a block that multiply.
+// Rows of a panel, units of a span of planes and of floats (see layout.cuh), warps of a block that multiply.
 constexpr u32 PANEL = 4;
-constexpr u32 SPAN = 32;
+constexpr u32 PLANES_SPAN = 8, FLOATS_SPAN = 32;
 constexpr u32 WARPS = 8;
 
 // Lets the next kernel of the stream onto the chip; it waits for our end before it reads what we

@@ -51,10 +51,9 @@ DEV void experts(const Experts& p) {
     while (part + 1 < p.parts && i >= p.first[part + 1]) part++;
     const Matrix& m = p.part[part];
     u32 panel = i - p.first[part];
-    const u8* span = m.data + (there ? expert * p.bytes[part] : 0) + (u64)panel * m.panel_bytes;
+    const u8* at = m.data + (there ? expert * p.bytes[part] : 0) + (u64)panel * m.panel_bytes;
     float acc[PANEL] = {0, 0, 0, 0};
-    for (u32 s = 0; there && s < m.spans; s++, span += m.span_bytes)
-      F::span(m, span, s, span_units(m, s), row_of_pick, lane, acc);
+    for (u32 unit = lane; there && unit < m.units; unit += 32) F::unit(m, at, unit, row_of_pick, acc);
     float mine = 0;
 #pragma unroll
     for (u32 r = 0; r < PANEL; r++) {

@@ -2,7 +2,7 @@
 //
 // A block has a tile of 64 outputs and one or two stretches of the inputs, one after the other; a warp has 16
 // outputs. Nearly all that must be brought is weights, each of which is used once: so a
-// warp brings its own four panels to shared memory page by page, a span of floats or a quarter of one of planes, the next
+// warp brings its own four panels to shared memory span by span, a page each, the next
 // ahead and the first ones before the kernel waits, and waits for nobody but them. Four blocks share a multiprocessor. Rows go through a ring that all share, as in gemm90.cuh; so do the
 // order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
 // row's bits. Up to 8 rows are multiplied by `mma` of a warp, up to 32 by `wgmma`: both kinds of instruction add up
@@ -86,9 +86,8 @@ struct Few {
   const Matrix* matrix[2];
   Lines line;
   u32 at = 0, stage = 0, parity = 0, page = 0, round = 0, next;
-  // This lane's part of a page, and the bytes of all of it; how many pages whole spans have.
-  Piece asked;
-  u32 expected, whole;
+  // The panel that one of the first four lanes asks for.
+  const u8* panel;
 
   // Where the `i`th of this block's stretches begins.
   DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + i) >> log_of(gridDim.z * each); }
@@ -104,6 +103,11 @@ struct Few {
     bytes = min(N / 8, (rows + 7) / 8) * GROUP;
     from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
     line = lines_of(p, tile_of(p, blockIdx.y), warp * 16 + lane / 4, matrix);
+    // The first lane that reads a panel knows which it is: others may be past the last output.
+    u64 panels[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) panels[i] = __shfl_sync(FULL, (u64)line.panel[i], lane % 2 * 16);
+    panel = (const u8*)(lane & 2 ? panels[1] : panels[0]);
   }
   DEV void begin_barriers() const {
     if (threadIdx.x == 0)
@@ -119,32 +123,24 @@ struct Few {
     u32 to = tiles + stage * STAGE, to_sums = row_sums + stage / 2 * SUMS_STAGE;
     bring_rows<N, S>(p, from, begin, i, bytes, to, to_sums, full + 8 * stage);
   }
-  // Asks for a page of a panel of each side, a lane for a part of one. Which panel, its first lane knows: others may be past the
-  // last output.
+  // Asks for a page, a span of four panels.
   template <class S>
-  DEV void fetch(u32 which, u32 page, bool first) {
-    if (which * S::BLOCKS >= end) return;
-    u32 side = lane / 8 % 2, to = pages + (page * 4 + half + side * 2) * p.page, at = here + 8 * page;
-    if (first || which % S::PAGES == 0 || which >= whole) {
-      u64 panels[2];
-#pragma unroll
-      for (u32 i = 0; i < 2; i++) panels[i] = __shfl_sync(FULL, (u64)line.panel[i], lane & 16);
-      asked = S::piece(side ? *matrix[1] : *matrix[0], (const u8*)(side ? panels[1] : panels[0]), which, lane % 8);
-      expected = __reduce_add_sync(FULL, asked.bytes);
-    } else {
-      // As much as before, but of d, which is all of the span's.
-      asked.from += lane % 8 < 3 ? asked.bytes : 0;
-    }
-    if (lane == 0) mbar_expect(at, expected);
+  DEV void fetch(u32 span, u32 page) {
+    if (span * S::BLOCKS >= end) return;
+    auto bytes_of = [&](const Matrix& m) { return span + 1 < m.spans ? m.span_bytes : m.panel_bytes - span * m.span_bytes; };
+    u32 first = bytes_of(*matrix[0]), second = bytes_of(*matrix[1]), at = here + 8 * page;
+    if (lane == 0) mbar_expect(at, 2 * (first + second));
     __syncwarp();
-    if (asked.bytes) bulk_copy(to + asked.place, asked.from, asked.bytes, at);
+    bool side = lane & 2;
+    if (lane < 4)
+      bulk_copy(pages + (page * 4 + lane) * p.page, panel + (u64)span * (side ? matrix[1] : matrix[0])->span_bytes,
+                side ? second : first, at);
   }
-
   // A page is done with: what comes next into it is asked for, and the next one waited for.
   template <class S>
   DEV void next_page() {
     __syncwarp();
-    fetch<S>(next++, page, false);
+    fetch<S>(next++, page);
     if (++page == p.pages) page = 0, round ^= 1;
     mbar_wait(here + 8 * page, round);
   }
@@ -205,9 +201,9 @@ struct Few {
 
   template <class S>
   DEV void run() {
-    next = begin / S::BLOCKS, whole = matrix[0]->units / SPAN * S::PAGES;
+    next = begin / S::BLOCKS;
 #pragma unroll 1
-    for (u32 i = 0; i < p.pages; i++) fetch<S>(next++, i, i == 0);
+    for (u32 i = 0; i < p.pages; i++) fetch<S>(next++, i);
     pdl_wait();
     if (threadIdx.x == 0)
       for (u32 i = 0; i < min(p.stages, last); i++) bring<S>(i, i);

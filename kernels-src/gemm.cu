@@ -9,13 +9,11 @@
 #if HOPPER
 // Few rows are a warpgroup's.
 #define ENTRY_FEW(NAME, ...) ENTRY_FOR(128, 4, NAME, __VA_ARGS__)
-// Pages of a span, where there are few rows.
-constexpr u32 QUARTERS = 4;
 // One for up to 8 rows, one for up to 32, one for more; and of floats one for many more where a block has several
 // stretches of inputs. Of planes sums of units are beside those of all, so that 64 rows are enough for a block.
 template <u32 N, int LO, int HI, u32... LOOKS>
 DEV void planes_few(const Gemm& p) {
-  gemm_few<N, PlanesPage<LO, HI, LOOKS, N == 8 ? at_once(LO, HI, LOOKS) : 1, QUARTERS>...>(p);
+  gemm_few<N, PlanesPage<LO, HI, LOOKS, N == 8 ? at_once(LO, HI, LOOKS) : 1>...>(p);
 }
 template <int LO, int HI, u32... LOOKS>
 DEV void planes_many(const Gemm& p) {

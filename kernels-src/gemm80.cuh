@@ -28,10 +28,10 @@ DEV void multiply(float* c, const u32* a, const u32* b) {
 }
 
 DEV const u8* unit_at(const Matrix& m, u32 row, u32 u, u32& n, const u8*& span) {
-  u32 s = u / SPAN;
-  n = span_units(m, s);
+  u32 s = u / FLOATS_SPAN;
+  n = span_units<FLOATS_SPAN>(m, s);
   span = m.data + (u64)(row / PANEL) * m.panel_bytes + (u64)s * m.span_bytes;
-  return span + (row % PANEL * n + u % SPAN) * 16;
+  return span + (row % PANEL * n + u % FLOATS_SPAN) * 16;
 }
 
 // Eight consecutive weights of a row: fetched early, decoded late.
@@ -57,7 +57,7 @@ struct PlanesTask {
     s = m = 0;
     u32 unit = k / 32;
     if (!there || unit >= w.units) return;
-    u32 span = unit / SPAN, n = span_units(w, span), r = row % PANEL, u = unit % SPAN;
+    u32 span = unit / PLANES_SPAN, n = span_units<PLANES_SPAN>(w, span), r = row % PANEL, u = unit % PLANES_SPAN;
     const u8* p = w.data + (u64)(row / PANEL) * w.panel_bytes + (u64)span * w.span_bytes;
     words<LO>(p, r, n, u, quarter, lo);
     if constexpr (HI != 0) words<HI>(p + span_at(w, n).hi, r, n, u, quarter, hi);

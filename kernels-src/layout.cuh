@@ -1,9 +1,9 @@
 // How a weight matrix lies in memory. The host writes it (src/cuda/layout.rs draws it).
 //
 // A *unit* is what a lane takes at once: 32 columns of a row of planes, 16 bytes of floats. A *span*
-// is up to 32 units of the 4 rows of a *panel*, one unit a lane; a panel is its spans in order.
+// is up to 8 units of planes or 32 of floats of the 4 rows of a *panel*; a panel is its spans in order.
 //
-//   span of planes   lo [piece][unit][row] · hi [unit][row] · scales [unit][row] · d [unit/8][row]
+//   span of planes   lo [piece][unit][row] · hi [unit][row] · scales [unit][row] · d [row]
 //   span of floats   [row][unit] of 16 bytes
 #pragma once
 #include "common.cuh"
@@ -46,10 +46,13 @@ DEV SpanAt span_at(const Matrix& m, u32 n) {
   at.d = at.scales + PANEL * n * scale_bytes(m);
   return at;
 }
+template <u32 SPAN>
 DEV u32 span_units(const Matrix& m, u32 span) {
   u32 rest = m.units - span * SPAN;
   return rest < SPAN ? rest : SPAN;
 }
+// Of a span that is not the last one.
+DEV u32 span_size(const Matrix& m) { return m.kind == PLANES ? PLANES_SPAN : FLOATS_SPAN; }
 
 // Four codes of a plane, a byte each: quad `q` of the unit whose words are `w`.
 template <int BITS>
@@ -98,7 +101,7 @@ DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) 
     r.m1 = r.m0;
     return r;
   }
-  const u8* pd = span + at.d + place_of(row, unit / 8) * d_bytes(m);
+  const u8* pd = span + at.d + row * d_bytes(m);
   float d = half_to_f32(*(const u16*)pd);
   r.s0 = d * (float)(i8)p[0];
   r.s1 = m.halves == 2 ? d * (float)(i8)p[1] : r.s0;
@@ -113,8 +116,8 @@ DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) 
 // One value, slowly: for embeddings, which read one row a token. `skip` bytes are before the matrix.
 DEV float value_at(const Matrix& m, u32 row, u32 col, u64 skip) {
   u32 per = m.kind == PLANES ? 32 : m.kind == F32 ? 4 : 8;
-  u32 u = col / per, e = col % per, span = u / SPAN, unit = u % SPAN, r = row % PANEL;
-  u32 n = span_units(m, span);
+  u32 u = col / per, e = col % per, size = span_size(m), span = u / size, unit = u % size, r = row % PANEL;
+  u32 n = min(size, m.units - span * size);
   const u8* p = m.data + skip + (u64)(row / PANEL) * m.panel_bytes + (u64)span * m.span_bytes;
   if (m.kind == F32) return *(const float*)(p + (r * n + unit) * 16 + e * 4);
   if (m.kind != PLANES) {

@@ -22,8 +22,9 @@ struct Several {
   // stretches of each, powers of two as `subs` is.
   u32 cols, stride, parts, each;
   // Jobs of 16 outputs times `subs`, and the block that has the first of them; whether each part has spans of its
-  // own, and so each warp pages of its own; where sums of rows are behind those, 0 if nothing is added to weights.
-  u32 jobs, subs, first_block, alone, domains, sums;
+  // own, and so each warp pages of its own; where sums of rows are behind those, 0 if nothing is added to weights; spans of a
+  // page, a power of two.
+  u32 jobs, subs, first_block, alone, domains, sums, paged;
   // If blocks have a stretch each, and not warps: what stretches come to, `[stretch][row][output]`. Eight jobs that follow each
   // other are then the stretches of 16 outputs a warp.
   float* apart;
@@ -39,7 +40,7 @@ struct SeveralLink {
 static_assert(sizeof(SeveralLink) == 2800 && sizeof(SeveralLink) % 16 == 0, "src/cuda/abi.rs mirrors it");
 
 // Depth of a ring. Rows at most; blocks of 128 columns at most where there is a norm; floats from a row of sums to the next.
-constexpr u32 MAX_STAGES = 24, ROWS_MOST = 8, NORM_BLOCKS = 64, SUMS_WIDTH = 20, HELD_LINKS = 3;
+constexpr u32 MAX_STAGES = 32, ROWS_MOST = 8, NORM_BLOCKS = 64, SUMS_WIDTH = 20, HELD_LINKS = 3;
 
 struct Work {
   Links<SeveralLink, HELD_LINKS, WARPS + 1> links;
@@ -58,12 +59,13 @@ struct Stage {
   }
 };
 
-// Who has pages of their own: warps, or the parts of 16 outputs together. Pages of all come in turn.
+// Who has pages of their own, spans in a row: warps, or the parts of 16 outputs together. Pages of all come in turn.
 struct Owners {
-  u32 count, spans;
+  u32 count, spans, pages;
   DEV explicit Owners(const Several& p) {
     count = p.alone ? p.subs * p.parts : p.subs;
     spans = p.alone ? p.part[0].spans >> log_of(p.parts) : p.part[0].spans;
+    pages = spans + p.paged - 1 >> log_of(p.paged);
   }
 };
 // What of a job is a warp's: 16 outputs, and a part of the columns.
@@ -82,11 +84,11 @@ DEV u32 first_job(const Several& p) {
   return job < next_job(p) ? job : p.jobs;
 }
 
-// Asks for all weights of a link's jobs: a page is a span of four panels, 16 outputs. Four lanes ask for one.
+// Asks for all weights of a link's jobs: a page is spans of four panels, 16 outputs. Four lanes ask for one.
 DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 empty, u32 stages, u32 stage_bytes,
                        u32 lane) {
   Owners owners(p);
-  u32 pages = owners.spans * owners.count, all_spans = p.part[0].spans;
+  u32 pages = owners.pages * owners.count, all_spans = p.part[0].spans;
   u32 which = lane / 4, side = lane / 2 % 2, half = lane % 2, turn = log_of(owners.count), owner = which & owners.count - 1;
 #pragma unroll 1
   for (u32 job = first_job(p); job < p.jobs; job += next_job(p)) {
@@ -97,15 +99,16 @@ DEV void bring_weights(const Several& p, Stage& base, u32 ring, u32 full, u32 em
     u32 output = tile.first + (d.parts == 1 ? sub % 4 * 16 + side * 8 : sub % 4 * 8) + half * PANEL;
     if (output >= tile.outputs) output = 0;
     const Matrix& m = p.part[d.part[d.parts == 1 ? 0 : side]];
-    u32 span = begins + (which >> turn), ends = begins + owners.spans;
-    u32 steps = WARPS >> turn;
+    u32 span = begins + (which >> turn) * p.paged, ends = begins + owners.spans;
+    u32 steps = (WARPS >> turn) * p.paged;
     u32 whole = m.span_bytes, rest = m.panel_bytes - (all_spans - 1) * whole;
     const u8* from = m.data + (u64)(output / PANEL) * m.panel_bytes + (u64)span * whole;
     Stage mine = base;
     mine.step(which, stages);
 #pragma unroll 1
     for (u32 first = 0; first < pages; first += WARPS) {
-      u32 bytes = span + 1 < all_spans ? whole : rest, all = bytes + __shfl_xor_sync(FULL, bytes, 1);
+      u32 n = min(p.paged, ends - span), bytes = n * whole - (span + n < all_spans ? 0 : whole - rest);
+      u32 all = bytes + __shfl_xor_sync(FULL, bytes, 1);
       all += __shfl_xor_sync(FULL, all, 2);
       // Four pages at once: a ring has as many stages or more.
 #pragma unroll
@@ -131,7 +134,8 @@ struct Walk {
   u32 ring, full, empty, stages, stage_bytes, lane;
   // Arrivals of this warp, of eight for a page; pages from one of its own to the next.
   u32 arrivals, step;
-  u32 span;
+  // The first span of all, and which page is next.
+  u32 begins, at;
   Stage stage;
   DEV void wait() const {
     // A barrier tells neighbouring phases apart, no more: first until whoever had the place before is done with it.
@@ -142,17 +146,17 @@ struct Walk {
     __syncwarp();
     // A page is done with after eight arrivals, however many warps read it.
     if (lane < arrivals) mbar_arrive_last(empty + 8 * stage.at);
-    span++;
+    at++;
     stage.step(step, stages);
   }
-  // Where span `to` is.
+  // Where page `to` is.
   DEV u32 page(u32 to) {
-    while (span < to) wait(), next();
+    while (at < to) wait(), next();
     wait();
     return ring + stage.at * stage_bytes;
   }
-  DEV void end(u32 spans) {
-    while (span < spans) wait(), next();
+  DEV void end(u32 pages) {
+    while (at < pages) wait(), next();
   }
 };
 
@@ -163,15 +167,18 @@ DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Ma
   S share;
   u32 zero = 0;
   asm volatile("" : "+r"(zero));
-  u32 lane = walk.lane, q = lane % 4, half = lane / 16, panel = walk.stage_bytes / 4, page = 0;
+  u32 lane = walk.lane, q = lane % 4, half = lane / 16, panel = walk.stage_bytes / 4, page = 0, paged = log_of(p.paged), sides[2] = {};
   share.begin(a, b, q);
   // Sums of stretches that are done: before the first one what changes nothing.
   float done[4] = {-0.0f, -0.0f, -0.0f, -0.0f};
   u32 log = log_of(p.parts * p.each), n = p.cols / 128, s = part * p.each + 1, next = n * s >> log;
 #pragma unroll 1
   for (u32 block = from; block < to; block++, rows += BLOCK_BYTES) {
-    if (block == from || block % S::BLOCKS == 0) page = walk.page(block / S::BLOCKS) + half * panel;
-    u32 sides[2] = {page, page + 2 * panel};
+    if (block == from || block % S::BLOCKS == 0) {
+      u32 span = block / S::BLOCKS - walk.begins, in = span & p.paged - 1;
+      if (block == from || in == 0) page = walk.page(span >> paged) + half * panel;
+      sides[0] = page + in * a.span_bytes, sides[1] = page + 2 * panel + in * b.span_bytes;
+    }
     share.turn(a, b, sides, row, block, block == from, q);
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
@@ -367,7 +374,7 @@ struct Consumer {
 #pragma unroll
       for (u32 k = 0; k < RESULTS; k++)
         early[k] = has && k < results ? Outputs(p, tile, which, rows, l.fresh.next).early(row_of(k), output_of(k)) : 0.0f;
-      walk.span = begins, walk.stage = base;
+      walk.begins = begins, walk.at = 0, walk.stage = base;
       walk.stage.step(owner, walk.stages);
       float acc[4] = {};
       u32 place = own ? mine : begin - before;
@@ -383,8 +390,8 @@ struct Consumer {
         }
         __syncwarp();
       }
-      if (has) walk.end(begins + owners.spans);
-      base.step(owners.spans * owners.count, walk.stages);
+      if (has) walk.end(owners.pages);
+      base.step(owners.pages * owners.count, walk.stages);
       if (apart) {
         leave_apart(p, which, part, acc, l.fresh.next);
         continue;
@@ -487,7 +494,7 @@ KERNEL __launch_bounds__((WARPS + 1) * 32, 1) several(const __grid_constant__ Ch
     }
   } else {
     pdl_wait();
-    Walk walk = {ring, full, empty, p.stages, p.stage_bytes, lane, 1, 1, 0, {0, 0}};
+    Walk walk = {ring, full, empty, p.stages, p.stage_bytes, lane, 1, 1, 0, 0, {0, 0}};
     Consumer c = {b, p.rows, warp, lane, ring + p.beside, 0, walk, {0, 0}};
 #pragma unroll 1
     for (u32 i = 0; i < p.count; i++) {

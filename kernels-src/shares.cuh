@@ -56,7 +56,7 @@ struct FloatShare {
   static constexpr int SLOTS = SLOTS_;
   static constexpr bool EXACT = KIND == BF16, SCALED = false, SUMMED = false;
   static constexpr u32 WORDS = KIND == F32 ? 8 : 4;
-  static constexpr u32 PER = KIND == F32 ? 4 : 8, BLOCK = 128 / PER, EACH = 8 / PER, BLOCKS = SPAN / BLOCK;
+  static constexpr u32 PER = KIND == F32 ? 4 : 8, BLOCK = 128 / PER, EACH = 8 / PER, BLOCKS = FLOATS_SPAN / BLOCK;
   u32 w[SLOTS][2][WORDS];
   // Where the lane's first units of a block are, and how many there are up to the row's last.
   const u8* at[2];
@@ -73,12 +73,12 @@ struct FloatShare {
     }
   }
   DEV void look(const Matrix& m, u32 block, u32 q) {
-    u32 n = span_units(m, block / BLOCKS);
+    u32 n = span_units<FLOATS_SPAN>(m, block / BLOCKS);
     room = (int)n - 1 - (int)(block % BLOCKS * BLOCK + q * EACH);
   }
   DEV void begin(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 q) {
     look(m, block, q);
-    u32 span = block / BLOCKS, n = span_units(m, span);
+    u32 span = block / BLOCKS, n = span_units<FLOATS_SPAN>(m, span);
     u32 from = span * m.span_bytes + (line.row * n + n - 1) * 16;
 #pragma unroll
     for (u32 side = 0; side < 2; side++) at[side] = line.panel[side] + from - room * 16;
@@ -88,7 +88,8 @@ struct FloatShare {
     if (step == 0 && !first && block < end) {
       look(m, block, q);
       u32 on = block % BLOCKS != 0 ? BLOCK * 16
-                                   : m.span_bytes - (SPAN - BLOCK) * 16 - line.row * (SPAN - span_units(m, block / BLOCKS)) * 16;
+                                   : m.span_bytes - (FLOATS_SPAN - BLOCK) * 16 -
+                                         line.row * (FLOATS_SPAN - span_units<FLOATS_SPAN>(m, block / BLOCKS)) * 16;
       at[0] += on, at[1] += on;
     }
     // Past the last input rows are zero: any weights will do.
@@ -132,16 +133,11 @@ DEV void take_apart(Left& x, const FloatShare<KIND, SLOTS>& share, const Matrix&
   }
 }
 
-// Bytes of a page: where from, where in it, and how many.
-struct Piece {
-  const u8* from;
-  u32 place, bytes;
-};
 // The same, one step of it, from spans of both outputs' panels in shared memory. WHOLE: rows end with a block.
 template <u32 KIND>
 struct FloatPage : FloatShare<KIND, 1> {
   typedef FloatShare<KIND, 1> Of;
-  static constexpr u32 BLOCKS = Of::BLOCKS, PAGES = 1;
+  static constexpr u32 BLOCKS = Of::BLOCKS;
   static constexpr int AT_ONCE = 1;
   // Of the block at hand: where rows begin, the lane's first unit, and the last one of the span.
   u32 from[2];
@@ -152,14 +148,9 @@ struct FloatPage : FloatShare<KIND, 1> {
       unit += Of::BLOCK;
       return;
     }
-    u32 n = span_units(a, block / BLOCKS);
+    u32 n = span_units<FLOATS_SPAN>(a, block / BLOCKS);
     from[0] = at[0] + row * n * 16, from[1] = at[1] + row * n * 16;
     unit = (int)(block % BLOCKS * Of::BLOCK + q * Of::EACH), last = (int)n - 1;
-  }
-  // A page is a span.
-  static DEV Piece piece(const Matrix& m, const u8* panel, u32 page, u32 part) {
-    u32 bytes = page + 1 < m.spans ? m.span_bytes : m.panel_bytes - page * m.span_bytes;
-    return {panel + (u64)page * m.span_bytes, 0, part ? 0 : bytes};
   }
   template <bool WHOLE>
   DEV void fetch(const Matrix&, const Matrix&, u32, int step) {
@@ -188,7 +179,7 @@ struct PlanesShare {
   static constexpr int SLOTS = SLOTS_, HIGH = HI ? HI : 1;
   static constexpr bool EXACT = true, SCALED = true, EIGHT = LO == 8;
   // Sums of a unit; blocks of a span.
-  static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = SPAN / STEPS;
+  static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = PLANES_SPAN / STEPS;
   static constexpr bool ADDS = LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && HI != 2 && !(LO == 2 && HI == 1);
   // Whether sums of rows may be needed.
   static constexpr bool SUMMED = ADDS || LOOKS == LOOK_ANY;
@@ -212,7 +203,7 @@ struct PlanesShare {
   static constexpr u32 BOTH = SHARED, APART = SHARED || LOOKS == LOOK_ANY;
   At at[2];
   u32 lo[1 + BOTH], hi[1 + BOTH], s[1 + APART], d[1 + APART];
-  // Units behind that one up to the row's last; where in a word quads are; what is taken off each output's codes.
+  // Units behind that one up to the last of the row or of the span; where in a word quads are; what is taken off each output's codes.
   int room;
   u32 shift, shift_high, zero[2];
 
@@ -243,31 +234,28 @@ struct PlanesShare {
       own[side] = 0, at[side] = At(), lo[side * BOTH] = hi[side * BOTH] = s[side * APART] = d[side * APART] = 0;
     }
   }
-  // The first block that is looked at or the first of a span or page: from its unit `first` on, of `left` in the span; a part has
-  // `all` places, and of d the block's is the `eighth`. Or the block behind.
-  DEV void look(const Matrix& a, const Matrix& b, u32 row, u32 first, u32 left, u32 all, u32 eighth, u32 q) {
-    u32 unit = place_of(row, first);
-    room = (int)left - 1;
+  // A block of a span of `n` units, from its unit `first` on.
+  DEV void look(const Matrix& a, const Matrix& b, u32 row, u32 first, u32 n, u32 q) {
+    u32 unit = place_of(row, first), all = PANEL * n;
 #pragma unroll
     for (u32 side = 0; side < 1 + APART; side++) {
       const Matrix& m = side ? b : a;
       u32 from = SHARED ? (u32)(u64)at[side] : 0, scales = from + all * 4 * (LO + HI);
       s[side] = scales + unit * scale_of(m);
-      d[side] = scales + all * scale_of(m) + place_of(row, eighth) * d_of(m);
+      d[side] = scales + all * scale_of(m) + row * d_of(m);
       if (side <= BOTH) {
         lo[side] = from + (EIGHT ? unit * 16 + q * 4 : unit * 4 * LO + q % LO * 4);
         hi[side] = EIGHT ? lo[side] + all * 16 : from + all * 4 * LO + unit * 4 * HI + q % HIGH * 4;
       }
     }
   }
-  DEV void next(const Matrix& a, const Matrix& b, u32 block) {
-    room -= STEPS;
+  // The block so many behind, of a span of as many units.
+  DEV void go_on(const Matrix& a, const Matrix& b, int blocks) {
+    int places = blocks * STEPS * (int)PANEL;
 #pragma unroll
     for (u32 side = 0; side < 1 + APART; side++) {
-      const Matrix& m = side ? b : a;
-      s[side] += STEPS * PANEL * scale_of(m);
-      if (block % 2 == 0) d[side] += PANEL * d_of(m);
-      if (side <= BOTH) lo[side] += STEPS * PANEL * (EIGHT ? 16 : 4 * LO), hi[side] += STEPS * PANEL * (EIGHT ? 16 : 4 * HI);
+      s[side] += places * (int)scale_of(side ? b : a);
+      if (side <= BOTH) lo[side] += places * (EIGHT ? 16 : 4 * LO), hi[side] += places * (EIGHT ? 16 : 4 * HI);
     }
   }
   // The unit of a step. Past the last one, where rows are zeros, scales are, too: what is there may be anything.
@@ -407,13 +395,16 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
     this->at[1] = line.panel[1] + (u64)(block / Of::BLOCKS) * b.span_bytes;
   }
   DEV void fetch(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 end, u32 q, int step, int slot, bool first) {
-    if (step == 0 && (first || block < end)) {
+    if (step == 0 && first) {
+      this->room = (int)(a.units - block * STEPS) - 1;
+      Of::look(a, b, line.row, block % Of::BLOCKS * STEPS, span_units<PLANES_SPAN>(a, block / Of::BLOCKS), q);
+    } else if (step == 0 && block < end) {
       bool span = block % Of::BLOCKS == 0;
-      if (!first && span) this->at[0] += a.span_bytes, this->at[1] += b.span_bytes;
-      if (first || span) {
-        u32 n = span_units(a, block / Of::BLOCKS), unit = block % Of::BLOCKS * STEPS;
-        Of::look(a, b, line.row, unit, n - unit, PANEL * n, unit / 8, q);
-      } else Of::next(a, b, block);
+      this->room -= STEPS;
+      if (span) this->at[0] += a.span_bytes, this->at[1] += b.span_bytes;
+      // A short span's parts lie in other places.
+      if (span && this->room + 1 < (int)PLANES_SPAN) Of::look(a, b, line.row, 0, this->room + 1, q);
+      else Of::go_on(a, b, span ? 1 - (int)Of::BLOCKS : 1);
     }
     Of::template unit<false>(a, b, q, step, slot);
   }
@@ -421,31 +412,28 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
 // Units at once where eight rows alone give too little to do in the meantime; not where each has several sums, whose order
 // it would change.
 DEV constexpr int at_once(int lo, int hi, u32 looks) { return looks == LOOK_SCALE && lo != 2 && hi != 2 ? 2 : 1; }
-// From pages in shared memory, of both outputs' panels: spans, or of each its QUARTERS, with room for as many units. WHOLE: rows end
-// with a block.
-template <int LO, int HI, u32 LOOKS, int AT_ONCE_, u32 QUARTERS = 1>
+// From spans in shared memory, of both outputs' panels. WHOLE: rows end with a block.
+template <int LO, int HI, u32 LOOKS, int AT_ONCE_>
 struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {
   typedef PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> Of;
   static constexpr int AT_ONCE = AT_ONCE_;
-  static constexpr u32 BLOCKS = Of::BLOCKS / QUARTERS, UNITS = SPAN / QUARTERS, PAGES = QUARTERS;
+  static constexpr u32 BLOCKS = Of::BLOCKS;
+  // As `look` and `go_on`, within a span.
+  DEV void look_within(const Matrix& a, const Matrix& b, u32 row, u32 first, u32 n, u32 q) {
+    this->room = (int)(n - first) - 1;
+    Of::look(a, b, row, first, n, q);
+  }
+  DEV void next_within(const Matrix& a, const Matrix& b, int blocks) {
+    this->room -= blocks * STEPS;
+    Of::go_on(a, b, blocks);
+  }
   DEV void turn(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, bool first, u32 q) {
     if (first || block % BLOCKS == 0) {
-      u32 n = span_units(a, block / Of::BLOCKS), unit = block % Of::BLOCKS * STEPS, here = block % BLOCKS * STEPS;
       this->at[0] = at[0], this->at[1] = at[1];
-      Of::look(a, b, row, here, n - unit, PANEL * (QUARTERS == 1 ? n : UNITS), unit / 8, q);
+      look_within(a, b, row, block % BLOCKS * STEPS, span_units<PLANES_SPAN>(a, block / BLOCKS), q);
     } else {
-      Of::next(a, b, block);
+      next_within(a, b, 1);
     }
-  }
-  // What a page has of part `part` of a span: codes of both planes (of 8 bits their two pieces), scales, and d, which is there for all
-  // of the span. A copy is a multiple of 16 bytes, and may take what is not looked at.
-  static DEV Piece piece(const Matrix& m, const u8* panel, u32 page, u32 part) {
-    constexpr u32 LOW = Of::EIGHT ? 16 : 4 * LO, HIGH = Of::EIGHT ? 16 : 4 * HI;
-    u32 first = page * UNITS, n = span_units(m, first / SPAN), unit = first % SPAN, units = min(UNITS, n - unit);
-    u32 before = part == 0 ? 0 : part == 1 ? LOW : LOW + HIGH, each = part == 0 ? LOW : part == 1 ? HIGH : Of::scale_of(m);
-    u32 bytes = PANEL * units * each, at = PANEL * (n * before + unit * each);
-    if (part == 3) before += each, bytes = PANEL * ((n + 7) / 8) * Of::d_of(m), at = PANEL * n * before;
-    return {panel + (u64)(first / SPAN) * m.span_bytes + at, PANEL * UNITS * before, part > 3 ? 0 : bytes + 15 & ~15u};
   }
   template <bool WHOLE>
   DEV void fetch(const Matrix& a, const Matrix& b, u32 q, int step) { Of::template unit<WHOLE>(a, b, q, step, step); }

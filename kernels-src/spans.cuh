@@ -1,4 +1,4 @@
-// A row of several in shared memory times spans of weights: for experts, whose weights no ring can
+// A row of several in shared memory times units of weights: for experts, whose weights no ring can
 // bring early, since the row decides which they are.
 //
 // The row: for planes 5 pieces of 16 bytes a unit, `[piece][unit]`: high digits, low digits, {scale,
@@ -46,21 +46,19 @@ struct Planes {
     }
   }
 
-  // Adds the products of a span to the four outputs' sums.
-  static DEV void span(const Matrix& m, const u8* page, u32 span, u32 n, const u8* xs, u32 lane,
-                       float* acc) {
-    if (lane >= n) return;
+  // Adds the products of a unit of a panel to the four outputs' sums.
+  static DEV void unit(const Matrix& m, const u8* panel, u32 unit, const u8* xs, float* acc) {
     // The commonest scales, a constant zero and no second level, have a path without questions.
     if (m.levels == LEVEL_ONE && m.min == ZERO && m.codes == PLAIN)
-      dots<true>(m, page, span, n, xs, lane, acc);
+      dots<true>(m, panel, unit, xs, acc);
     else
-      dots<false>(m, page, span, n, xs, lane, acc);
+      dots<false>(m, panel, unit, xs, acc);
   }
 
   template <bool SIMPLE>
-  static DEV void dots(const Matrix& m, const u8* page, u32 span, u32 n, const u8* xs, u32 lane,
-                       float* acc) {
-    u32 units = m.units, unit = span * SPAN + lane;
+  static DEV void dots(const Matrix& m, const u8* panel, u32 unit, const u8* xs, float* acc) {
+    u32 units = m.units, span = unit / PLANES_SPAN, n = span_units<PLANES_SPAN>(m, span), in = unit % PLANES_SPAN;
+    const u8* page = panel + (u64)span * m.span_bytes;
     const uint4* x = (const uint4*)xs + unit;
     uint4 h0 = x[0], h1 = x[units], l0 = x[2 * units], l1 = x[3 * units], meta = x[4 * units];
     u32 high[8] = {h0.x, h0.y, h0.z, h0.w, h1.x, h1.y, h1.z, h1.w};
@@ -69,12 +67,12 @@ struct Planes {
     int sum0 = (int)meta.y, sum1 = (int)meta.z;
     int zero0 = m.zero * sum0, zero1 = m.zero * sum1;
     const u8* hi_at = page + PANEL * n * 4 * LO;
-    const u8* d = hi_at + PANEL * n * 4 * HI + 2 * place_of(0, lane);
+    const u8* d = hi_at + PANEL * n * 4 * HI + 2 * place_of(0, in);
 #pragma unroll
     for (u32 r = 0; r < PANEL; r++) {
       u32 lo[LO], hi[HI ? HI : 1];
-      load_plane<LO>(page, r, n, lane, lo);
-      if constexpr (HI != 0) load_plane<HI>(hi_at, r, n, lane, hi);
+      load_plane<LO>(page, r, n, in, lo);
+      if constexpr (HI != 0) load_plane<HI>(hi_at, r, n, in, hi);
       int dh0 = 0, dl0 = 0, dh1 = 0, dl1 = 0;
 #pragma unroll
       for (int q = 0; q < 8; q++) {
@@ -97,7 +95,7 @@ struct Planes {
       int t0 = 255 * dh0 + dl0, t1 = 255 * dh1 + dl1;
       if (LO == 1 && HI == 0 && m.codes == DOUBLE) t0 *= 2, t1 *= 2;
       t0 -= zero0, t1 -= zero1;
-      Scales s = scales_of(m, page, n, r, lane);
+      Scales s = scales_of(m, page, n, r, in);
       float f = m.halves == 2 ? s.s0 * (float)t0 + s.s1 * (float)t1 : s.s0 * (float)(t0 + t1);
       if (m.min != ZERO)
         f += m.halves == 2 ? s.m0 * (float)sum0 + s.m1 * (float)sum1 : s.m0 * (float)(sum0 + sum1);
@@ -114,20 +112,20 @@ struct Planes {
 
   // The words of a unit of one plane, of which 8 bits come in two pieces.
   template <int BITS>
-  static DEV void load_plane(const u8* plane, u32 r, u32 n, u32 lane, u32* w) {
+  static DEV void load_plane(const u8* plane, u32 r, u32 n, u32 unit, u32* w) {
     if constexpr (BITS == 8) {
-      uint4 a = *(const uint4*)(plane + place_of(r, lane) * 16);
-      uint4 b = *(const uint4*)(plane + (PANEL * n + place_of(r, lane)) * 16);
+      uint4 a = *(const uint4*)(plane + place_of(r, unit) * 16);
+      uint4 b = *(const uint4*)(plane + (PANEL * n + place_of(r, unit)) * 16);
       w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
       w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
     } else if constexpr (BITS == 4) {
-      uint4 a = *(const uint4*)(plane + place_of(r, lane) * 16);
+      uint4 a = *(const uint4*)(plane + place_of(r, unit) * 16);
       w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
     } else if constexpr (BITS == 2) {
-      uint2 a = *(const uint2*)(plane + place_of(r, lane) * 8);
+      uint2 a = *(const uint2*)(plane + place_of(r, unit) * 8);
       w[0] = a.x, w[1] = a.y;
     } else {
-      w[0] = *(const u32*)(plane + place_of(r, lane) * 4);
+      w[0] = *(const u32*)(plane + place_of(r, unit) * 4);
     }
   }
 };
@@ -143,15 +141,14 @@ struct Floats {
     *(float4*)(xs + ((q % per) * units + q / per) * 16) = v;
   }
 
-  static DEV void span(const Matrix& m, const u8* page, u32 span, u32 n, const u8* xs, u32 lane,
-                       float* acc) {
-    if (lane >= n) return;
-    u32 units = m.units, unit = span * SPAN + lane;
+  static DEV void unit(const Matrix& m, const u8* panel, u32 unit, const u8* xs, float* acc) {
+    u32 units = m.units, span = unit / FLOATS_SPAN, n = span_units<FLOATS_SPAN>(m, span);
+    const u8* page = panel + (u64)span * m.span_bytes + unit % FLOATS_SPAN * 16;
     const float4* x = (const float4*)xs + unit;
     float4 x0 = x[0], x1 = KIND == F32 ? x0 : x[units];
 #pragma unroll
     for (u32 r = 0; r < PANEL; r++) {
-      uint4 w = *(const uint4*)(page + (r * n + lane) * 16);
+      uint4 w = *(const uint4*)(page + r * n * 16);
       if (KIND == F32) {
         acc[r] += __uint_as_float(w.x) * x0.x + __uint_as_float(w.y) * x0.y +
                   __uint_as_float(w.z) * x0.z + __uint_as_float(w.w) * x0.w;

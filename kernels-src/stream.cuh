@@ -155,7 +155,7 @@ DEV u32 domain_of(const Gemv& p, u32 panel) {
 
 // Bytes of a pass over a panel: of the spans that the warps of a team have units for.
 DEV u32 slice_bytes(const Gemv& p, const Matrix& m) {
-  return p.passes == 1 ? m.panel_bytes : (p.wide << p.team) / SPAN * m.span_bytes;
+  return p.passes == 1 ? m.panel_bytes : (p.wide << p.team) / span_size(m) * m.span_bytes;
 }
 
 template <bool CHAIN>

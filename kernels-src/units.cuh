@@ -174,13 +174,14 @@ struct Planes {
         u32 local = member * WARP_UNITS + 8 * e + unit_of(lane);
         // Beyond the last unit a lane does the first one again, with a row of zeros.
         if (first + local >= m.units) local = 0;
-        u32 span = local / SPAN, n = span_units(m, first / SPAN + span), in = local % SPAN;
+        u32 span = local / PLANES_SPAN, in = local % PLANES_SPAN;
+        u32 n = span_units<PLANES_SPAN>(m, first / PLANES_SPAN + span);
         u32 begin = span * m.span_bytes, unit = place_of(row, in);
         SpanAt at = span_at(m, n);
         lo[e] = begin + unit * (LO == 8 ? 16 : 4 * LO);
         hi[e] = begin + at.hi + unit * 4 * HI;
         scales[e] = begin + at.scales + unit * each;
-        d[e] = LO == 8 ? PANEL * n * 16 : begin + at.d + place_of(row, in / 8) * d_bytes(m);
+        d[e] = LO == 8 ? PANEL * n * 16 : begin + at.d + row * d_bytes(m);
       }
     }
   };
@@ -346,9 +347,9 @@ struct Floats {
     DEV void find(const Matrix& m, u32 first, u32 member, u32 lane) {
       u32 span = member;
       // Beyond the last unit a lane does the first one again, with a row of zeros.
-      bool in = first + span * SPAN + lane < m.units;
+      bool in = first + span * FLOATS_SPAN + lane < m.units;
       if (!in) span = 0;
-      line = span_units(m, first / SPAN + span) * 16;
+      line = span_units<FLOATS_SPAN>(m, first / FLOATS_SPAN + span) * 16;
       at = span * m.span_bytes + (in ? lane * 16 : 0);
     }
   };

@@ -11,8 +11,9 @@ pub(super) use rows::*;
 
 /// Outputs of a panel.
 pub(super) const PANEL: usize = 4;
-/// Units of a span.
-pub(super) const SPAN: usize = 32;
+/// Units of a span of planes, and of floats.
+pub(super) const PLANES_SPAN: usize = 8;
+pub(super) const FLOATS_SPAN: usize = 32;
 /// Warps of a block that multiplies.
 pub(super) const WARPS: usize = 8;
 /// Column domains of a product, and parts of all of them.
@@ -66,10 +67,8 @@ pub(super) const FEW: usize = 2;
 pub(super) const FEW_WARPS: u32 = 4;
 pub(super) const WARP_PANELS: u32 = 4;
 pub(super) const MOST_PAGES: u32 = 4;
-/// Pages of a span of planes there.
-pub(super) const QUARTERS: u32 = 4;
 /// Depth of a ring, at most.
-pub(super) const MAX_STAGES: usize = 24;
+pub(super) const MAX_STAGES: usize = 32;
 /// Threads of a block that multiplies one row: warps that multiply, one that fetches, one that
 /// finishes.
 pub(super) const GEMV_THREADS: u32 = (WARPS as u32 + 2) * 32;
@@ -96,7 +95,10 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// Columns of a whole span.
+    /// Units and columns of a whole span.
+    pub(super) fn span_units(&self) -> usize {
+        if self.lo == 0 { FLOATS_SPAN } else { PLANES_SPAN }
+    }
     pub(super) fn span_cols(&self) -> usize {
         let unit = match (self.lo, self.kind) {
             // 4 columns of f32 in a unit, 8 of halves.
@@ -104,25 +106,7 @@ impl Matrix {
             (0, _) => 8,
             _ => 32,
         };
-        SPAN * unit
-    }
-
-    /// Bytes that a quarter of a span of planes takes of shared memory, or a span of floats.
-    pub(super) fn page(&self) -> u32 {
-        if self.lo == 0 {
-            return self.largest_span();
-        }
-        // As scale_bytes and d_bytes of layout.cuh say; d is there for all of the span.
-        let (scale, d) = match (self.levels, self.min) {
-            (0, 1) => (4, 0),
-            (0, _) => (2, 0),
-            (levels, min) => {
-                let two = 1 + u32::from(min == 2);
-                (self.halves * two, if levels == 1 { 2 * two } else { 0 })
-            }
-        };
-        let units = SPAN as u32 / QUARTERS;
-        PANEL as u32 * (units * (4 * (self.lo + self.hi) + scale) + SPAN as u32 / 8 * d)
+        self.span_units() * unit
     }
 
     /// Bytes of its largest span in a panel.
@@ -256,7 +240,8 @@ pub(super) struct Several {
     pub domains: u32,
     /// Where sums of rows are behind rows, in bytes; 0 if nothing is added to weights.
     pub sums: u32,
-    pub unused: u32,
+    /// Spans of a page, a power of two.
+    pub paged: u32,
     /// Where stretches that blocks have are left until they are added up; 0 if warps have them.
     pub apart: u64,
     pub first: [u32; MAX_DOMAINS + 1],

@@ -1,7 +1,7 @@
 //! Weights as the kernels read them.
 //!
 //! Four outputs are a *panel*; a panel is what a warp multiplies at a time. It runs through the
-//! inputs in *spans* of up to 32 *units*, a unit a lane: 32 columns of a block format, 16 bytes of a
+//! inputs in *spans* of *units*, a unit a lane: up to 8 of 32 columns of a block format, or 32 of 16 bytes of a
 //! float format. Codes and scales of a span lie together, so that a span is one copy. Floats are ordered
 //! `[row][unit]`, and every part of a block format `[unit][row]`: so neighbours are read by lanes that have a row and a
 //! unit each, and by those that have a row and a part of the same unit.
@@ -13,7 +13,7 @@
 //! scales   one level: d: f16, with a minimum m: f16 beside it
 //!          two levels: the unit's 1 or 2 integer scales, then its minimums, 8 bits each
 //!          powers of two: the exponent, 8 bits
-//! d        two levels only, every 8 units: d: f16, with the scale of the minimums m: f16 beside it
+//! d        two levels only: d: f16, with the scale of the minimums m: f16 beside it
 //! ```
 //!
 //! A plane of `b` bits keeps four neighbouring codes (a *quad*) in the four bytes of a word, at the
@@ -21,7 +21,7 @@
 //! `q % b` at bit `q / b * b`: so quads 4 apart are in one word, 4 bits apart, where one lane of four takes every
 //! fourth of a row's quads. Missing rows of the last panel, and missing columns of the last unit, are zeros.
 
-use super::abi::{Matrix, PANEL, SPAN};
+use super::abi::{FLOATS_SPAN, Matrix, PANEL, PLANES_SPAN};
 use crate::error::{Error, Result};
 use crate::model::format::{Block, Codes, Format, Min, Quant, Scale};
 
@@ -83,9 +83,10 @@ impl Layout {
             return None;
         }
         let units = cols.div_ceil(unit);
-        let spans = units.div_ceil(SPAN);
-        let full = span_bytes(quant, units.min(SPAN));
-        let last = span_bytes(quant, units - (spans - 1) * SPAN);
+        let size = if quant.is_some() { PLANES_SPAN } else { FLOATS_SPAN };
+        let spans = units.div_ceil(size);
+        let full = span_bytes(quant, units.min(size));
+        let last = span_bytes(quant, units - (spans - 1) * size);
         let panel_bytes = (spans - 1).checked_mul(full)?.checked_add(last)?;
         let panels = rows.div_ceil(PANEL);
         panel_bytes.checked_mul(panels)?;
@@ -210,7 +211,7 @@ impl Layout {
     }
 
     fn floats(&self, src: &[u8], r: usize, dst: &mut [u8]) {
-        let spans = dst.chunks_mut(self.span_bytes).zip(src.chunks(SPAN * 16));
+        let spans = dst.chunks_mut(self.span_bytes).zip(src.chunks(FLOATS_SPAN * 16));
         for (dst, src) in spans {
             let n = dst.len() / (PANEL * 16);
             let row = dst.get_mut(r * n * 16..).unwrap_or_default();
@@ -224,8 +225,8 @@ impl Layout {
             (q.unpack)(bytes, block);
             for (j, codes) in block.codes[..q.block].chunks_exact(UNIT).enumerate() {
                 let unit = i * (q.block / UNIT) + j;
-                let (span, lane) = (unit / SPAN, unit % SPAN);
-                let n = (self.units - span * SPAN).min(SPAN);
+                let (span, lane) = (unit / PLANES_SPAN, unit % PLANES_SPAN);
+                let n = (self.units - span * PLANES_SPAN).min(PLANES_SPAN);
                 let Some(to) = dst.get_mut(span * self.span_bytes..) else { return };
                 let (at, place) = (Parts::of(q, n), lane * PANEL + r);
                 // The low plane; 8 bits come in two pieces.
@@ -261,7 +262,7 @@ impl Layout {
                                 put(to, scale + halves + h, &[block.mins[group]]);
                             }
                         }
-                        let d = at.d + (lane / 8 * PANEL + r) * d_bytes(q);
+                        let d = at.d + r * d_bytes(q);
                         put(to, d, &block.d.to_le_bytes());
                         if q.min == Min::TwoLevel {
                             put(to, d + 2, &block.m.to_le_bytes());
@@ -312,7 +313,7 @@ fn scale_bytes(q: &Quant) -> usize {
     }
 }
 
-/// Bytes of the scales of eight units of one row.
+/// Bytes of the scales of a span of one row.
 fn d_bytes(q: &Quant) -> usize {
     match q.scale {
         Scale::One | Scale::Exponent => 0,
@@ -333,7 +334,7 @@ impl Parts {
         let hi = PANEL * n * 4 * q.lo as usize;
         let scales = hi + PANEL * n * 4 * q.hi as usize;
         let d = scales + PANEL * n * scale_bytes(q);
-        Parts { hi, scales, d, end: d + PANEL * n.div_ceil(8) * d_bytes(q) }
+        Parts { hi, scales, d, end: d + PANEL * d_bytes(q) }
     }
 }
 
@@ -368,26 +369,15 @@ mod tests {
     use super::*;
     use half::f16;
 
-    #[test]
-    fn four_pages_have_a_span_and_d_four_times() {
-        for format in Format::all() {
-            let (Some(q), Some(l)) = (format.quant(), Layout::of(*format, 8, 32 * UNIT)) else {
-                continue;
-            };
-            let parts = Parts::of(q, SPAN);
-            let pages = 4 * l.matrix(0).page() as usize;
-            assert_eq!(pages, parts.end + 3 * (parts.end - parts.d), "{}", format.name());
-        }
-    }
-
     /// What the kernels read at a row and column, written down a second time.
     fn value_at(l: &Layout, data: &[u8], row: usize, col: usize) -> f32 {
         let m = l.matrix(0);
         let (r, panel) = (row % PANEL, row / PANEL);
         let per = [4, 8, 8, 32][m.kind as usize];
         let (unit, e) = (col / per, col % per);
-        let (span, lane) = (unit / 32, unit % 32);
-        let n = (l.units - span * 32).min(32);
+        let size = if m.kind == 3 { 8 } else { 32 };
+        let (span, lane) = (unit / size, unit % size);
+        let n = (l.units - span * size).min(size);
         let p = &data[panel * l.panel_bytes + span * l.span_bytes..];
         let f32_at = |at: usize| f32::from_le_bytes(p[at..at + 4].try_into().unwrap());
         let f16_at = |at: usize| f16::from_le_bytes([p[at], p[at + 1]]).to_f32();
@@ -434,7 +424,7 @@ mod tests {
         let bytes = halves * if m.min == 2 { 2 } else { 1 };
         let s = at + (lane * 4 + r) * bytes;
         let wide = if m.min == 2 { 4 } else { 2 };
-        let d = at + 4 * n * bytes + (lane / 8 * 4 + r) * wide;
+        let d = at + 4 * n * bytes + r * wide;
         let v = f16_at(d) * f32::from(p[s + half].cast_signed()) * c;
         if m.min == 2 { v - f16_at(d + 2) * f32::from(p[s + halves + half]) } else { v }
     }

@@ -47,7 +47,7 @@ impl Stream {
         let passes = units.div_ceil(team * wide);
         let slice = |m: &Matrix| match passes {
             1 => m.panel_bytes as usize,
-            _ => team * wide / SPAN * m.span_bytes as usize,
+            _ => team * wide / m.span_units() * m.span_bytes as usize,
         };
         let slice = parts.iter().map(slice).max()?;
         let most = if link { LINK_PAGE.min(room / 256 * 128) } else { PAGE };

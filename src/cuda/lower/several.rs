@@ -22,10 +22,9 @@ struct Room {
 
 impl Room {
     fn of(p: &Several) -> Room {
-        let parts = p.part.iter().take_while(|m| m.rows > 0);
-        let span = parts.map(Matrix::largest_span).max().unwrap_or(0);
+        let panel = p.paged as usize * largest_span(&p.part);
         let block = BLOCK_BYTES + if p.sums == 0 { 0 } else { SUMS };
-        Room { stage: 4 * span.next_multiple_of(32) as usize, rows: Room::blocks(p) * block }
+        Room { stage: 4 * panel.next_multiple_of(32), rows: Room::blocks(p) * block }
     }
 
     /// Blocks of columns that a block of threads has of the rows.
@@ -48,6 +47,15 @@ impl Room {
         (stages >= FEWEST_STAGES).then_some(stages)
     }
 }
+
+/// Bytes of the largest span of some parts' panels.
+fn largest_span(parts: &[Matrix]) -> usize {
+    let parts = parts.iter().take_while(|m| m.rows > 0);
+    parts.map(Matrix::largest_span).max().unwrap_or(0) as usize
+}
+
+/// What a page has at most, if it has more than a span.
+const PAGE: usize = 9 << 10;
 
 /// Whether blocks may have a product's stretches, and not warps: of rows so long that it takes a warp longer than once to
 /// make its eighth of them. A block then makes an eighth of the rows, for eight times as many outputs.
@@ -110,6 +118,8 @@ impl Lowering<'_> {
         // A norm sees whole rows; and who waits for sums of stretches takes their places back for what it leaves.
         let left = is_fresh(columns.domain[0].epilogue.out, self.bases);
         let apart = self.places.apart(self.group).filter(|_| alone && row.norm.0 == 0 && left);
+        let fits = |n: &usize| 4 * n * largest_span(&columns.part) <= PAGE;
+        let paged = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
         let (apart, jobs) = match apart {
             Some(at) => (self.bases.fresh + at, outputs.next_multiple_of(WARPS as u32)),
             None => (0, outputs.div_ceil(subs)),
@@ -126,7 +136,7 @@ impl Lowering<'_> {
             subs,
             first_block: 0,
             alone: u32::from(alone),
-            unused: 0,
+            paged: count(paged)?,
             apart,
             domains: count(domains.len())?,
             sums: 0,
@@ -281,7 +291,7 @@ mod tests {
 
     #[test]
     fn products_that_follow_each_other_are_one_chain() {
-        for (format, stages) in [(Format::BF16, 16), (Format::Q4_0, 14), (Format::Q8_0, 7)] {
+        for (format, stages) in [(Format::BF16, 16), (Format::Q4_0, 14), (Format::Q8_0, 15)] {
             let (bases, made) = gates(format, 2048, 8192, 3);
             let [chain] = chains(&made)[..] else { return assert_eq!(made.len(), 0) };
             // The last one leaves its rows for nobody in the chain, and they are too long: a launch.
@@ -330,7 +340,7 @@ mod tests {
         };
         // A warp each of eight times 16 outputs, or of eight stretches, each with its own spans if it has whole ones.
         assert_eq!(of(Format::BF16, 2048, 8192), [(1, 8, 128, 1), (8, 1, 128, 1)]);
-        assert_eq!(of(Format::Q4_0, 2048, 4096), [(2, 4, 128, 1), (8, 1, 128, 0)]);
+        assert_eq!(of(Format::Q4_0, 2048, 4096), [(2, 4, 128, 1), (8, 1, 128, 1)]);
         // Half of the warps have outputs.
         assert_eq!(of(Format::BF16, 2048, 1536)[0], (2, 2, 96, 1));
     }

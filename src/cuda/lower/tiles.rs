@@ -72,14 +72,13 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     tile
 }
 
-/// Pages of weights that a warp has on their way where rows are few, and how large they are: spans of floats, quarters of
-/// those of planes. Two are enough, and of planes no more is better: more warps on a multiprocessor are worth more than
-/// another on its way.
+/// Pages of weights that a warp has on their way where rows are few, and how large they are: spans. Two are enough, and of
+/// planes no more is better: more warps on a multiprocessor are worth more than another on its way.
 fn pages(p: &Gemm, tile: usize) -> (u32, u32) {
     let parts = p.part.iter().take_while(|m| m.rows > 0);
-    let page = parts.map(Matrix::page).max().unwrap_or(0).next_multiple_of(128);
+    let page = parts.map(Matrix::largest_span).max().unwrap_or(0).next_multiple_of(128);
     let planes = p.part[0].lo != 0;
-    let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32 / if planes { QUARTERS } else { 1 };
+    let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32;
     let each = (p.each * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
     // Stretches that do not begin with a page have a part of one more.
     let most = each.div_ceil(blocks) + u32::from(!each.is_multiple_of(blocks));
@@ -173,7 +172,7 @@ mod tests {
                 let blocks = if tile < FEW && shape.shared > HALF { 1 } else { 2 };
                 assert!(blocks * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
                 let mut parts = p.part.iter().take_while(|m| m.rows > 0);
-                assert!(tile >= FEW || p.pages >= 1 && parts.all(|m| p.page >= m.page()));
+                assert!(tile >= FEW || p.pages >= 1 && parts.all(|m| p.page >= m.largest_span()));
                 for (d, outputs) in p.domain.iter().zip(p.first.windows(2)) {
                     let columns = WG_M as u32 / d.parts.max(1);
                     let rows = p.part[d.part[0] as usize].rows;
