@@ -314,11 +314,11 @@ fn main() {
             generator.session().run(&input).unwrap();
             times.push(start.elapsed().as_secs_f64());
         }
-        let batches = [(8, 96), (8, 4000), (32, 96)]
+        let batches = [(8, 96), (8, 4000), (32, 96), (32, 4000)]
             .map(|(n, before)| f64::from(n) * batch(generator.session(), n, before, 48));
         let token = plans.one.weight_bytes_per_token() as f64;
         println!(
-            "{:<6} load {:.2} s ({:.1} GB/s)  ctx 128: {:.3} ms ({:.0} GB/s)  ctx 4096: {:.3} ms  pp512: {:.0} tokens/s  batch 8: {:.0}  behind 4000: {:.0}  batch 32: {:.0} tokens/s",
+            "{:<6} load {:.2} s ({:.1} GB/s)  ctx 128: {:.3} ms ({:.0} GB/s)  ctx 4096: {:.3} ms  pp512: {:.0} tokens/s  batch 8: {:.0}  behind 4000: {:.0}  batch 32: {:.0}  behind 4000: {:.0} tokens/s",
             format.name(),
             load,
             weights / load / 1e9,
@@ -328,7 +328,8 @@ fn main() {
             512.0 / median(times),
             batches[0],
             batches[1],
-            batches[2]
+            batches[2],
+            batches[3]
         );
     }
 }

@@ -8,7 +8,6 @@
 #pragma once
 #include "attend_many.cuh"
 #include "heads.cuh"
-#include "square.cuh"
 
 #if HOPPER
 struct AttendFew {
@@ -17,92 +16,72 @@ struct AttendFew {
 };
 static_assert(sizeof(AttendFew) == 320, "src/cuda/abi.rs mirrors it");
 
+// Rows of a tile.
+constexpr u32 FEW = 8;
 // Of the step's rows, of which there are no more than lanes.
 struct StepRows {
   u32 positions[32], slots[32];
 };
+DEV u32 greatest(const float4& v) {
+  auto size = [](float x) { return __float_as_uint(x) & 0x7fffffffu; };
+  return max(max(size(v.x), size(v.y)), max(size(v.z), size(v.w)));
+}
 
-template <u32 PAIRS>
+template <u32 PAIRS, u32 TEAM>
 struct MakesHeads {
   static constexpr u32 WIDE = 64 * PAIRS;
-  typedef Many<PAIRS, M, MakesHeads> Tile;
-  // What a block has beside its tile: heads that turn, of each half of a warp; keys and values of this step's rows, as many as
-  // there is `room` for.
-  static constexpr u32 STAGE = TEAM * 2 * WIDE * 4;
-  DEV u32 beside() const { return STAGE + p.many.room * 2 * WIDE * 2; }
+  typedef Many<PAIRS, FEW, TEAM, MakesHeads> Tile;
+  // What a block has beside its tile: keys and values of this step's rows, as many as there is `room` for.
+  DEV u32 beside() const { return p.many.room * 2 * WIDE * 2; }
   const AttendFew& p;
   const StepRows& where;
   u32 rows;
-  float* stage;
   u16* made;
 
   DEV MakesHeads(const AttendFew& p, const StepRows& where, u8* shared)
-      : p(p), where(where), rows(p.many.rows), stage((float*)shared), made((u16*)(shared + STAGE)) {}
+      : p(p), where(where), rows(p.many.rows), made((u16*)shared) {}
   DEV u32 position(u32 row) const { return where.positions[row]; }
   DEV u32 slot(u32 row) const { return where.slots[row]; }
 
-  // Four elements from e on, and four 16 further, of lane t of half a warp: e is 32 (t / 4) + 4 (t % 4).
+  // Four elements from `first` on and four from `second`, of a lane of half a warp: of what turns by halves they belong together.
   struct Head {
-    float4 v[2];
-    u32 e;
+    float4 a, b;
+    u32 first, second;
   };
   // Makes a head for each half of a warp; both go the same way.
   DEV Head make_head(const Heads& h, u32 row, u32 head, bool on) const {
-    Head to;
     u32 t = threadIdx.x % 16, dim = p.many.dim, half = h.turn / 2;
-    u32 e0 = to.e = t / 4 * 32 + t % 4 * 4;
-    bool in[2] = {on && e0 < dim, on && e0 + 16 < dim};
+    bool turns = 4 * t < half;
+    Head to;
+    to.first = turns ? 4 * t : 8 * t, to.second = to.first + (turns ? half : 4);
+    on = on && 8 * t < dim;
     // What is known before the numbers are.
-    float4 bias[2], weight[2];
-    float2 turn[8];
-#pragma unroll
-    for (u32 k = 0; k < 2; k++) {
-      u32 e = e0 + 16 * k;
-      bias[k] = in[k] && h.bias ? *(const float4*)(h.bias + head * dim + e) : make_float4(0, 0, 0, 0);
-      weight[k] = in[k] && h.norm ? *(const float4*)(h.norm + e) : make_float4(1, 1, 1, 1);
-#pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        u32 pair = h.halves ? (e + i < half ? e + i : e + i - half) : (e + i) / 2;
-        turn[4 * k + i] = in[k] && e + i < h.turn ? h.turns[(u64)where.positions[row] * half + pair] : make_float2(1, 0);
-      }
+    float4 bias[2], turn[2];
+    if (on && turns) {
+      const float2* by = h.turns + (u64)where.positions[row] * half;
+      turn[0] = *(const float4*)(by + (h.halves ? to.first : to.first / 2));
+      turn[1] = *(const float4*)(by + (h.halves ? to.first + 2 : to.second / 2));
     }
-    const float* raw = h.raw + (u64)row * h.stride + head * dim + e0;
+    if (on && h.bias)
+      bias[0] = *(const float4*)(h.bias + head * dim + to.first), bias[1] = *(const float4*)(h.bias + head * dim + to.second);
     pdl_wait();
-#pragma unroll
-    for (u32 k = 0; k < 2; k++) to.v[k] = in[k] ? cg_f32x4(raw + k * 16) : make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (u32 k = 0; k < 2; k++)
-      if (h.bias) to.v[k] = make_float4(to.v[k].x + bias[k].x, to.v[k].y + bias[k].y, to.v[k].z + bias[k].z, to.v[k].w + bias[k].w);
-    float scale = 1.0f;
-    // Of all or of none, so that lanes stay together.
-    if (p.q.norm || p.k.norm || p.v.norm) {
-      float sum = sum_of_lanes(squares_of(to.v[0]) + squares_of(to.v[1]), 4, 8);
-      sum = sum_of_lanes(sum, 1, 2);
-      scale = norm_scale(sum, dim, h.eps);
-    }
-    float* mine = stage + threadIdx.x / 16 * WIDE;
-#pragma unroll
-    for (u32 k = 0; k < 2; k++) {
-      if (h.norm) to.v[k] = normed(to.v[k], scale, weight[k]);
-      if (in[k]) *(float4*)(mine + e0 + k * 16) = to.v[k];
-    }
-    __syncwarp();
-#pragma unroll
-    for (u32 k = 0; k < 2; k++) {
-      float x[4] = {to.v[k].x, to.v[k].y, to.v[k].z, to.v[k].w};
-#pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        u32 e = e0 + 16 * k + i;
-        if (!in[k] || e >= h.turn) continue;
-        bool first = h.halves ? e < half : e % 2 == 0;
-        u32 away = h.halves ? half : 1;
-        float other = mine[first ? e + away : e - away];
-        float2 by = turn[4 * k + i];
-        x[i] = first ? turned_first(x[i], other, by) : turned_second(other, x[i], by);
+    const float* raw = h.raw + (u64)row * h.stride + head * dim;
+    float4 a = on ? cg_f32x4(raw + to.first) : float4{}, b = on ? cg_f32x4(raw + to.second) : float4{};
+    if (on && h.bias) a = plus(a, bias[0]), b = plus(b, bias[1]);
+    to.a = a, to.b = b;
+    if (on && turns) {
+      auto pair = [](float& first, float& second, float c, float s) {
+        float v = first, w = second;
+        first = turned_first(v, w, make_float2(c, s)), second = turned_second(v, w, make_float2(c, s));
+      };
+      if (h.halves) {
+        pair(to.a.x, to.b.x, turn[0].x, turn[0].y), pair(to.a.y, to.b.y, turn[0].z, turn[0].w);
+        pair(to.a.z, to.b.z, turn[1].x, turn[1].y), pair(to.a.w, to.b.w, turn[1].z, turn[1].w);
+      } else {
+        pair(to.a.x, to.a.y, turn[0].x, turn[0].y), pair(to.a.z, to.a.w, turn[0].z, turn[0].w);
+        pair(to.b.x, to.b.y, turn[1].x, turn[1].y), pair(to.b.z, to.b.w, turn[1].z, turn[1].w);
       }
-      to.v[k] = make_float4(x[0], x[1], x[2], x[3]);
     }
-    __syncwarp();
     return to;
   }
 
@@ -128,28 +107,23 @@ struct MakesHeads {
       u32 row = query ? t.row + r : __ffs(left) - 1;
       const Heads& of = query ? p.q : kept % 2 ? p.v : p.k;
       Head head = make_head(of, row, query ? t.kv * t.group + job - r * t.group : t.kv / p.many.share, on);
-      u32 most = 0;
-      float x[8] = {head.v[0].x, head.v[0].y, head.v[0].z, head.v[0].w, head.v[1].x, head.v[1].y, head.v[1].z, head.v[1].w};
-#pragma unroll
-      for (u32 i = 0; i < 8; i++) most = max(most, __float_as_uint(x[i]) & 0x7fffffffu);
+      u32 most = max(greatest(head.a), greatest(head.b));
 #pragma unroll
       for (u32 o = 1; o < 16; o *= 2) most = max(most, __shfl_xor_sync(FULL, most, o));
       float by = query ? t.down(job, most, t.lane % 16 == 0) : 1.0f;
+      if (!on) continue;
+      // Each row is written by the block that has its tile.
+      u16* cache = (u16*)(kept % 2 ? p.many.values : p.many.keys) + t.cache + (u64)position(row) * dim;
+      u16* to = query ? t.queries + job * Tile::QUERY : made + (row * 2 + kept % 2) * WIDE;
 #pragma unroll
       for (u32 k = 0; k < 2; k++) {
-        u32 e = head.e + 16 * k;
-        if (!on || e >= WIDE) continue;
-        float a = x[4 * k] * by, b = x[4 * k + 1] * by, c = x[4 * k + 2] * by, d = x[4 * k + 3] * by;
-        uint2 w = make_uint2(halves(a, b), halves(c, d));
-        if (query) {
-          u16* to = t.queries + job * Tile::QUERY + e;
-          *(uint2*)to = w, *(uint2*)(to + WIDE) = make_uint2(rest(a, b, w.x), rest(c, d, w.y));
-          continue;
-        }
-        *(uint2*)(made + (row * 2 + kept % 2) * WIDE + e) = w;
-        // Each row is written by the block that has its tile.
-        u16* cache = (u16*)(kept % 2 ? p.many.values : p.many.keys) + t.cache + (u64)position(row) * dim;
-        if (row - t.row < t.rows && e < dim) *(uint2*)(cache + e) = w;
+        u32 e = k ? head.second : head.first;
+        if (e >= WIDE) continue;
+        float4 v = times(k ? head.b : head.a, by);
+        uint2 w = make_uint2(halves(v.x, v.y), halves(v.z, v.w));
+        *(uint2*)(to + e) = w;
+        if (query) *(uint2*)(to + WIDE + e) = make_uint2(rest(v.x, v.y, w.x), rest(v.z, v.w, w.y));
+        else if (row - t.row < t.rows && e < dim) *(uint2*)(cache + e) = w;
       }
     }
   }
@@ -166,19 +140,19 @@ struct MakesHeads {
   }
 };
 
-template <u32 PAIRS>
+template <u32 PAIRS, u32 TEAM>
 DEV void attend_few(const AttendFew& p) {
   extern __shared__ __align__(16) u8 shared[];
-  __shared__ float back[M];
+  __shared__ float back[FEW];
   __shared__ StepRows where;
   pdl_launch_next();
   if (threadIdx.x < p.many.rows)
     where.positions[threadIdx.x] = cg_u32(p.many.positions + threadIdx.x),
     where.slots[threadIdx.x] = cg_u32(p.many.slots + threadIdx.x);
   __syncthreads();
-  MakesHeads<PAIRS> own(p, where, shared);
+  MakesHeads<PAIRS, TEAM> own(p, where, shared);
   u16* room = (u16*)(shared + own.beside());
-  typename MakesHeads<PAIRS>::Tile tile(p.many, own, room, back, blockIdx.x, blockIdx.y);
+  typename MakesHeads<PAIRS, TEAM>::Tile tile(p.many, own, room, back, blockIdx.x, blockIdx.y);
   if (tile.begins()) tile.run();
   pdl_wait();
 }

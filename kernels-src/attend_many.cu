@@ -3,6 +3,8 @@
 #include "attend_few.cuh"
 #include "attend_many.cuh"
 
+// Warps of a block.
+constexpr u32 MANY_TEAM = MANY / M;
 // Rows as the launches before have left them, for those behind.
 struct Launched {
   const Attend& p;
@@ -44,20 +46,26 @@ DEV void attend_many(const Attend& p) {
   __shared__ float back[MANY];
   pdl_launch_next();
   Launched own = {p, p.rows};
-  Many<PAIRS, MANY, Launched> many(p, own, (u16*)shared, back, blockIdx.x, blockIdx.y);
+  Many<PAIRS, MANY, MANY_TEAM, Launched> many(p, own, (u16*)shared, back, blockIdx.x, blockIdx.y);
   bool begins = many.begins();
   pdl_wait();
   if (begins) many.run();
 }
 
 #define ENTRY(PAIRS) \
-  KERNEL __launch_bounds__(32 * TEAM) attend_many_##PAIRS(const __grid_constant__ Attend p) { attend_many<PAIRS>(p); }
+  KERNEL __launch_bounds__(32 * MANY_TEAM) attend_many_##PAIRS(const __grid_constant__ Attend p) { attend_many<PAIRS>(p); }
 ENTRY(1)
 ENTRY(2)
 ENTRY(4)
 
 #if HOPPER
-#define FEW(PAIRS) KERNEL __launch_bounds__(32 * TEAM) attend_few_##PAIRS(const __grid_constant__ AttendFew p) { attend_few<PAIRS>(p); }
-FEW(1)
-FEW(2)
+// By the warps of a block.
+#define FEW(PAIRS, TEAM)                                                                                          \
+  KERNEL __launch_bounds__(32 * TEAM, 2) attend_few_##PAIRS##_##TEAM(const __grid_constant__ AttendFew p) {        \
+    attend_few<PAIRS, TEAM>(p);                                                                                     \
+  }
+FEW(1, 4)
+FEW(1, 8)
+FEW(2, 4)
+FEW(2, 8)
 #endif

@@ -1,6 +1,6 @@
 // Attention of tiles of rows over caches of halves, on tensor cores.
 //
-// Rows that follow each other in one slot are a *tile*, up to 64 or 16 rows of (row, query head) with one key
+// Rows that follow each other in one slot are a *tile*, up to 64 or 8 rows of (row, query head) with one key
 // head: a block has a tile, and a warp 16 of its rows. Chunks of 64 positions are taken apart from each other: weights
 // relative to the chunk's own maximum, their sum, and the sum of values, which are then added to what
 // the chunks before have left, in order. So a row's bits follow from its own positions alone, and a block of
@@ -14,7 +14,7 @@
 #include "attend.cuh"
 #include "halves.cuh"
 
-constexpr u32 MANY = 64, M = 16, TEAM = 4;
+constexpr u32 MANY = 64, M = 16;
 
 // What has been seen of two rows of a lane: the greatest score and this lane's share of the weights.
 struct Sums {
@@ -24,10 +24,11 @@ struct Sums {
 struct Scales {
   float old[2], fresh[2];
 };
+template <u32 ROWS = 2>
 DEV Scales meet(Sums& a, const Sums& chunk) {
   Scales s;
 #pragma unroll
-  for (u32 k = 0; k < 2; k++) {
+  for (u32 k = 0; k < ROWS; k++) {
     float both = fmaxf(a.most[k], chunk.most[k]), from = both == -INFINITY ? 0 : both;
     s.old[k] = exp2_of(a.most[k] - from), s.fresh[k] = exp2_of(chunk.most[k] - from);
     a.total[k] = __fmaf_rn(a.total[k], s.old[k], __fmul_rn(chunk.total[k], s.fresh[k]));
@@ -35,9 +36,10 @@ DEV Scales meet(Sums& a, const Sums& chunk) {
   }
   return s;
 }
+template <u32 ROWS = 2>
 DEV void add(float* to, const float* from, const Scales& s) {
 #pragma unroll
-  for (u32 k = 0; k < 4; k++) to[k] = __fmaf_rn(to[k], s.old[k / 2], __fmul_rn(from[k], s.fresh[k / 2]));
+  for (u32 k = 0; k < 2 * ROWS; k++) to[k] = __fmaf_rn(to[k], s.old[k / 2], __fmul_rn(from[k], s.fresh[k / 2]));
 }
 
 // Leaves elements `e` and `e + 1` of a row for whoever reads them, as they are or split or both.
@@ -46,12 +48,17 @@ DEV void leave_rows(const Attend& p, u32 row, u32 e, float v, float w) {
   if (p.left.at) leave_split(p.left, row, e, v, w);
 }
 
-// Heads of up to 64 * PAIRS elements; narrower ones are filled up with zeros. A tile has MOST rows or less.
-template <u32 PAIRS, u32 MOST, class Own>
+// Heads of up to 64 * PAIRS elements; narrower ones are filled up with zeros. A tile has MOST rows or less, a block TEAM warps.
+template <u32 PAIRS, u32 MOST, u32 TEAM, class Own>
 struct Many {
+  // Up to 8 rows stand twice in the left side of a product, as what halves hold of them and as the rest: so sums of both are apart,
+  // with more rows, too, except of wide heads, whose sums fill the registers.
+  static constexpr bool APART = PAIRS <= 2;
+  // Rows of a block whose warps have a chunk each, and of a lane those.
+  static constexpr u32 NARROW = MOST < M ? MOST : M, LANES = NARROW / 8;
   static constexpr u32 THREADS = 32 * TEAM, WIDE = 64 * PAIRS, LINE = WIDE + 8, QUERY = 2 * WIDE + 8, PIECES = WIDE / 8, TILES = WIDE / 8;
-  // Floats that a lane has of a chunk's sums, when warps have a chunk each: behind the 16 queries there are.
-  static constexpr u32 EACH = (TILES + 1) * 4, PARTS = M * QUERY * 2;
+  // Floats that a lane has of a chunk's sums, when warps have a chunk each: behind the queries there are.
+  static constexpr u32 EACH = (TILES + 1) * 2 * LANES, PARTS = NARROW * QUERY * 2;
   const Attend& p;
   const Own& own;
   u16 *queries, *tiles;
@@ -78,7 +85,7 @@ struct Many {
       return i < own.rows && i % most != 0 && own.slot(i) == own.slot(i - 1) && own.position(i) == own.position(i - 1) + 1;
     };
     if (goes_on(row)) return false;
-    u32 near = ~__ballot_sync(FULL, goes_on(row + 1 + lane)), far = ~__ballot_sync(FULL, goes_on(row + 33 + lane));
+    u32 near = ~__ballot_sync(FULL, goes_on(row + 1 + lane)), far = MOST > 32 ? ~__ballot_sync(FULL, goes_on(row + 33 + lane)) : 0;
     cache = ((u64)slot * (p.kv_heads / p.share) + kv / p.share) * p.context * p.dim;
     rows = near ? __ffs(near) : far ? 32 + __ffs(far) : 64;
     low = first(position) / CHUNK, high = (position + rows - 1) / CHUNK + 1;
@@ -89,7 +96,7 @@ struct Many {
   DEV void ask(u32 c, u32 buffer, u32 thread, u32 threads) const {
     u32 into = shared_address(tiles + 2 * buffer * CHUNK * LINE), from = first(position);
     if (c < high) {
-#pragma unroll 4
+#pragma unroll 2
       for (u32 i = thread; i < CHUNK * PIECES; i += threads) {
         u32 n = i / PIECES, at = c * CHUNK + n, piece = i % PIECES * 8;
         u32 bytes = at >= from && at < position + rows && piece < p.dim ? 16 : 0, to = into + 2 * (n * LINE + piece);
@@ -115,34 +122,42 @@ struct Many {
   struct Weights {
     u32 high[CHUNK / 16][4], low[CHUNK / 16][4];
   };
+  template <u32 ROWS>
   DEV Sums weights(u32 c, u32 buffer, u32 m, Weights& w) const {
+    constexpr bool TWICE = ROWS == 1;
     u32 g = lane / 4, t = lane % 4;
-    u32 query = shared_address(queries + (m + lane % 16) * QUERY + lane / 16 * 8);
+    u32 query = shared_address(queries + (TWICE ? lane % 8 * QUERY + lane / 8 % 2 * WIDE : (m + lane % 16) * QUERY) + lane / 16 * 8);
     u32 key = shared_address(tiles + 2 * buffer * CHUNK * LINE + lane % 8 * LINE + lane / 8 * 8);
+    // Eights of positions whose sums of both parts are in registers at once.
+    constexpr u32 AT_ONCE = APART && !TWICE ? 4 : CHUNK / 8;
     float s[CHUNK / 8][4] = {};
-    // Of wide heads sums fill the registers.
-#pragma unroll (PAIRS == 4 ? 1 : WIDE / 32)
-    for (u32 i = 0; i < WIDE / 32; i++) {
-      u32 high[2][4], low[2][4];
-      four(high[0], query + i * 64), four(high[1], query + i * 64 + 32);
-      four(low[0], query + i * 64 + 2 * WIDE), four(low[1], query + i * 64 + 32 + 2 * WIDE);
 #pragma unroll
-      for (u32 n = 0; n < CHUNK / 8; n++) {
-        u32 k[4];
-        four(k, key + n * 16 * LINE + i * 64);
-        multiply(s[n], low[0], k[0], k[1]), multiply(s[n], low[1], k[2], k[3]);
-        multiply(s[n], high[0], k[0], k[1]), multiply(s[n], high[1], k[2], k[3]);
+    for (u32 n0 = 0; n0 < CHUNK / 8; n0 += AT_ONCE) {
+      float apart[AT_ONCE][4] = {};
+#pragma unroll (PAIRS == 4 ? 1 : WIDE / 32)
+      for (u32 i = 0; i < WIDE / 32; i++) {
+        u32 high[2][4], low[2][4];
+        four(high[0], query + i * 64), four(high[1], query + i * 64 + 32);
+        if (!TWICE) four(low[0], query + i * 64 + 2 * WIDE), four(low[1], query + i * 64 + 32 + 2 * WIDE);
+#pragma unroll
+        for (u32 n = n0; n < n0 + AT_ONCE; n++) {
+          u32 k[4];
+          four(k, key + n * 16 * LINE + i * 64);
+          float* rest = APART ? apart[n - n0] : s[n];
+          if (!TWICE) multiply(rest, low[0], k[0], k[1]), multiply(rest, low[1], k[2], k[3]);
+          multiply(s[n], high[0], k[0], k[1]), multiply(s[n], high[1], k[2], k[3]);
+        }
       }
+      if constexpr (APART)
+#pragma unroll
+        for (u32 n = n0; n < n0 + AT_ONCE; n++)
+#pragma unroll
+          for (u32 j = 0; j < 2 * ROWS; j++) s[n][j] += TWICE ? s[n][2 + j] : apart[n - n0][j];
     }
     Sums found;
 #pragma unroll
-    for (u32 k = 0; k < 2; k++) {
+    for (u32 k = 0; k < ROWS; k++) {
       u32 mine = m + g + 8 * k, r = row_of(mine), at = position + r;
-      if (MOST == M && k && rows * group <= 8) {
-#pragma unroll
-        for (u32 n = 0; n < CHUNK / 8; n++) w.high[n / 2][n % 2 * 2 + k] = w.low[n / 2][n % 2 * 2 + k] = 0;
-        break;
-      }
       // What this row sees of the chunk: none if it is not there.
       int begin = (int)first(at) - (int)(c * CHUNK), end = r < rows ? (int)(at - c * CHUNK) : -1;
       float factor = back[mine] * LOG2E, most = -INFINITY, cap = p.softcap * LOG2E;
@@ -150,12 +165,24 @@ struct Many {
 #pragma unroll
       for (u32 n = 0; n < CHUNK / 8; n++)
 #pragma unroll
+        for (u32 j = 0; j < 2; j++) s[n][2 * k + j] *= factor;
+      // cap * tanh(score / cap), without a call, for which all registers would make way.
+      if (p.softcap > 0) {
+#pragma unroll
+        for (u32 n = 0; n < CHUNK / 8; n++)
+#pragma unroll
+          for (u32 j = 0; j < 2; j++) {
+            float& v = s[n][2 * k + j];
+            v = cap - 2 * cap * __fdividef(1.0f, exp2_of(v) + 1.0f);
+          }
+      }
+#pragma unroll
+      for (u32 n = 0; n < CHUNK / 8; n++)
+#pragma unroll
         for (u32 j = 0; j < 2; j++) {
           int here = n * 8 + 2 * t + j;
-          float v = s[n][2 * k + j] * factor;
-          // cap * tanh(score / cap), without a call, for which all registers would make way.
-          if (p.softcap > 0) v = cap - 2 * cap * __fdividef(1.0f, exp2_of(v) + 1.0f);
-          s[n][2 * k + j] = v = here >= begin && here <= end ? v : -INFINITY;
+          float& v = s[n][2 * k + j];
+          v = here >= begin && here <= end ? v : -INFINITY;
           most = fmaxf(most, v);
         }
       most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
@@ -167,38 +194,48 @@ struct Many {
         float a = exp2_of(s[n][2 * k] - from), b = exp2_of(s[n][2 * k + 1] - from);
         found.total[k] += a + b;
         u32 h = halves(a, b);
-        w.high[n / 2][n % 2 * 2 + k] = h, w.low[n / 2][n % 2 * 2 + k] = rest(a, b, h);
+        w.high[n / 2][n % 2 * 2 + k] = h;
+        (TWICE ? w.high[n / 2][n % 2 * 2 + 1] : w.low[n / 2][n % 2 * 2 + k]) = rest(a, b, h);
       }
     }
     return found;
   }
   // Weights times eight values each from the `i`th eight on.
   static constexpr u32 EIGHTS = 4;
+  template <u32 ROWS>
   DEV void times_values(const Weights& w, u32 buffer, u32 i, float (&out)[EIGHTS][4]) const {
+    constexpr bool TWICE = ROWS == 1;
     u32 value = shared_address(tiles + (2 * buffer + 1) * CHUNK * LINE + lane % 16 * LINE + lane / 16 * 8) + i * 16;
+    float apart[EIGHTS][4];
 #pragma unroll
     for (u32 j = 0; j < EIGHTS; j++)
 #pragma unroll
-      for (u32 k = 0; k < 4; k++) out[j][k] = 0;
+      for (u32 k = 0; k < 4; k++) out[j][k] = apart[j][k] = 0;
 #pragma unroll
     for (u32 n = 0; n < CHUNK / 16; n++)
 #pragma unroll
       for (u32 j = 0; j < EIGHTS; j += 2) {
         u32 v[4];
         four_turned(v, value + n * 32 * LINE + j * 16);
-        multiply(out[j], w.low[n], v[0], v[1]), multiply(out[j + 1], w.low[n], v[2], v[3]);
+        float (*rest)[4] = APART ? apart : out;
+        if (!TWICE) multiply(rest[j], w.low[n], v[0], v[1]), multiply(rest[j + 1], w.low[n], v[2], v[3]);
         multiply(out[j], w.high[n], v[0], v[1]), multiply(out[j + 1], w.high[n], v[2], v[3]);
       }
+    if constexpr (APART)
+#pragma unroll
+      for (u32 j = 0; j < EIGHTS; j++)
+#pragma unroll
+        for (u32 k = 0; k < 2 * ROWS; k++) out[j][k] += TWICE ? out[j][2 + k] : apart[j][k];
   }
 
   // Sums of eights `i0` and on of rows from `m`, divided by their weights.
-  template <u32 COUNT>
+  template <u32 ROWS, u32 COUNT>
   DEV void leave(Sums& all, float (&sum)[COUNT][4], u32 m, u32 i0) const {
     u32 g = lane / 4, t = lane % 4;
     // Of units of a row. Queries have served, if there is more than a warp to a row.
-    float eights[4], *halves = (float*)queries;
+    float eights[4], *parts = (float*)queries;
 #pragma unroll
-    for (u32 k = 0; k < 2; k++) {
+    for (u32 k = 0; k < ROWS; k++) {
       u32 mine = m + g + 8 * k, r = row_of(mine), head = kv * group + mine - r * group;
       float total = all.total[k], scale = 1.0f;
       total += __shfl_xor_sync(FULL, total, 1);
@@ -209,31 +246,34 @@ struct Many {
         scale = exp2_of(all.most[k] - both);
         total = total * scale + exp2_of(sink - both);
       }
+      float by = scale / total;
 #pragma unroll
       for (u32 i = 0; i < COUNT; i++) {
         u32 e = (i0 + i) * 8 + 2 * t;
         if (e >= p.dim) continue;
-        float v = sum[i][2 * k] * scale / total, w = sum[i][2 * k + 1] * scale / total;
+        float v = sum[i][2 * k] * by, w = sum[i][2 * k + 1] * by;
         leave_rows(p, row + r, head * p.dim + e, v, w);
         if (!p.left.sums) continue;
         u32 lanes = 0xfu << (lane & 28);
         eights[i % 4] = sum_of_next<4>(v + w, lanes);
         if (i % 4 == 3 && t == 0)
           leave_sums(p.left, row + r, (head * p.dim + e) / 32, eights[0] + eights[1], eights[2] + eights[3]);
-        // Another warp has the other half of the unit.
-        if (COUNT == 2 && i == 1 && t == 0) halves[mine * TEAM + warp] = eights[0] + eights[1];
+        // Other warps have the other parts of the unit.
+        if (COUNT < 4 && i == COUNT - 1 && t == 0) parts[mine * TEAM + warp] = COUNT == 2 ? eights[0] + eights[1] : eights[0];
       }
     }
     if (COUNT > 2 || !p.left.sums) return;
     together();
-    u32 mine = threadIdx.x / 2, unit = threadIdx.x % 2, r = row_of(mine), head = kv * group + mine - r * group;
-    if (mine < M && r < rows && unit * 32 < p.dim)
-      leave_sums(p.left, row + r, head * p.dim / 32 + unit, halves[mine * TEAM + 2 * unit], halves[mine * TEAM + 2 * unit + 1]);
+    constexpr u32 UNITS = WIDE / 32, EACH = TEAM / UNITS;
+    u32 mine = threadIdx.x / UNITS, unit = threadIdx.x % UNITS, r = row_of(mine), head = kv * group + mine - r * group;
+    if (mine >= NARROW || r >= rows || unit * 32 >= p.dim) return;
+    const float* of = parts + mine * TEAM + unit * EACH;
+    leave_sums(p.left, row + r, head * p.dim / 32 + unit, EACH == 2 ? of[0] : of[0] + of[1], EACH == 2 ? of[1] : of[2] + of[3]);
   }
 
   // A warp has 16 rows, and all of them go through the chunks.
   DEV void run_wide() const {
-    static_assert(MOST <= M || MOST == TEAM * M, "rows for each warp");
+    static_assert(MOST == TEAM * M, "rows for each warp");
 #pragma unroll 1
     for (u32 b = 0; b < p.buffers; b++) ask(low + b, b, threadIdx.x, THREADS);
     own.make(*this, MOST);
@@ -249,11 +289,11 @@ struct Many {
       together();
       if (from <= to && c * CHUNK <= to && (c + 1) * CHUNK > first(from)) {
         Weights w;
-        Scales s = meet(all, weights(c, buffer, m, w));
+        Scales s = meet(all, weights<2>(c, buffer, m, w));
 #pragma unroll
         for (u32 i = 0; i < TILES; i += EIGHTS) {
           float part[EIGHTS][4];
-          times_values(w, buffer, i, part);
+          times_values<2>(w, buffer, i, part);
 #pragma unroll
           for (u32 j = 0; j < EIGHTS; j++) add(sum[i + j], part[j], s);
         }
@@ -262,42 +302,44 @@ struct Many {
       ask(c + p.buffers, buffer, threadIdx.x, THREADS);
       if (++buffer == p.buffers) buffer = 0;
     }
-    leave(all, sum, m, 0);
+    leave<2>(all, sum, m, 0);
   }
 
-  // 16 rows at most: each warp has a chunk, and then its share of the sums of all of them.
+  // So few rows that each warp has a chunk, and then its share of the sums of all of them.
   DEV void run_narrow() const {
-    constexpr u32 MINE = TILES / TEAM;
+    constexpr u32 ROWS = LANES;
+    constexpr u32 MINE = TILES / TEAM, KEPT = 2 * ROWS;
+    u32 buffers = min(p.buffers, TEAM);
     float* parts = (float*)(queries + PARTS / 2) + lane;
 #pragma unroll 1
-    for (u32 b = 0; b < p.buffers; b++) ask(low + b, b, threadIdx.x, THREADS);
-    own.make(*this, M);
+    for (u32 b = 0; b < buffers; b++) ask(low + b, b, threadIdx.x, THREADS);
+    own.make(*this, NARROW);
     asm volatile("cp.async.wait_group 0;" ::: "memory");
     together();
     Sums all;
     float sum[MINE][4] = {};
 #pragma unroll 1
-    for (u32 c = low; c < high; c += p.buffers) {
-      u32 chunks = min(p.buffers, high - c);
+    for (u32 c = low; c < high; c += buffers) {
+      u32 chunks = min(buffers, high - c);
       if (warp < chunks) {
         asm volatile("cp.async.wait_group 0;" ::: "memory");
         __syncwarp();
         own.patch(*this, c + warp, warp);
         __syncwarp();
         Weights w;
-        Sums found = weights(c + warp, warp, 0, w);
+        Sums found = weights<ROWS>(c + warp, warp, 0, w);
         float* to = parts + warp * EACH * 32;
 #pragma unroll
         for (u32 i = 0; i < TILES; i += EIGHTS) {
           float part[EIGHTS][4];
-          times_values(w, warp, i, part);
+          times_values<ROWS>(w, warp, i, part);
 #pragma unroll
-          for (u32 j = 0; j < 4 * EIGHTS; j++) to[(i * 4 + j) * 32] = part[j / 4][j % 4];
+          for (u32 j = 0; j < KEPT * EIGHTS; j++) to[(i * KEPT + j) * 32] = part[j / KEPT][j % KEPT];
         }
 #pragma unroll
-        for (u32 k = 0; k < 2; k++) to[(TILES * 4 + k) * 32] = found.most[k], to[(TILES * 4 + 2 + k) * 32] = found.total[k];
+        for (u32 k = 0; k < ROWS; k++) to[(TILES * KEPT + k) * 32] = found.most[k], to[(TILES * KEPT + ROWS + k) * 32] = found.total[k];
         __syncwarp();
-        ask(c + p.buffers + warp, warp, lane, 32);
+        ask(c + buffers + warp, warp, lane, 32);
       }
       together();
 #pragma unroll 1
@@ -305,23 +347,24 @@ struct Many {
         const float* from = parts + b * EACH * 32;
         Sums found;
 #pragma unroll
-        for (u32 k = 0; k < 2; k++)
-          found.most[k] = from[(TILES * 4 + k) * 32], found.total[k] = from[(TILES * 4 + 2 + k) * 32];
-        Scales s = meet(all, found);
+        for (u32 k = 0; k < ROWS; k++)
+          found.most[k] = from[(TILES * KEPT + k) * 32], found.total[k] = from[(TILES * KEPT + ROWS + k) * 32];
+        Scales s = meet<ROWS>(all, found);
 #pragma unroll
         for (u32 i = 0; i < MINE; i++) {
-          float part[4];
+          float part[KEPT];
 #pragma unroll
-          for (u32 k = 0; k < 4; k++) part[k] = from[((warp * MINE + i) * 4 + k) * 32];
-          add(sum[i], part, s);
+          for (u32 k = 0; k < KEPT; k++) part[k] = from[((warp * MINE + i) * KEPT + k) * 32];
+          add<ROWS>(sum[i], part, s);
         }
       }
       together();
     }
-    leave(all, sum, 0, warp * MINE);
+    leave<ROWS>(all, sum, 0, warp * MINE);
   }
   DEV void run() const {
-    if (MOST == M || rows * group <= M) run_narrow();
+    if constexpr (MOST <= M) run_narrow();
+    else if (rows * group <= M) run_narrow();
     else run_wide();
   }
 };

@@ -18,11 +18,12 @@ own() { sed -nE "s/.* $1_SHARED: usize = ([0-9]+) << 10;/\1/p" "$here/../src/cud
 awk -v chain="$(own CHAIN)" -v several="$(own SEVERAL)" '!/^#/ {
   # What 64 registers of 1,024 threads do not hold, or 128 beside sums and f32 weights, or beside those of units and of
   # all (of each way to look at scales that the kernel has), or 255 beside sums of wide heads.
-  if ($8 > ($3 ~ /^gemm_f32_(many|halves)/ || $3 == "pick" ? 16 : $3 ~ /^gemm_._._halves/ ? 88 : $3 == "attend_many_4" ? 208 : $3 == "attend_few_2" ? 16 : 0)) {
+  if ($8 > ($3 ~ /^gemm_f32_(many|halves)/ || $3 == "pick" ? 16 : $3 ~ /^gemm_._._halves/ ? 88 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 == "several" || $3 == "gemv_4_0" ? 8 : 0)) {
     print $1, $3 ": " $8 " bytes of stack"; bad = 1
   }
-  # Two blocks of 256 threads, four of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers.
-  if ($7 > ($3 == "pick" ? 64 : $3 == "chain" || $3 == "several" ? 168 : $3 ~ /^attend_many/ ? 255 : 128)) { print $1, $3 ": " $7 " registers"; bad = 1 }
+  # Two blocks of 256 threads, four of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers; of attention with four
+  # warps two.
+  if ($7 > ($3 == "pick" ? 64 : $3 == "chain" || $3 == "several" ? 168 : $3 ~ /^attend_(many|few_._4)/ ? 255 : 128)) { print $1, $3 ": " $7 " registers"; bad = 1 }
   if ($9 > 1024 * ($3 == "chain" ? chain : $3 == "several" ? several : 24)) { print $1, $3 ": " $9 " bytes of static shared memory"; bad = 1 }
 } END { exit bad }' "$fresh/MANIFEST"
 

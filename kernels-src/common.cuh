@@ -71,6 +71,9 @@ DEV u32 bf16x2(float a, float b) {
   return w;
 }
 
+DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+DEV float4 times(float4 v, float by) { return make_float4(v.x * by, v.y * by, v.z * by, v.w * by); }
+
 // Of a power of two: by one that is known only to the kernel a division takes twenty instructions in a row.
 DEV u32 log_of(u32 n) { return 31 - __clz(n); }
 

@@ -110,10 +110,8 @@ struct Few {
     panel = (const u8*)(lane & 2 ? panels[1] : panels[0]);
   }
   DEV void begin_barriers() const {
-    if (threadIdx.x == 0)
-      for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, TEAM);
-    if (lane == 0)
-      for (u32 i = 0; i < p.pages; i++) mbar_init(here + 8 * i, 1);
+    if (threadIdx.x < p.stages) mbar_init(full + 8 * threadIdx.x, 1), mbar_init(empty + 8 * threadIdx.x, TEAM);
+    if (lane < p.pages) mbar_init(here + 8 * lane, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     if (N > 8) no_sums(full);
   }
@@ -209,7 +207,7 @@ struct Few {
       for (u32 i = 0; i < min(p.stages, last); i++) bring<S>(i, i);
     float acc[N / 2] = {};
     S share;
-    share.begin(*matrix[0], *matrix[1], q);
+    share.begin(*matrix[0], *matrix[1], p.part[0], q);
     u32 stretches = 0, until = stretch(1);
     mbar_wait(here, 0);
 #pragma unroll 1
@@ -238,7 +236,7 @@ template <u32 N, class FIRST, class... REST>
 DEV void gemm_few_as(const Gemm& p, Few<N>& few) {
   // All parts of a product have the same planes, but codes of their own; of a tile they are the same for all of the block.
   if constexpr (sizeof...(REST) == 0) few.template run<FIRST>();
-  else if (FIRST::takes(*few.matrix[0]) && FIRST::takes(*few.matrix[1])) few.template run<FIRST>();
+  else if (FIRST::takes(*few.matrix[0], *few.matrix[1], p.part[0])) few.template run<FIRST>();
   else gemm_few_as<N, REST...>(p, few);
 }
 template <u32 N, class... HOW>

@@ -19,8 +19,6 @@ DEV Tile tile_of(const P& p, u32 tile) {
   return t;
 }
 
-DEV float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-DEV float4 times(float4 v, float by) { return make_float4(v.x * by, v.y * by, v.z * by, v.w * by); }
 
 // Adds up ALL of them, from where this block's share of rows begins.
 template <u32 ALL>

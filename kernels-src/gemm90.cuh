@@ -59,6 +59,8 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
   u32 t = threadIdx.x, width = sums_width(tiles), group = t / 128;
   u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
   Share share = {tile_of(p, first_tile + group), m0, rows, rank, log_of(splits), t % 128};
+  // What is sent for now need not be here before the others are told of the sums.
+  if (splits > 1) cluster_arrive();
   Residuals residuals;
   if (group < tiles) ask_early(residuals, p, share);
   // Factors have their place between barriers and what no sums are.
@@ -66,7 +68,7 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
   float* factors = sums - SUMS / 4 - N;
   Factors<N> norm = {p, share};
   if (p.squares) norm.ask();
-  if (splits > 1) cluster_meet();
+  if (splits > 1) cluster_wait();
   if (p.squares) norm.make(factors);
   if (splits * each > 1) {
     if (splits == 1) __syncthreads();
@@ -213,7 +215,7 @@ DEV void gemm90(const Gemm& p, u8* shared) {
   S share;
   // Step `step` of `block`. Past the last block that is taken once more: nobody looks at it.
   auto fetch = [&](u32 block, int step, bool first) { share.fetch(a, b, line, block, end, q, step, step, first); };
-  share.begin(a, b, line, min(begin, blocks - 1), q);
+  share.begin(a, b, p.part[0], line, min(begin, blocks - 1), q);
 #pragma unroll
   for (int step = 0; step < S::SLOTS; step++) fetch(begin, step, true);
   pdl_wait();
@@ -283,9 +285,11 @@ template <u32 N, class FIRST, class... REST>
 DEV void gemm_many_as(const Gemm& p, u8* shared) {
   if constexpr (sizeof...(REST) == 0) {
     gemm90<FIRST, N>(p, shared);
+  } else if constexpr (!FIRST::WORTH) {
+    gemm_many_as<N, REST...>(p, shared);
   } else {
     const Domain& d = p.domain[tile_of(p, blockIdx.y * (blockDim.x / 128) + threadIdx.x / 128).domain];
-    if (__syncthreads_and(FIRST::takes(p.part[d.part[0]]) && FIRST::takes(p.part[d.part[d.parts == 1 ? 0 : 1]])))
+    if (__syncthreads_and(FIRST::takes(p.part[d.part[0]], p.part[d.part[d.parts == 1 ? 0 : 1]], p.part[0])))
       gemm90<FIRST, N>(p, shared);
     else gemm_many_as<N, REST...>(p, shared);
   }

@@ -235,7 +235,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
     Place to = {group, groups, member, sums.part[which], pass != 0};
 #define MULTIPLY(PATH) multiply_pages<F, PATH, CHAIN>(m, ring, page, at, x, to, lane)
 #define OR_BY(PATH) F::has(PATH) && at.path == PATH ? MULTIPLY(PATH) :
-    bool ends = OR_BY(ONE_SCALE) OR_BY(ONE_AND_MIN) OR_BY(SCALE_AND_MIN) OR_BY(HALVES) OR_BY(HALVES_AND_MIN) MULTIPLY(ANY);
+    bool ends = OR_BY(ONE_SCALE) OR_BY(ONE_AND_MIN) OR_BY(SCALE_AND_MIN) OR_BY(HALVES) OR_BY(HALVES_AND_MIN) OR_BY(ENTRIES) MULTIPLY(ANY);
 #undef OR_BY
 #undef MULTIPLY
     if (!ends) continue;

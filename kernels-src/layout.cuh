@@ -74,6 +74,14 @@ DEV u32 look_up(const u32* table, u32 codes) {
   return (low & ~mask) | (high & mask);
 }
 
+// The same of four codes of 4 bits that lie in a row.
+DEV u32 look_up_next(const u32* table, u32 codes) {
+  u32 low = __byte_perm(table[0], table[1], codes & 0x7777), high = __byte_perm(table[2], table[3], codes & 0x7777);
+  return __byte_perm(low, high, 0x3210 | codes >> 1 & 0x4444);
+}
+// A scale that is a power of two.
+DEV float power_of(u32 e) { return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
+
 // The scales of one unit of one row, as f32: value = s[h] * (code - zero) + m[h].
 struct Scales {
   float s0, s1, m0, m1;
@@ -85,8 +93,7 @@ DEV Scales scales_of(const Matrix& m, const u8* span, u32 n, u32 row, u32 unit) 
   r.m0 = r.m1 = 0.0f;
   const u8* p = span + at.scales + place_of(row, unit) * scale_bytes(m);
   if (m.levels == EXPONENT) {
-    u32 e = *p;
-    r.s0 = r.s1 = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+    r.s0 = r.s1 = power_of(*p);
     return r;
   }
   if (m.levels == LEVEL_ONE) {

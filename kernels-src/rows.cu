@@ -125,7 +125,7 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         }
         case R_NORM: {
           // kind 1: the mean is taken off; 2: a weight for each head; 4: its factor is for the sums of a product that reads
-          // it, and squares go to aux2. A weight and a bias or none.
+          // it, and squares go to aux2, also of a part of the row. A weight and a bias or none.
           const float *weight = (const float*)op.aux, *bias = (const float*)op.aux2;
           bool layer = op.kind & 1, each = op.kind & 2, factored = op.kind & 4;
           if (factored) bias = nullptr;
@@ -135,11 +135,11 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
             if (bias) v += bias[w];
             to[at] = v;
           };
-          if (op.len == op.n0 && !layer && op.len % 4 == 0) {
+          if ((op.len == op.n0 || factored) && !layer && op.len % 4 == 0) {
             // In the order of square.cuh: 16 threads have a block of 128 columns, two fours each.
             u32 blocks = (op.len + 127) / 128, column = t / 16 * 128 + t / 4 % 4 * 32 + t % 4 * 4;
             // Four at once where they lie well.
-            const float* by = weight ? weight + (each ? col : 0) : nullptr;
+            const float* by = weight ? weight + (each || factored ? col : 0) : nullptr;
             bool well = (u64)a % 16 == 0, kept = op.a.where == REGISTER;
             float4 v[2];
             auto hold = [&](u32 first) {
@@ -159,8 +159,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
               float half = squares_of(v[0]) + squares_of(v[1]);
               half += __shfl_xor_sync(FULL, half, 4), half = sum_of_lanes(half, 1, 2);
               if (factored) {
-                u32 at = first * 2 + t / 8, all = op.len / SQUARED;
-                if (t % 8 == 0 && at < all) __stcg((float*)op.aux2 + (u64)row * squares_stride(all) + at, half);
+                u32 at = first * 2 + t / 8, all = op.n0 / SQUARED;
+                if (t % 8 == 0 && at < op.len / SQUARED) __stcg((float*)op.aux2 + (u64)row * squares_stride(all) + col / SQUARED + at, half);
                 continue;
               }
               half += __shfl_xor_sync(FULL, half, 8);
@@ -370,8 +370,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
               if (e >= op.n0) break;
               if (op.kind != PLAIN_ROWS) {
                 SplitTiles tiles = {(u16*)op.aux, (u8*)op.aux2, op.n1, op.kind};
-                leave_split(tiles, row, e, v[k], w[k]);
-                if (tiles.sums) leave_sums_of<8>(tiles, row, e, v[k] + w[k], FULL);
+                leave_split(tiles, row, col + e, v[k], w[k]);
+                if (tiles.sums) leave_sums_of<8>(tiles, row, col + e, v[k] + w[k], FULL);
                 continue;
               }
               u64 place = (u64)row * op.n0 + e;

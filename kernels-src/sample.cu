@@ -109,7 +109,7 @@ KERNEL take(const __grid_constant__ Given p) {
   __threadfence();
 }
 
-KERNEL __launch_bounds__(256) scan(const __grid_constant__ Sample p) {
+KERNEL __launch_bounds__(256, HOPPER ? 8 : 6) scan(const __grid_constant__ Sample p) {
   extern __shared__ u32 recent[];
   __shared__ __align__(8) u8 shared[32 * 20];
   u32 per = (p.vocabulary + p.blocks - 1) / p.blocks, out = blockIdx.y;
@@ -120,10 +120,19 @@ KERNEL __launch_bounds__(256) scan(const __grid_constant__ Sample p) {
     return;
   }
   pdl_wait();
+  // A thread's logits, several at a time: sent for before it is known what becomes of them.
+  constexpr u32 AT_ONCE = 4;
+  float held[AT_ONCE];
+  const float* logits = p.logits + (u64)out * p.stride;
+  auto ask = [&](u32 first) {
+#pragma unroll
+    for (u32 k = 0; k < AT_ONCE; k++) held[k] = first + k * 256 < to ? cg_f32(logits + first + k * 256) : 0.0f;
+  };
+  ask(from + threadIdx.x);
   Sampler s = *p.sampler;
-  u32 row = cg_u32(p.outs + out), position = cg_u32(p.positions + row);
   bool penal = s.penalty != 1.0f && s.last_n > 0;
   if (penal) {
+    u32 row = cg_u32(p.outs + out), position = cg_u32(p.positions + row);
     for (u32 i = threadIdx.x; i < (per + 31) / 32; i += 256) recent[i] = 0;
     __syncthreads();
     u32 n = min(s.last_n, position + 1);
@@ -141,9 +150,7 @@ KERNEL __launch_bounds__(256) scan(const __grid_constant__ Sample p) {
   u64 key = 0;
   float score = -INFINITY;
   u32 id = 0xffffffffu, bad = 0;
-  const float* logits = p.logits + (u64)out * p.stride;
-  for (u32 i = from + threadIdx.x; i < to; i += 256) {
-    float v = cg_f32(logits + i);
+  auto see = [&](u32 i, float v) {
     if (!isfinite(v)) bad = 1;
     if (penal && (recent[(i - from) / 32] >> ((i - from) % 32) & 1)) {
       v = v > 0 ? v / s.penalty : v * s.penalty;
@@ -156,6 +163,13 @@ KERNEL __launch_bounds__(256) scan(const __grid_constant__ Sample p) {
       float g = gumbel_score(v, inverse, stream, i);
       if (g > score || (g == score && i < id)) score = g, id = i;
     }
+  };
+#pragma unroll 1
+  for (u32 first = from + threadIdx.x; first < to; first += AT_ONCE * 256) {
+    if (first >= from + 256) ask(first);
+#pragma unroll
+    for (u32 k = 0; k < AT_ONCE; k++)
+      if (first + k * 256 < to) see(first + k * 256, held[k]);
   }
   reduce(key, score, id, bad, shared);
   if (threadIdx.x == 0) {

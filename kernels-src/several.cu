@@ -168,7 +168,7 @@ DEV void multiply_blocks(const Several& p, Walk& walk, const Matrix& a, const Ma
   u32 zero = 0;
   asm volatile("" : "+r"(zero));
   u32 lane = walk.lane, q = lane % 4, half = lane / 16, panel = walk.stage_bytes / 4, page = 0, paged = log_of(p.paged), sides[2] = {};
-  share.begin(a, b, q);
+  share.begin(a, b, p.part[0], q);
   // Sums of stretches that are done: before the first one what changes nothing.
   float done[4] = {-0.0f, -0.0f, -0.0f, -0.0f};
   u32 log = log_of(p.parts * p.each), n = p.cols / 128, s = part * p.each + 1, next = n * s >> log;
@@ -207,7 +207,7 @@ template <int LO, int HI, u32 FIRST, u32... REST, class... Of>
 DEV void multiply_planes(const Several& p, Walk& walk, const Matrix& a, const Matrix& b, Of... of) {
   typedef PlanesPage<LO, HI, FIRST, at_once(LO, HI, FIRST)> Page;
   if constexpr (sizeof...(REST) == 0) multiply_blocks<Page>(p, walk, a, b, of...);
-  else if (Page::takes(a) && Page::takes(b)) multiply_blocks<Page>(p, walk, a, b, of...);
+  else if (Page::takes(a, b, p.part[0])) multiply_blocks<Page>(p, walk, a, b, of...);
   else multiply_planes<LO, HI, REST...>(p, walk, a, b, of...);
 }
 

@@ -4,12 +4,13 @@
 #include "wgmma.cuh"
 
 // What scales of planes are: one a unit; that and what is added; those of two levels, with what is added where formats of
-// these planes have it; or whatever each matrix says, of codes too.
-enum Looks : u32 { LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_ANY };
+// these planes have it; one a unit, or a power of two, of codes that name entries of a table; or whatever each matrix says, of
+// codes too.
+enum Looks : u32 { LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_TABLE, LOOK_ANY };
 // Those that there are of planes of LO and HI bits (src/cuda/layout.rs takes no others).
 #define OF_PLANES(DO)                                     \
   DO(8, 0, LOOK_SCALE)                                    \
-  DO(4, 0, LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_ANY) \
+  DO(4, 0, LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_TABLE, LOOK_ANY) \
   DO(2, 0, LOOK_SCALE, LOOK_LEVELS, LOOK_ANY)             \
   DO(1, 0, LOOK_SCALE)                                    \
   DO(2, 1, LOOK_LEVELS)                                   \
@@ -31,6 +32,10 @@ constexpr int STEPS = 4;
   }                                                                                                                  \
   DEV void weights_short(AT at, u32& a) {                                                                            \
     asm volatile("{\n.reg .u16 h;\nld." FROM ".u16 h, [%1];\ncvt.u32.u16 %0, h;\n}" : "=r"(a) : HOW(at));           \
+  }                                                                                                                  \
+  DEV void weights_short_or_byte(AT at, bool byte, u32& a) {                                                         \
+    asm volatile("{\n.reg .pred q;\nsetp.ne.u32 q, %2, 0;\n@q ld." FROM ".u8 %0, [%1];\n"                           \
+                 "@!q ld." FROM ".u16 %0, [%1];\n}" : "=&r"(a) : HOW(at), "r"((u32)byte));                           \
   }                                                                                                                  \
   /* Of one, two or four bytes, or none. */                                                                          \
   DEV void weights_of(AT at, u32 bytes, u32& a) {                                                                    \
@@ -76,7 +81,7 @@ struct FloatShare {
     u32 n = span_units<FLOATS_SPAN>(m, block / BLOCKS);
     room = (int)n - 1 - (int)(block % BLOCKS * BLOCK + q * EACH);
   }
-  DEV void begin(const Matrix& m, const Matrix&, const Lines& line, u32 block, u32 q) {
+  DEV void begin(const Matrix& m, const Matrix&, const Matrix&, const Lines& line, u32 block, u32 q) {
     look(m, block, q);
     u32 span = block / BLOCKS, n = span_units<FLOATS_SPAN>(m, span);
     u32 from = span * m.span_bytes + (line.row * n + n - 1) * 16;
@@ -142,7 +147,7 @@ struct FloatPage : FloatShare<KIND, 1> {
   // Of the block at hand: where rows begin, the lane's first unit, and the last one of the span.
   u32 from[2];
   int unit, last;
-  DEV void begin(const Matrix&, const Matrix&, u32) { from[0] = from[1] = 0, unit = last = 0; }
+  DEV void begin(const Matrix&, const Matrix&, const Matrix&, u32) { from[0] = from[1] = 0, unit = last = 0; }
   DEV void turn(const Matrix& a, const Matrix&, const u32 (&at)[2], u32 row, u32 block, bool first, u32 q) {
     if (!first && block % BLOCKS != 0) {
       unit += Of::BLOCK;
@@ -206,10 +211,17 @@ struct PlanesShare {
   // Units behind that one up to the last of the row or of the span; where in a word quads are; what is taken off each output's codes.
   int room;
   u32 shift, shift_high, zero[2];
+  // Of all parts, if there is one: that of the first, which is always in the same place.
+  const u32* table;
 
   // All parts of a product have the same planes, but codes and scales of their own.
+  static DEV bool takes(const Matrix& a, const Matrix& b, const Matrix& part) {
+    bool alike = part.codes == TABLE && part.levels == a.levels && part.levels == b.levels;
+    return takes(a) && takes(b) && (LOOKS != LOOK_TABLE || alike);
+  }
   static DEV bool takes(const Matrix& m) {
     if (LOOKS == LOOK_ANY) return true;
+    if (LOOKS == LOOK_TABLE) return m.codes == TABLE && m.zero == 128 && m.levels != LEVEL_TWO && m.min == ZERO;
     if (m.codes == TABLE || EIGHT && m.zero != 128) return false;
     if (LOOKS == LOOK_LEVELS) return m.levels == LEVEL_TWO && m.halves == PARTS && m.min == (ADDS ? TWO : ZERO);
     return m.levels == LEVEL_ONE && m.min == (LOOKS == LOOK_LEAST ? ONE : ZERO);
@@ -224,7 +236,8 @@ struct PlanesShare {
   }
 
   // Lane q of four has the quads `q` and `q + 4` of a unit.
-  DEV void begin(const Matrix& a, const Matrix& b, u32 q) {
+  DEV void begin(const Matrix& a, const Matrix& b, const Matrix& part, u32 q) {
+    table = part.table;
     shift = LO >= 4 ? 0 : q / LO * LO, shift_high = HI ? q / HIGH * HIGH : 0, room = 0;
 #pragma unroll
     for (u32 side = 0; side < 2; side++) {
@@ -272,6 +285,7 @@ struct PlanesShare {
       if constexpr (HI != 0) weights(from + hi[side * BOTH] + k * 4 * HI, u.hi);
       auto load = [&](At at, u32& to) {
         if constexpr (LOOKS == LOOK_ANY) weights_of(at, scale_of(m), to);
+        else if constexpr (LOOKS == LOOK_TABLE) weights_short_or_byte(at, a.levels == EXPONENT, to);
         else if constexpr (LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && PARTS * (1 + ADDS) == 4) weights(at, to);
         else weights_short(at, to);
       };
@@ -302,8 +316,8 @@ struct PlanesShare {
         if (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY && m.levels == LEVEL_TWO) {
           u32 halves = LOOKS == LOOK_LEVELS ? PARTS : m.halves, h = halves == 2 && part;
           scale = half_to_f32(u.d & 0xffff) * (float)(i8)(u.s >> 8 * h & 0xff);
-        } else if (LOOKS == LOOK_ANY && m.levels == EXPONENT) {
-          scale = __uint_as_float(u.s < 2 ? 0x00200000u << u.s : (u.s - 1) << 23);
+        } else if ((LOOKS == LOOK_ANY || LOOKS == LOOK_TABLE) && m.levels == EXPONENT) {
+          scale = power_of(u.s);
         } else {
           scale = half_to_f32(u.s & 0xffff);
         }
@@ -346,20 +360,29 @@ struct PlanesShare {
     }
     return all;
   }
+  // Two bytes, each less 128: seven bits behind the exponent of 128; where there is an eighth, it says 128 or 256 less.
+  static DEV u32 less_128(u32 c, u32 pick) {
+    return minus2(__byte_perm(c & 0x7f7f7f7f, 0x43434343, pick), __byte_perm(~c & 0x80808080, 0x43434343, pick));
+  }
   // Codes of a lane's quad of a half, less zero, as pairs.
   DEV void codes(const Matrix& m, u32 side, int slot, u32 half, u32* pair) const {
     const Unit& u = of[slot % SLOTS][side];
+    if constexpr (LOOKS == LOOK_TABLE) {
+      // A word's codes go by twos of a quad of each half.
+#pragma unroll
+      for (u32 e = 0; e < 2; e++) pair[e] = less_128(look_up_next(table, u.lo[0] >> 16 * e), half ? 0x4341 : 0x4240);
+      return;
+    }
     u32 c = EIGHT ? u.lo[EIGHT ? half : 0] : u.lo[0] >> shift + 4 * half & CODES<LO>;
     if constexpr (HI != 0) c |= (u.hi >> shift_high + 4 * half & CODES<HIGH>) << LO;
-    bool table = is_table(m);
-    if (table) c = look_up(m.table, c);
+    bool named = is_table(m);
+    if (named) c = look_up(m.table, c);
     if (LO == 1 && HI == 0 && m.codes == DOUBLE) c *= 2;
 #pragma unroll
     for (u32 e = 0; e < 2; e++) {
-      // Seven bits behind the exponent of 128; where there is an eighth, it says 128 or 256 less.
       u32 pick = e ? 0x4342 : 0x4140;
-      if (EIGHT || table) {
-        pair[e] = minus2(__byte_perm(c & 0x7f7f7f7f, 0x43434343, pick), __byte_perm(~c & 0x80808080, 0x43434343, pick));
+      if (EIGHT || named) {
+        pair[e] = less_128(c, pick);
         if (LOOKS == LOOK_ANY) pair[e] = minus2(pair[e], zero[side]);
       } else {
         pair[e] = minus2(__byte_perm(c, 0x43434343, pick), zero[side]);
@@ -389,8 +412,10 @@ DEV void take_apart(Left& x, const PlanesShare<LO, HI, LOOKS, SLOTS, At>& share,
 template <int LO, int HI, u32 LOOKS>
 struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
   typedef PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> Of;
-  DEV void begin(const Matrix& a, const Matrix& b, const Lines& line, u32 block, u32 q) {
-    Of::begin(a, b, q);
+  // Each way takes registers from the others (a table would make 4-bit prompts up to an eighth slower).
+  static constexpr bool WORTH = LOOKS != LOOK_TABLE;
+  DEV void begin(const Matrix& a, const Matrix& b, const Matrix& part, const Lines& line, u32 block, u32 q) {
+    Of::begin(a, b, part, q);
     this->at[0] = line.panel[0] + (u64)(block / Of::BLOCKS) * a.span_bytes;
     this->at[1] = line.panel[1] + (u64)(block / Of::BLOCKS) * b.span_bytes;
   }
@@ -411,7 +436,7 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
 };
 // Units at once where eight rows alone give too little to do in the meantime; not where each has several sums, whose order
 // it would change.
-DEV constexpr int at_once(int lo, int hi, u32 looks) { return looks == LOOK_SCALE && lo != 2 && hi != 2 ? 2 : 1; }
+DEV constexpr int at_once(int lo, int hi, u32 looks) { return (looks == LOOK_SCALE || looks == LOOK_TABLE) && lo != 2 && hi != 2 ? 2 : 1; }
 // From spans in shared memory, of both outputs' panels. WHOLE: rows end with a block.
 template <int LO, int HI, u32 LOOKS, int AT_ONCE_>
 struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {

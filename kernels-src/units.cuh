@@ -44,8 +44,8 @@ DEV void summed(u32 which) {
 }
 
 // How scales are read, in few instructions: a scale, or one and what is added; of two levels those of a unit, or of its
-// halves with what is added or without; else as the matrix says.
-enum Path : u32 { ONE_SCALE, ONE_AND_MIN, SCALE_AND_MIN, HALVES, HALVES_AND_MIN, ANY };
+// halves with what is added or without; a scale of entries of a table; else as the matrix says.
+enum Path : u32 { ONE_SCALE, ONE_AND_MIN, SCALE_AND_MIN, HALVES, HALVES_AND_MIN, ENTRIES, ANY };
 
 // Sums of COUNT values over LANES lanes, each NEXT behind the one before, several at once: what is left of the values goes
 // half to one half of the lanes and half to the other. The first COUNT-th of the lanes end up with the first sum, and so on.
@@ -152,6 +152,7 @@ struct Planes {
     if (path == HALVES) return LO + HI == 6 || LO + HI == 3;
     if (path == HALVES_AND_MIN) return LO == 2 && HI == 0;
     if (path == ONE_AND_MIN || path == SCALE_AND_MIN) return LO == 4 && HI < 2;
+    if (path == ENTRIES) return LO == 4 && HI == 0;
     return path == ANY || LO + HI != 6 && LO + HI != 3;
   }
   // Where a lane's units of a part are, from the start of a slice, and how the part is to be read.
@@ -168,6 +169,7 @@ struct Planes {
       if (levels == LEVEL_ONE && codes == PLAIN && min == ONE) path = ONE_AND_MIN;
       if (levels == LEVEL_TWO && codes == PLAIN && min == ZERO && halves == 2) path = HALVES;
       if (levels == LEVEL_TWO && codes == PLAIN && min == TWO) path = halves == 1 ? SCALE_AND_MIN : HALVES_AND_MIN;
+      if (levels != LEVEL_TWO && codes == TABLE && min == ZERO) path = ENTRIES;
       if (!has(path)) path = ANY;
 #pragma unroll
       for (u32 e = 0; e < EACH; e++) {
@@ -193,11 +195,24 @@ struct Planes {
     load<LO>(panel + at.lo[e], LO == 8 ? at.d[e] : 0, lo);
     if constexpr (HI != 0) load<HI>(panel + at.hi[e], 0, hi);
     // Sums of the two halves of a unit; or of places in a word, where codes of one plane stay, times a power of two.
-    constexpr bool STAY = PATH != ANY && HI == 0 && (LO == 4 || LO == 2);
+    constexpr bool STAY = PATH != ANY && PATH != ENTRIES && HI == 0 && (LO == 4 || LO == 2);
     constexpr int PLACES = STAY ? 8 / LO : 2, UP = STAY ? 8 - LO : 0;
     int t[PLACES] = {};
+    if constexpr (PATH == ENTRIES) {
 #pragma unroll
-    for (int q = 0; q < 8; q++) {
+      for (int q = 0; q < 4; q++) {
+        // A word's codes go by twos of a quad of each half.
+        u32 first = look_up_next(m.table, lo[q]), second = look_up_next(m.table, lo[q] >> 16);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          u32 c = __byte_perm(first, second, half ? 0x7531 : 0x6420);
+          t[half] = dot_low(x.pair[2 * (q + 4 * half)], c, t[half]);
+          t[half] = dot_high(x.pair[2 * (q + 4 * half) + 1], c, t[half]);
+        }
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < (PATH == ENTRIES ? 0 : 8); q++) {
       u32 c = STAY ? placed<LO>(lo, q) : quad<LO>(lo, q);
       if constexpr (HI != 0) c |= quad<HI>(hi, q) << LO;
       if (PATH == ANY && LO == 4 && HI == 0 && at.codes == TABLE) c = look_up(m.table, c);
@@ -225,6 +240,7 @@ struct Planes {
         return x.scale * (f - half_to_f32(d >> 16) * less);
       }
       float v = (float)(all - (at.zero << UP) * sum) * (1.0f / (1 << UP));
+      if (PATH == ENTRIES) return (at.levels == EXPONENT ? power_of(*s) : half_to_f32(*(const u16*)s)) * x.scale * v;
       if (PATH == ONE_SCALE) return half_to_f32(*(const u16*)s) * x.scale * v;
       if (PATH == ONE_AND_MIN) {
         u32 both = *(const u32*)s;
@@ -243,8 +259,7 @@ struct Planes {
       s0 = s1 = half_to_f32(w & 0xffff);
       if (at.min == ONE) m0 = m1 = half_to_f32(w >> 16);
     } else if (at.levels == EXPONENT) {
-      u32 e = *s;
-      s0 = s1 = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+      s0 = s1 = power_of(*s);
     } else {
       const u8* d = panel + at.d[e];
       float all = half_to_f32(*(const u16*)d);
@@ -298,7 +313,7 @@ struct Planes {
   static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to, u32 lane) {
     // Two planes and more than a scale are more than a block has registers for beside another block.
-    constexpr u32 COUNT = PATH == ANY || LO == 8 || !MANY && HI && PATH != ONE_SCALE ? 2 : 4;
+    constexpr u32 COUNT = PATH == ANY || LO == 8 || !MANY && PATH == ENTRIES || !MANY && HI && PATH != ONE_SCALE ? 2 : 4;
     if (MANY && EACH == 1 && n > COUNT * step) some<2 * COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
     else some<COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
   }

@@ -115,15 +115,11 @@ DEV void bulk_copy(u32 to, const void* from, u32 bytes, u32 full) {
       "l"(from), "r"(bytes), "r"(full)
       : "memory");
 }
-// All threads of all blocks of a cluster meet, and see what the others wrote before.
+// All threads of all blocks of a cluster meet, and see what the others wrote before: who arrives waits for what it asked memory for.
 DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 // Arrives without having written what others should see.
 DEV void cluster_leave() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-DEV void cluster_meet() {
-  cluster_arrive();
-  cluster_wait();
-}
 // What lies at our address `at` in the shared memory of block `rank` of the cluster.
 DEV float4 cluster_read(u32 at, u32 rank) {
   u32 there;

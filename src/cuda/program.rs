@@ -187,7 +187,8 @@ pub(super) enum Kernel {
     /// With so many pairs of elements a lane.
     AttendOne(u32),
     AttendMany(u32),
-    AttendFew(u32),
+    /// And so many warps.
+    AttendFew(u32, u32),
     Chain,
     /// A link of a chain over several rows, and the chain.
     Several(Product),

@@ -127,21 +127,19 @@ impl Machine {
                     }
                     self.product(row, &x, &domains[..p.domains as usize], &p.part);
                     assert!(p.norm == 0 || p.left.at != 0);
-                    let mut squares = vec![0.0; stride as usize / SQUARED];
+                    let mut x = Vec::new();
                     for e in 0..if p.left.at == 0 { 0 } else { u64::from(stride) } {
                         let v = self.get(at + 4 * e);
                         let by = if p.norm == 0 { 1.0 } else { self.get(p.norm + 4 * e) };
                         self.split(&p.left, row, e, v * by);
-                        if p.norm != 0 {
-                            squares[e as usize / SQUARED] += v * v;
-                        }
+                        x.push(v);
                         if out != 0 {
                             self.set(out + 4 * (row * u64::from(stride) + e), v);
                         }
                     }
                     self.memory.truncate(at as usize);
                     if p.norm != 0 {
-                        self.leave_squares(p.left_squares, row, &squares);
+                        self.leave_squares(p.left_squares, row, x.len(), 0, &x);
                     }
                 }
             }
@@ -200,10 +198,12 @@ impl Machine {
         }
     }
 
-    /// Leaves what a row's columns come to squared, 64 of them at a time.
-    pub(super) fn leave_squares(&mut self, at: u64, row: u64, squares: &[f32]) {
-        let at = at + 4 * row * squares_stride(squares.len() * SQUARED) as u64;
-        squares.iter().enumerate().for_each(|(i, &v)| self.set(at + 4 * i as u64, v));
+    /// Leaves what columns of a row of `cols`, from `col` on, come to squared, 64 of them at a time.
+    pub(super) fn leave_squares(&mut self, at: u64, row: u64, cols: usize, col: u64, x: &[f32]) {
+        let at = at + 4 * (row * squares_stride(cols) as u64 + col / SQUARED as u64);
+        for (i, x) in x.chunks(SQUARED).enumerate() {
+            self.set(at + 4 * i as u64, x.iter().map(|v| v * v).sum());
+        }
     }
 
     fn bf16(&self, at: u64) -> f32 {

@@ -54,20 +54,18 @@ impl Machine {
                         out.push((e, self.get(at)));
                     }
                 }
+                R_NORM if op.kind & FACTORED != 0 => {
+                    let x: Vec<f32> = (0..len).map(|e| a(self, &regs, e)).collect();
+                    self.leave_squares(op.aux2, row, n0, col, &x);
+                    let weight = |e: usize| self.get(op.aux + 4 * (col + e as u64));
+                    out.extend(x.iter().enumerate().map(|(e, v)| (e, v * weight(e))));
+                }
                 R_NORM => {
                     assert_eq!(len % n0, 0);
                     for h in (0..len).step_by(n0) {
                         let x: Vec<f32> = (h..h + n0).map(|e| a(self, &regs, e)).collect();
                         let sum: f32 = if op.kind & 1 != 0 { x.iter().sum() } else { 0.0 };
                         let mean = sum / n0 as f32;
-                        if op.kind & FACTORED != 0 {
-                            let squares = x.chunks(SQUARED).map(|x| x.iter().map(|v| v * v).sum());
-                            self.leave_squares(op.aux2, row, &squares.collect::<Vec<_>>());
-                            let by =
-                                |(e, v): (usize, &f32)| (e, v * self.get(op.aux + 4 * e as u64));
-                            out.extend(x.iter().enumerate().map(by));
-                            continue;
-                        }
                         let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n0 as f32;
                         for (i, v) in x.iter().enumerate() {
                             let e = if op.kind & 2 != 0 { col + (h + i) as u64 } else { i as u64 };
@@ -199,6 +197,7 @@ impl Machine {
                 R_SPLIT => {
                     for e in 0..n0 {
                         let v = if e < len { a(self, &regs, e) } else { 0.0 };
+                        let e = e + col as usize;
                         if op.kind != PLAIN_ROWS {
                             let (at, sums) = (op.aux, op.aux2);
                             let to = SplitTiles { at, sums, groups: op.n1, order: op.kind };

@@ -40,8 +40,9 @@ pub(super) fn many_shares(group: usize, tile: usize) -> Option<usize> {
 pub(super) fn many_shared(pairs: u32, tile: usize, buffers: usize) -> usize {
     let wide = 64 * pairs as usize;
     let query = 2 * wide + 8;
-    let parts = buffers * (wide / 8 + 1) * 4 * 32 * 4;
-    (tile * query * 2).max(16 * query * 2 + parts) + buffers * 2 * CHUNK * (wide + 8) * 2
+    let narrow = tile.min(16);
+    let parts = buffers * (wide / 8 + 1) * 2 * (narrow / 8) * 32 * 4;
+    (tile * query * 2).max(narrow * query * 2 + parts) + buffers * 2 * CHUNK * (wide + 8) * 2
 }
 
 /// Chunks that can be on their way: as many as leave room for another block, or else two or one.

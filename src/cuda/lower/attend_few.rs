@@ -9,19 +9,24 @@ use crate::cuda::abi::{AttendFew, Heads};
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
 
-/// Rows of (row, query head) of a tile; warps.
-const TILE: usize = 16;
-const TEAM: usize = 4;
+/// Rows of (row, query head) of a tile.
+const TILE: usize = 8;
 
-/// Shared memory of a block: heads that turn, keys and values of the step, and a tile.
+/// Shared memory of a block: keys and values of the step, and a tile.
 fn shared(pairs: u32, rows: usize, buffers: usize) -> usize {
     let wide = 64 * pairs as usize;
-    TEAM * 2 * wide * 4 + rows * 2 * wide * 2 + many_shared(pairs, TILE, buffers)
+    rows * 2 * wide * 2 + many_shared(pairs, TILE, buffers)
 }
 
-/// Chunks that can be on their way: as many as leave room for another block.
-fn buffers(chip: &Chip, pairs: u32, rows: usize) -> Option<usize> {
-    (1..=TEAM).rev().find(|&b| shared(pairs, rows, b) <= chip.half_shared())
+/// Warps of a block, and chunks that can be on their way, one for each of them at most: as many as fit, or leave room for another
+/// block if there are more than multiprocessors.
+fn team(chip: &Chip, pairs: u32, rows: usize, blocks: u32) -> Option<(u32, usize)> {
+    let (warps, room) = match blocks > chip.processors {
+        true => (4, chip.half_shared()),
+        false => (8, chip.row_shared()),
+    };
+    let fits = |&b: &usize| shared(pairs, rows, b) <= room;
+    Some((warps, (1..=warps as usize).rev().find(fits)?))
 }
 
 impl Lowering<'_> {
@@ -37,10 +42,11 @@ impl Lowering<'_> {
         let share = many_shares(group, TILE).ok_or_else(|| unplaced(id))?;
         let mut many = self.attended(id, share)?;
         let (pairs, rows) = (pairs(dim), self.bases.few);
-        let buffers = buffers(self.chip, pairs, rows).ok_or_else(|| unplaced(id))?;
+        let blocks = many.kv_heads.saturating_mul(count(rows)?);
+        let (warps, buffers) = team(self.chip, pairs, rows, blocks).ok_or_else(|| unplaced(id))?;
         (many.buffers, many.room) = (count(buffers)?, count(rows)?);
         let p = Parameters::AttendFew(Box::new(AttendFew { many, q, k, v }));
         let (grid, shared) = ((many.kv_heads, 1), shared(pairs, rows, buffers));
-        self.push(Kernel::AttendFew(pairs), grid, 32 * TEAM as u32, shared, Lead::Rows, p)
+        self.push(Kernel::AttendFew(pairs, warps), grid, 32 * warps, shared, Lead::Rows, p)
     }
 }

@@ -172,8 +172,10 @@ impl Lowering<'_> {
             found[i] = Some(heads);
         }
         let [Some(q), Some(k), Some(v)] = found else { return Ok(None) };
-        // A list of more rows adds up the squares of several heads in another order, and rows must have the same bits.
-        if self.bases.few > 0 && [q, k, v].iter().any(|h| h.norm != 0) {
+        // A list of more rows adds up the squares of several heads in another order, and rows must have the same bits. Of what turns
+        // a lane has four neighbours and those that belong to them.
+        let alone = |h: &Heads| h.norm == 0 && h.turn.is_multiple_of(8);
+        if self.bases.few > 0 && ![q, k, v].iter().all(alone) {
             return Ok(None);
         }
         Ok(Some([q, k, v]))

@@ -67,7 +67,7 @@ impl Lowering<'_> {
                     list.ops.push(RowOp { what: R_PUT, len, a, b, ..RowOp::default() });
                 }
             }
-            Self::whole(&mut list)?;
+            Self::by_units(&mut list, 0, 1)?;
             self.push_list(lead, list)?;
         }
 

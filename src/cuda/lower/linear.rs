@@ -130,9 +130,14 @@ impl Lowering<'_> {
             return Ok((row, Way::Many));
         }
         let mut list = List::new();
-        let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &[x])?;
+        // An embedding and what is done to each of its columns is made by columns, if the norm behind it leaves its factor.
+        let before = prologue.split_last().map_or(&[][..], |(_, before)| before);
+        let by_columns = factored.is_some() && self.bases.few > 0 && self.apart(before);
+        let unit = if by_columns { WG_BLOCK } else { 0 };
+        let known = self.list(&mut list, prologue, unit, BTreeMap::new(), &[x])?;
         let a = self.operand(&known, x)?;
-        let mut op = RowOp { what: R_PUT, len: count(cols)?, a, ..RowOp::default() };
+        let len = if by_columns { unit } else { cols };
+        let mut op = RowOp { what: R_PUT, len: count(len)?, a, ..RowOp::default() };
         if one {
             row.row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
             op.b = row.row;
@@ -142,8 +147,11 @@ impl Lowering<'_> {
         if factored.is_some() {
             row.norm = (self.factored(lead, cols, &mut list)?, eps);
         }
+        if by_columns {
+            op.n0 = op.len;
+        }
         list.ops.push(op);
-        Self::whole(&mut list)?;
+        Self::by_units(&mut list, unit, cols / len)?;
         self.push_list(lead, list)?;
         Ok((row, if one { Way::One } else { Way::Many }))
     }

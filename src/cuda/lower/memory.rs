@@ -150,7 +150,8 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
             let vocabulary = graph.ty(*graph.node(*id).args.first()?).width();
             let outs = limits.outs;
             work.adjusted = vocabulary.checked_mul(outs)?.checked_mul(4)?;
-            work.best = scan_blocks(chip, vocabulary).checked_mul(outs)?.checked_mul(BEST_BYTES)?;
+            work.best =
+                scan_blocks(chip, vocabulary, 1).checked_mul(outs)?.checked_mul(BEST_BYTES)?;
             work.sampled = outs.checked_mul(4)?;
             work.arrived = 4;
             work.history = limits.slots.checked_mul(limits.context)?.checked_mul(4)?;

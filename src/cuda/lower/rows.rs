@@ -325,13 +325,8 @@ impl Lowering<'_> {
         self.push(Kernel::Rows, grid, block, shared, lead, Parameters::Rows(Box::new(p)))
     }
 
-    /// Ops so far become one job over whole rows, or over each part of them.
-    pub(super) fn whole(list: &mut List) -> Result<()> {
-        Self::apart(list, 0, 1)
-    }
-
     /// Ops so far become one job over units of columns, or over whole rows if that is 0.
-    fn apart(list: &mut List, unit: usize, blocks: usize) -> Result<()> {
+    pub(super) fn by_units(list: &mut List, unit: usize, blocks: usize) -> Result<()> {
         let (unit, ops) = (count(unit)?, count(list.ops.len())?);
         list.jobs.push(Job { first_block: 0, unit, op: 0, ops });
         list.blocks = blocks;
@@ -348,16 +343,22 @@ impl Lowering<'_> {
             list.fold = fold(self.graph, nodes);
         }
         self.list(&mut list, nodes, unit, BTreeMap::new(), &[])?;
-        Self::apart(&mut list, unit, blocks)?;
+        Self::by_units(&mut list, unit, blocks)?;
         self.push_list(lead, list)
     }
 
-    /// In how many blocks a row is made where there are few, if none of its columns is seen by the others: a thread takes
-    /// a while for each column of an embedding.
+    /// In how many blocks a row is made where there are few, if none of its columns is seen by the others.
     fn by_columns(&self, lead: Lead, nodes: &[NodeId]) -> Option<usize> {
+        let cols = self.graph.ty(*nodes.first()?).width();
+        (self.few(lead) && cols.is_multiple_of(COLUMNS) && self.apart(nodes))
+            .then_some(cols / COLUMNS)
+    }
+
+    /// Whether these are an embedding and what becomes of each of its columns: a thread takes a while for one of them.
+    pub(super) fn apart(&self, nodes: &[NodeId]) -> bool {
         let width = |id: NodeId| self.graph.ty(id).width();
-        let cols = width(*nodes.first()?);
-        let apart = |&id: &NodeId| {
+        let Some(cols) = nodes.first().map(|&id| width(id)) else { return false };
+        nodes.iter().all(|&id| {
             let node = self.graph.node(id);
             let input = |&id: &NodeId| matches!(self.graph.node(id).op, Op::Input(_));
             width(id) == cols
@@ -366,9 +367,7 @@ impl Lowering<'_> {
                     Op::Unary(_) | Op::Binary(_) => node.args.iter().all(|&a| width(a) == cols),
                     _ => false,
                 }
-        };
-        (self.few(lead) && cols.is_multiple_of(COLUMNS) && nodes.iter().all(apart))
-            .then_some(cols / COLUMNS)
+        })
     }
 }
 
@@ -397,7 +396,9 @@ mod tests {
         let limits = Limits { rows, outs: 1, slots: 1, context: 64 };
         let target = CudaTarget::of(90).unwrap();
         let program = target.lower(&Plan::new(&b.finish(), &target, limits).unwrap()).unwrap();
-        let made = launches(&target.0, &program, &Bases::unknown(&program.work)).unwrap();
+        let few = if (2..=32).contains(&rows) { rows } else { 0 };
+        let bases = Bases { few, ..Bases::unknown(&program.work) };
+        let made = launches(&target.0, &program, &bases).unwrap();
         let list = made.iter().find_map(|l| match &l.parameters {
             Parameters::Rows(p) => Some(p.blocks),
             _ => None,
@@ -407,10 +408,13 @@ mod tests {
     }
 
     #[test]
-    fn an_embedding_of_one_row_is_made_by_columns_and_its_norm_on_the_way() {
+    fn an_embedding_is_made_by_columns_and_its_norm_on_the_way() {
         assert_eq!(embedded(1024, 1), (16, true));
         // No columns are left over.
         assert_eq!(embedded(96, 1), (1, true));
+        // Of a few rows the list has the norm's columns, too.
+        assert_eq!(embedded(1024, 32), (8, false));
+        assert_eq!(embedded(96, 32), (1, false));
         assert_eq!(embedded(1024, 64), (1, false));
     }
 }

@@ -7,9 +7,15 @@ use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
 use crate::plan::origin;
 
-/// Blocks that scan a row of logits.
-pub(super) fn scan_blocks(chip: &Chip, vocabulary: usize) -> usize {
-    vocabulary.div_ceil(256).clamp(1, chip.processors.max(1) as usize)
+/// Blocks of a scan that a multiprocessor holds.
+const BESIDE: usize = 8;
+
+/// Blocks that scan a row of logits, of so many rows: one on every multiprocessor, but no more than are on the chip
+/// at once.
+pub(super) fn scan_blocks(chip: &Chip, vocabulary: usize, rows: usize) -> usize {
+    let processors = chip.processors.max(1) as usize;
+    let most = (BESIDE * processors).checked_div(rows).unwrap_or(processors);
+    vocabulary.div_ceil(256).min(most.min(processors)).max(1)
 }
 
 impl Lowering<'_> {
@@ -17,7 +23,7 @@ impl Lowering<'_> {
         let logits = origin(self.graph, self.arg(id, 0)?);
         let rows = self.value(logits)?;
         let vocabulary = self.graph.ty(logits).width();
-        let blocks = scan_blocks(self.chip, vocabulary);
+        let blocks = scan_blocks(self.chip, vocabulary, self.most(Lead::Outs));
         let p = Sample {
             logits: rows.at,
             adjusted: self.bases.adjusted,

@@ -92,9 +92,15 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                 {
                     functions.insert(Some(Kernel::AttendMany(pairs)), one(&module, name, most)?);
                 }
-                let few = [(1, c"attend_few_1"), (2, c"attend_few_2")];
-                for (pairs, name) in few.into_iter().filter(|_| chip.hopper) {
-                    functions.insert(Some(Kernel::AttendFew(pairs)), one(&module, name, most)?);
+                let few = [
+                    (1, 4, c"attend_few_1_4"),
+                    (1, 8, c"attend_few_1_8"),
+                    (2, 4, c"attend_few_2_4"),
+                    (2, 8, c"attend_few_2_8"),
+                ];
+                for (pairs, warps, name) in few.into_iter().filter(|_| chip.hopper) {
+                    let kernel = Kernel::AttendFew(pairs, warps);
+                    functions.insert(Some(kernel), one(&module, name, most)?);
                 }
             }
             "chain" => {

@@ -465,7 +465,7 @@ fn name(kernel: Kernel) -> String {
         Kernel::Attend => "attend".to_string(),
         Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),
         Kernel::AttendMany(pairs) => format!("attend_many_{pairs}"),
-        Kernel::AttendFew(pairs) => format!("attend_few_{pairs}"),
+        Kernel::AttendFew(pairs, warps) => format!("attend_few_{pairs}_{warps}"),
         Kernel::Several(p) => of("several", p),
         Kernel::Chain => "chain".to_string(),
         Kernel::SeveralChain => "several".to_string(),
