@@ -264,11 +264,11 @@ struct Many {
     }
     if (COUNT > 2 || !p.left.sums) return;
     together();
-    constexpr u32 UNITS = WIDE / 32, EACH = TEAM / UNITS;
+    constexpr u32 UNITS = WIDE / 32, SHARED_BY = TEAM / UNITS;
     u32 mine = threadIdx.x / UNITS, unit = threadIdx.x % UNITS, r = row_of(mine), head = kv * group + mine - r * group;
     if (mine >= NARROW || r >= rows || unit * 32 >= p.dim) return;
-    const float* of = parts + mine * TEAM + unit * EACH;
-    leave_sums(p.left, row + r, head * p.dim / 32 + unit, EACH == 2 ? of[0] : of[0] + of[1], EACH == 2 ? of[1] : of[2] + of[3]);
+    const float* of = parts + mine * TEAM + unit * SHARED_BY;
+    leave_sums(p.left, row + r, head * p.dim / 32 + unit, SHARED_BY == 2 ? of[0] : of[0] + of[1], SHARED_BY == 2 ? of[1] : of[2] + of[3]);
   }
 
   // A warp has 16 rows, and all of them go through the chunks.

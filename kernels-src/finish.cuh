@@ -19,7 +19,6 @@ DEV Tile tile_of(const P& p, u32 tile) {
   return t;
 }
 
-
 // Adds up ALL of them, from where this block's share of rows begins.
 template <u32 ALL>
 DEV void add_up_of(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {

@@ -412,7 +412,7 @@ DEV void take_apart(Left& x, const PlanesShare<LO, HI, LOOKS, SLOTS, At>& share,
 template <int LO, int HI, u32 LOOKS>
 struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
   typedef PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> Of;
-  // Each way takes registers from the others (a table would make 4-bit prompts up to an eighth slower).
+  // Each way takes registers from the others (with a table Q4_1's prompts were 8% slower).
   static constexpr bool WORTH = LOOKS != LOOK_TABLE;
   DEV void begin(const Matrix& a, const Matrix& b, const Matrix& part, const Lines& line, u32 block, u32 q) {
     Of::begin(a, b, part, q);

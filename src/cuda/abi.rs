@@ -109,6 +109,12 @@ impl Matrix {
         self.span_units() * unit
     }
 
+    /// Bytes of the largest span of those of some parts that there are.
+    pub(super) fn largest_of(parts: &[Matrix]) -> u32 {
+        let there = parts.iter().take_while(|m| m.rows > 0);
+        there.map(Matrix::largest_span).max().unwrap_or(0)
+    }
+
     /// Bytes of its largest span in a panel.
     pub(super) fn largest_span(&self) -> u32 {
         self.span_bytes.min(self.panel_bytes)

@@ -22,7 +22,7 @@ struct Room {
 
 impl Room {
     fn of(p: &Several) -> Room {
-        let panel = p.paged as usize * largest_span(&p.part);
+        let panel = (p.paged * Matrix::largest_of(&p.part)) as usize;
         let block = BLOCK_BYTES + if p.sums == 0 { 0 } else { SUMS };
         Room { stage: 4 * panel.next_multiple_of(32), rows: Room::blocks(p) * block }
     }
@@ -48,14 +48,8 @@ impl Room {
     }
 }
 
-/// Bytes of the largest span of some parts' panels.
-fn largest_span(parts: &[Matrix]) -> usize {
-    let parts = parts.iter().take_while(|m| m.rows > 0);
-    parts.map(Matrix::largest_span).max().unwrap_or(0) as usize
-}
-
 /// What a page has at most, if it has more than a span.
-const PAGE: usize = 9 << 10;
+const PAGE: u32 = 9 << 10;
 
 /// Whether blocks may have a product's stretches, and not warps: of rows so long that it takes a warp longer than once to
 /// make its eighth of them. A block then makes an eighth of the rows, for eight times as many outputs.
@@ -118,7 +112,7 @@ impl Lowering<'_> {
         // A norm sees whole rows; and who waits for sums of stretches takes their places back for what it leaves.
         let left = is_fresh(columns.domain[0].epilogue.out, self.bases);
         let apart = self.places.apart(self.group).filter(|_| alone && row.norm.0 == 0 && left);
-        let fits = |n: &usize| 4 * n * largest_span(&columns.part) <= PAGE;
+        let fits = |n: &u32| 4 * n * Matrix::largest_of(&columns.part) <= PAGE;
         let paged = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
         let (apart, jobs) = match apart {
             Some(at) => (self.bases.fresh + at, outputs.next_multiple_of(WARPS as u32)),
@@ -136,7 +130,7 @@ impl Lowering<'_> {
             subs,
             first_block: 0,
             alone: u32::from(alone),
-            paged: count(paged)?,
+            paged,
             apart,
             domains: count(domains.len())?,
             sums: 0,

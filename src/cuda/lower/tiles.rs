@@ -75,8 +75,7 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
 /// Pages of weights that a warp has on their way where rows are few, and how large they are: spans. Two are enough, and of
 /// planes no more is better: more warps on a multiprocessor are worth more than another on its way.
 fn pages(p: &Gemm, tile: usize) -> (u32, u32) {
-    let parts = p.part.iter().take_while(|m| m.rows > 0);
-    let page = parts.map(Matrix::largest_span).max().unwrap_or(0).next_multiple_of(128);
+    let page = Matrix::largest_of(&p.part).next_multiple_of(128);
     let planes = p.part[0].lo != 0;
     let blocks = (p.part[0].span_cols() / WG_BLOCK) as u32;
     let each = (p.each * p.stride / WG_BLOCK as u32).div_ceil(p.stretches.max(1));
