@@ -3,7 +3,8 @@
 // A block has a tile of 64 outputs and one or two stretches of the inputs, one after the other; a warp has 16
 // outputs. Nearly all that must be brought is weights, each of which is used once: so a
 // warp brings its own four panels to shared memory span by span, a page each, the next
-// ahead and the first ones before the kernel waits, and waits for nobody but them. Four blocks share a multiprocessor. Rows go through a ring that all share, as in gemm90.cuh; so do the
+// ahead and the first ones before the kernel waits, and waits for nobody but them. Eight lanes copy a panel's span by 16 bytes,
+// which is a fifth of the instructions that four bulk copies and a barrier are. Four blocks share a multiprocessor. Rows go through a ring that all share, as in gemm90.cuh; so do the
 // order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
 // row's bits. Up to 8 rows are multiplied by `mma` of a warp, up to 32 by `wgmma`: both kinds of instruction add up
 // alike, which tests hold them to.
@@ -12,6 +13,10 @@
 #include "halves.cuh"
 
 #if HOPPER
+// 16 bytes to shared memory.
+DEV void async_copy(u32 to, const u8* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 // acc[16 x 8] += a[16 x 16] b[16 x 8] in bf16.
 DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -74,20 +79,20 @@ DEV void multiply_steps(S& share, const Matrix& a, const Matrix& b, int step, u3
 // Rows and weights on their way, for one warp.
 template <u32 N>
 struct Few {
-  static constexpr u32 STAGE = N / 8 * GROUP, SUMS_STAGE = N / 8 * SUMS, TEAM = 4, MOST_PAGES = 4;
-  static_assert(16 * MAX_GEMM_STAGES + 8 * MOST_PAGES * TEAM <= HEADER, "barriers");
+  static constexpr u32 STAGE = N / 8 * GROUP, SUMS_STAGE = N / 8 * SUMS, TEAM = 4;
   const Gemm& p;
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4, half = lane / 16;
-  // Barriers of the ring and of this warp's pages; sums of stretches, the ring and sums of its rows, four panels a page.
-  u32 full, empty, here, tiles, row_sums, pages;
+  // Barriers of the ring; sums of stretches, the ring and sums of its rows, this warp's pages.
+  u32 full, empty, tiles, row_sums, pages;
   float* sums;
   u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, blocks = p.stride / 128, begin, end, last, bytes;
   const u8* from;
   const Matrix* matrix[2];
   Lines line;
-  u32 at = 0, stage = 0, parity = 0, page = 0, round = 0, next;
-  // The panel that one of the first four lanes asks for.
-  const u8* panel;
+  u32 at = 0, stage = 0, parity = 0, page = 0, next;
+  // Where this lane's share of the next span is, and how much is left of its panel.
+  const u8* ahead;
+  u32 left;
 
   // Where the `i`th of this block's stretches begins.
   DEV u32 stretch(u32 i) const { return blocks * (blockIdx.z * each + i) >> log_of(gridDim.z * each); }
@@ -96,7 +101,7 @@ struct Few {
     sums = (float*)(unaligned + (base - shared_address(unaligned)) + HEADER);
     // Of several stretches in a row the sums of all but the last have a place of their own.
     u32 kept = ((each - 1) * N * sums_width(1) * 4 + 1023) / 1024 * 1024;
-    full = base, empty = full + 8 * MAX_GEMM_STAGES, here = empty + 8 * (MAX_GEMM_STAGES + MOST_PAGES * warp);
+    full = base, empty = full + 8 * MAX_GEMM_STAGES;
     tiles = base + HEADER + kept, row_sums = tiles + p.stages * STAGE;
     pages = row_sums + (p.sums ? p.stages / 2 * SUMS_STAGE : 0) + warp * p.pages * 4 * p.page;
     begin = stretch(0), end = stretch(each), last = (end - begin) * 2;
@@ -106,12 +111,11 @@ struct Few {
     // The first lane that reads a panel knows which it is: others may be past the last output.
     u64 panels[2];
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) panels[i] = __shfl_sync(FULL, (u64)line.panel[i], lane % 2 * 16);
-    panel = (const u8*)(lane & 2 ? panels[1] : panels[0]);
+    for (u32 i = 0; i < 2; i++) panels[i] = __shfl_sync(FULL, (u64)line.panel[i], lane / 8 % 2 * 16);
+    ahead = (const u8*)(half ? panels[1] : panels[0]);
   }
   DEV void begin_barriers() const {
     if (threadIdx.x < p.stages) mbar_init(full + 8 * threadIdx.x, 1), mbar_init(empty + 8 * threadIdx.x, TEAM);
-    if (lane < p.pages) mbar_init(here + 8 * lane, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     if (N > 8) no_sums(full);
   }
@@ -121,37 +125,62 @@ struct Few {
     u32 to = tiles + stage * STAGE, to_sums = row_sums + stage / 2 * SUMS_STAGE;
     bring_rows<N, S>(p, from, begin, i, bytes, to, to_sums, full + 8 * stage);
   }
-  // Asks for a page, a span of four panels.
+  // From the span on with which this block's inputs begin.
   template <class S>
-  DEV void fetch(u32 span, u32 page) {
-    if (span * S::BLOCKS >= end) return;
-    auto bytes_of = [&](const Matrix& m) { return span + 1 < m.spans ? m.span_bytes : m.panel_bytes - span * m.span_bytes; };
-    u32 first = bytes_of(*matrix[0]), second = bytes_of(*matrix[1]), at = here + 8 * page;
-    if (lane == 0) mbar_expect(at, 2 * (first + second));
+  DEV void begin_pages() {
+    const Matrix& m = half ? *matrix[1] : *matrix[0];
+    u32 from = begin / S::BLOCKS * m.span_bytes;
+    next = begin / S::BLOCKS, ahead += from + lane % 8 * 16, left = m.panel_bytes - from;
+#pragma unroll 1
+    for (u32 i = 0; i < p.pages; i++) fetch<S>(i);
+  }
+  // Asks for a page, the next span of four panels.
+  template <class S>
+  DEV void fetch(u32 page) {
+    if (next++ * S::BLOCKS < end) {
+      const Matrix& m = half ? *matrix[1] : *matrix[0];
+      u32 bytes = min(left, m.span_bytes), to = pages + (page * 4 + lane / 8) * p.page + lane % 8 * 16;
+#pragma unroll
+      for (u32 i = 0; i < S::SPAN; i += 128)
+        if (lane % 8 * 16 + i < bytes) async_copy(to + i, ahead + i);
+      ahead += m.span_bytes, left -= m.span_bytes;
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  // Until the page at hand is there.
+  template <class S>
+  DEV void wait_page() const {
+    if (p.pages == 1) asm volatile("cp.async.wait_group 0;" ::: "memory");
+    else if (S::SCALED || p.pages == 2) asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else if (p.pages == 3) asm volatile("cp.async.wait_group 2;" ::: "memory");
+    else asm volatile("cp.async.wait_group 3;" ::: "memory");
     __syncwarp();
-    bool side = lane & 2;
-    if (lane < 4)
-      bulk_copy(pages + (page * 4 + lane) * p.page, panel + (u64)span * (side ? matrix[1] : matrix[0])->span_bytes,
-                side ? second : first, at);
   }
   // A page is done with: what comes next into it is asked for, and the next one waited for.
   template <class S>
   DEV void next_page() {
     __syncwarp();
-    fetch<S>(next++, page);
-    if (++page == p.pages) page = 0, round ^= 1;
-    mbar_wait(here + 8 * page, round);
+    fetch<S>(page);
+    if (++page == p.pages) page = 0;
+    wait_page<S>();
   }
-  // A stage is done with: whoever is last asks for what comes next into it.
+  // Of planes and more than eight rows the ring has two stages, a block of 128 inputs: which one a step has, and with that all
+  // addresses, is known while compiling.
   template <class S>
-  DEV void next_stage() {
+  static constexpr bool ONE_BLOCK = N > 8 && S::SCALED;
+  template <class S>
+  DEV u32 stage_of(int step) const { return ONE_BLOCK<S> ? step / 2 : stage; }
+  // The stage of a step is done with: whoever is last asks for what comes next into it.
+  template <class S>
+  DEV void next_stage(int step) {
+    u32 stages = ONE_BLOCK<S> ? 2 : p.stages, done = stage_of<S>(step);
     __syncwarp();
-    if (lane == 0 && at + p.stages < last && mbar_arrive_last(empty + 8 * stage)) {
-      mbar_wait(empty + 8 * stage, parity);
-      bring<S>(at + p.stages, stage);
+    if (lane == 0 && at + stages < last && mbar_arrive_last(empty + 8 * done)) {
+      mbar_wait(empty + 8 * done, parity);
+      bring<S>(at + stages, done);
     }
     at++;
-    if (++stage == p.stages) stage = 0, parity ^= 1;
+    if (ONE_BLOCK<S> ? step == STEPS - 1 : ++stage == stages) stage = 0, parity ^= 1;
   }
 
   // A block of 128 inputs, by `mma`.
@@ -170,7 +199,7 @@ struct Few {
         u32 k = (step % 2 * 2 + x) * 2 + piece;
         four(rows, tiles + stage * STAGE + row_at + (k ^ lane % 8) * 16);
       }, p.sums ? row_sums + stage / 2 * SUMS_STAGE : 0, acc);
-      if (step % 2 == 1) next_stage<S>();
+      if (step % 2 == 1) next_stage<S>(step);
     }
   }
   // The same by `wgmma`.
@@ -179,29 +208,28 @@ struct Few {
     const Matrix &a = *matrix[0], &b = *matrix[1];
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
+      u32 at = stage_of<S>(step);
       share.template fetch<false>(a, b, q, step);
-      if (step % 2 == 0) mbar_wait(full + 8 * stage, parity);
+      if (step % 2 == 0) mbar_wait(full + 8 * at, parity);
       Left left;
       take_apart(left, share, a, b, step, p.zero);
       keep(left, !S::EXACT);
-      WgRows rows_at = wg_tile(tiles + stage * STAGE + step % 2 * 64, GROUP);
+      WgRows rows_at = wg_tile(tiles, GROUP).on(at * STAGE + step % 2 * 64);
       if constexpr (S::SCALED) {
-        step_of_planes<N>(share, a, b, step, rows_at, sums_in(p, row_sums + stage / 2 * SUMS_STAGE, full), left, acc, []() {});
+        step_of_planes<N>(share, a, b, step, rows_at, sums_in(p, row_sums, full), left, acc, []() {});
       } else {
         step_of_floats<N, S::EXACT>(rows_at, left, acc);
         wg_wait<0>();
 #pragma unroll
         for (u32 j = 0; j < N / 2; j++) wg_keep(acc[j]);
       }
-      if (step % 2 == 1) next_stage<S>();
+      if (step % 2 == 1) next_stage<S>(step);
     }
   }
 
   template <class S>
   DEV void run() {
-    next = begin / S::BLOCKS;
-#pragma unroll 1
-    for (u32 i = 0; i < p.pages; i++) fetch<S>(next++, i);
+    begin_pages<S>();
     pdl_wait();
     if (threadIdx.x == 0)
       for (u32 i = 0; i < min(p.stages, last); i++) bring<S>(i, i);
@@ -209,7 +237,7 @@ struct Few {
     S share;
     share.begin(*matrix[0], *matrix[1], p.part[0], q);
     u32 stretches = 0, until = stretch(1);
-    mbar_wait(here, 0);
+    wait_page<S>();
 #pragma unroll 1
     for (u32 block = begin; block < end; block++) {
       u32 spans = pages + (page * 4 + half) * p.page;
@@ -217,7 +245,8 @@ struct Few {
       share.turn(*matrix[0], *matrix[1], sides, line.row, block, block == begin, q);
       if constexpr (N == 8) narrow(share, acc);
       else wide(share, acc);
-      if (block + 1 == until && block + 1 < end) {
+      // Of planes a block has one.
+      if (!S::SCALED && block + 1 == until && block + 1 < end) {
         put_sums<N>(acc, sums + stretches * N * sums_width(1), sums_width(1));
 #pragma unroll
         for (u32 j = 0; j < N / 2; j++) acc[j] = 0.0f;

@@ -8,7 +8,7 @@
 // Blocks of columns of a warp at a time, and bytes of one as the tensor cores take it.
 constexpr u32 AT_A_TIME = 2, BLOCK_BYTES = 4096;
 
-// Numbers of two blocks of columns, or of one, on their way to a warp: of lane (g, c) four of row g, every 16 from 4 c.
+// Numbers of two blocks of columns, or of one twice, on their way to a warp: of lane (g, c) four of row g, every 16 from 4 c.
 // Of rows that are not there nobody looks at what comes of them: they are the last one again.
 struct Numbers {
   float4 v[AT_A_TIME][8];
@@ -17,12 +17,10 @@ struct Numbers {
   template <class Product>
   DEV Numbers(const Product& p, u32 rows, u32 lane, bool polls)
       : from(p.x + (u64)min(lane / 4, rows - 1) * p.stride + lane % 4 * 4), polls(polls) {}
+  DEV const float* at(u32 k, u32 block, bool two) const { return from + (block + (k / 8 && two)) * 128 + k % 8 * 16; }
   DEV void ask(u32 block, bool two) {
-    const float* at = from + block * 128;
 #pragma unroll
-    for (u32 k = 0; k < 8; k++) v[0][k] = fresh_f32x4(at + k * 16);
-#pragma unroll
-    for (u32 k = 0; k < 8; k++) v[1][k] = two ? fresh_f32x4(at + 128 + k * 16) : make_float4(0, 0, 0, 0);
+    for (u32 k = 0; k < 8 * AT_A_TIME; k++) v[k / 8][k % 8] = fresh_f32x4(at(k, block, two));
   }
   // Until all are there. `nan` says whether some may not be: nobody's number is none.
   template <class Nan>
@@ -34,7 +32,7 @@ struct Numbers {
         float4& f = v[k / 8][k % 8];
         if (!is_nobody(f)) continue;
         there = false;
-        if (k < 8 || two) f = fresh_f32x4(from + block * 128 + k * 16);
+        f = fresh_f32x4(at(k, block, two));
       }
       if (__all_sync(FULL, there)) return;
     }

@@ -47,6 +47,8 @@ struct Work {
   float sums[2][WARPS * ROWS_MOST * SUMS_WIDTH];
   float squares[ROWS_MOST][NORM_BLOCKS];
   __align__(16) float norm[WARPS][AT_A_TIME * 128];
+  // The link at hand: registers are full, and a thread's own memory is as far as the second-level cache.
+  u32 link[WARPS];
   u64 full[MAX_STAGES], empty[MAX_STAGES];
 };
 
@@ -265,13 +267,13 @@ DEV float sum_up_parts(const float* sums, u32 parts) {
 // Of a lane at most.
 constexpr u32 RESULTS = 4;
 
-// Makes blocks from `block`, whose numbers were asked for. Of a norm the weights, which are for `norm`, are multiplied into them,
+// Makes blocks from `block`, whose numbers were asked for. Of a norm the weights, which go to `norm`, are multiplied into them,
 // and its factor is for the sums: squares of blocks of eight rows go to `squares`.
-DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, u32 at, u32 sums, u32 norm,
+DEV void make_rows(const Several& p, Numbers& x, u32 block, bool two, bool normed, u32 at, u32 sums, u32 norm,
                    float (*squares)[NORM_BLOCKS], u32 lane) {
-  if (!p.norm) x.settle(block, two);
-  if (p.norm) {
-    ask_norm(p, norm, block, two, lane);
+  if (!normed) {
+    x.settle(block, two);
+  } else {
     float sum[AT_A_TIME];
     auto nan = [&]() {
 #pragma unroll
@@ -308,6 +310,7 @@ DEV float factor_of(const Several& p, const float* squares, u32 lane) {
   u32 all = p.cols / SQUARED;
   auto eighth = [&](u32 at) {
     float sum = 0;
+#pragma unroll 1
     for (; at < all; at += 32) sum += squares[at / 2] + (at + 2 < all ? squares[at / 2 + 1] : 0.0f);
     return sum;
   };
@@ -342,12 +345,15 @@ struct Consumer {
     auto rows_at = [&](u32 place) { return frags + place * BLOCK_BYTES; };
     auto sums_at = [&](u32 place) { return p.sums ? frags + p.sums + place * SUMS : 0; };
     Numbers x(p, rows, lane, l.fresh.polls);
+    bool normed = p.norm != nullptr;
 #pragma unroll 1
     for (u32 block = from; block < to; block += AT_A_TIME) {
       bool two = block + 1 < to;
       u32 place = mine + block - from;
+      // First: what is read behind so many loads waits for them.
+      if (normed) ask_norm(p, weights, block, two, lane);
       x.ask(block, two);
-      make_rows(p, x, block, two, rows_at(place), sums_at(place), weights, b.squares, lane);
+      make_rows(p, x, block, two, normed, rows_at(place), sums_at(place), weights, b.squares, lane);
     }
     if (!own) meet();
     else __syncwarp();
@@ -356,7 +362,7 @@ struct Consumer {
     u32 sub = apart ? 0 : warp >> log, part = Part(p, job, warp).part;
     u32 begin = n * part >> log, end = n * (part + 1) >> log;
     walk.arrivals = p.alone ? WARPS : WARPS >> log, walk.step = owners.count;
-    u32 owner = p.alone ? warp : sub, begins = p.alone ? part * owners.spans : 0;
+    u32 begins = p.alone ? part * owners.spans : 0;
     // Warps may be more than a job has outputs for.
     bool has = sub < subs;
     u32 q = lane % 4, g = lane / 4;
@@ -375,7 +381,7 @@ struct Consumer {
       for (u32 k = 0; k < RESULTS; k++)
         early[k] = has && k < results ? Outputs(p, tile, which, rows, l.fresh.next).early(row_of(k), output_of(k)) : 0.0f;
       walk.begins = begins, walk.at = 0, walk.stage = base;
-      walk.stage.step(owner, walk.stages);
+      walk.stage.step(p.alone ? warp : sub, walk.stages);
       float acc[4] = {};
       u32 place = own ? mine : begin - before;
       if (has && begin < end) {
@@ -499,7 +505,10 @@ KERNEL __launch_bounds__((WARPS + 1) * 32, 1) several(const __grid_constant__ Ch
 #pragma unroll 1
     for (u32 i = 0; i < p.count; i++) {
       b.links.wait(i);
+      if (lane == 0) b.link[warp] = i;
       c.link(b.links.at[i % HELD_LINKS]);
+      __syncwarp();
+      i = *(volatile u32*)&b.link[warp];
       if (p.times && threadIdx.x == 0) p.times[i * gridDim.x + blockIdx.x] = now();
       __syncwarp();
       if (lane == 0) b.links.done(i);

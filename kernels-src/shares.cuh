@@ -62,6 +62,8 @@ struct FloatShare {
   static constexpr bool EXACT = KIND == BF16, SCALED = false, SUMMED = false;
   static constexpr u32 WORDS = KIND == F32 ? 8 : 4;
   static constexpr u32 PER = KIND == F32 ? 4 : 8, BLOCK = 128 / PER, EACH = 8 / PER, BLOCKS = FLOATS_SPAN / BLOCK;
+  // Bytes of a panel's span.
+  static constexpr u32 SPAN = PANEL * FLOATS_SPAN * 16;
   u32 w[SLOTS][2][WORDS];
   // Where the lane's first units of a block are, and how many there are up to the row's last.
   const u8* at[2];
@@ -186,6 +188,9 @@ struct PlanesShare {
   // Sums of a unit; blocks of a span.
   static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = PLANES_SPAN / STEPS;
   static constexpr bool ADDS = LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && HI != 2 && !(LO == 2 && HI == 1);
+  // Bytes of a panel's span at most: codes, scales of units, and what they have in common.
+  static constexpr u32 UNIT_SCALES = LOOKS == LOOK_SCALE || LOOKS == LOOK_TABLE ? 2 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : 4;
+  static constexpr u32 SPAN = PANEL * (PLANES_SPAN * (4 * (LO + HI) + UNIT_SCALES) + (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY ? 4 : 0));
   // Whether sums of rows may be needed.
   static constexpr bool SUMMED = ADDS || LOOKS == LOOK_ANY;
   // What is taken off codes where something is added to weights, and given back with that: else both would be large where

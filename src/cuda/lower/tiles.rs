@@ -90,7 +90,8 @@ fn pages(p: &Gemm, tile: usize) -> (u32, u32) {
     (rooms.iter().find_map(within).unwrap_or(1), page)
 }
 
-/// Shared memory of a block that leaves room for three others, for another, and of one alone.
+/// Shared memory of a block beside which four others do not fit, that leaves room for three, for another, and of one alone.
+const FIFTH: u32 = 46 << 10;
 const QUARTER: u32 = 56 << 10;
 const HALF: u32 = 113 << 10;
 const WHOLE: u32 = 220 << 10;
@@ -112,7 +113,10 @@ fn tile_shared(p: &Gemm, tile: usize, groups: u32, pages: u32) -> u32 {
     let sums = rows * (WG_M as u32 + 4) * 4;
     let kept = ((each - 1) * sums).next_multiple_of(1024);
     let pages = FEW_WARPS * WARP_PANELS * pages + READ_BEHIND as u32;
-    2048 + (kept + ring + pages).max(each * sums + registers)
+    // Stretches of planes are dealt out for four blocks on a multiprocessor, and the kernel for one bit has registers for five:
+    // then some have five and others fewer.
+    let least = if tile == 1 && (p.part[0].lo, p.part[0].hi) == (1, 0) { FIFTH } else { 0 };
+    least.max(2048 + (kept + ring + pages).max(each * sums + registers))
 }
 
 /// The most shared memory that a product with many rows takes.
