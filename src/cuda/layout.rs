@@ -169,20 +169,22 @@ impl Layout {
                 Scale::TwoLevel | Scale::Nibbles => 1,
                 Scale::Exponent => 2,
             };
-            match q.codes {
-                Codes::Plain => {}
-                Codes::Table(table) => {
-                    m.codes = 1;
-                    let words = table.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w));
-                    m.table.iter_mut().zip(words).for_each(|(to, from)| *to = from);
-                }
-                Codes::Double => m.codes = 2,
-            }
             (m.min, m.zero) = match q.min {
                 Min::Zero(z) => (0, z),
                 Min::One => (1, 0),
                 Min::TwoLevel => (2, 0),
             };
+            match q.codes {
+                Codes::Plain => {}
+                Codes::Table(table) => {
+                    m.codes = 1;
+                    let (table, zero) = centred(*table, m.zero);
+                    m.zero = zero;
+                    let words = table.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w));
+                    m.table.iter_mut().zip(words).for_each(|(to, from)| *to = from);
+                }
+                Codes::Double => m.codes = 2,
+            }
         }
         m
     }
@@ -272,6 +274,16 @@ impl Layout {
             }
         }
     }
+}
+
+/// A table with its zero at 128, where products of few rows take it off in one subtraction; as it is if that is no byte.
+fn centred(table: [u8; 16], zero: i32) -> ([u8; 16], i32) {
+    let mut moved = table;
+    for entry in &mut moved {
+        let Ok(there) = u8::try_from(i32::from(*entry) + 128 - zero) else { return (table, zero) };
+        *entry = there;
+    }
+    (moved, 128)
 }
 
 /// Whether a format's groups and blocks are such as the kernels take apart.
