@@ -78,6 +78,10 @@ DEV float4 times(float4 v, float by) { return make_float4(v.x * by, v.y * by, v.
 DEV u32 log_of(u32 n) { return 31 - __clz(n); }
 
 DEV u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+// 16 bytes to shared memory, asked for.
+DEV void async_copy(u32 to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 
 DEV float warp_sum(float v) {
 #pragma unroll

@@ -3,20 +3,16 @@
 // A block has a tile of 64 outputs and one or two stretches of the inputs, one after the other; a warp has 16
 // outputs. Nearly all that must be brought is weights, each of which is used once: so a
 // warp brings its own four panels to shared memory span by span, a page each, the next
-// ahead and the first ones before the kernel waits, and waits for nobody but them. Eight lanes copy a panel's span by 16 bytes,
-// which is a fifth of the instructions that four bulk copies and a barrier are. Four blocks share a multiprocessor. Rows go through a ring that all share, as in gemm90.cuh; so do the
-// order of inputs, how weights are taken apart, the order in which products are summed up, and with that each
-// row's bits. Up to 8 rows are multiplied by `mma` of a warp, up to 32 by `wgmma`: both kinds of instruction add up
-// alike, which tests hold them to.
+// ahead and the first ones before the kernel waits, and waits for nobody but them. Eight lanes copy a panel's span by 16
+// bytes, which is half of the instructions that four bulk copies and a barrier are. Four blocks share a multiprocessor.
+// Rows go through a ring that all share, as in gemm90.cuh; so do the order of inputs, how weights are taken apart, the
+// order in which products are summed up, and with that each row's bits. Up to 8 rows are multiplied by `mma` of a warp,
+// up to 32 by `wgmma`: both kinds of instruction add up alike, which tests hold them to.
 #pragma once
 #include "gemm90.cuh"
 #include "halves.cuh"
 
 #if HOPPER
-// 16 bytes to shared memory.
-DEV void async_copy(u32 to, const u8* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
 // acc[16 x 8] += a[16 x 16] b[16 x 8] in bf16.
 DEV void multiply_bf16(float* c, const u32* a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"

@@ -55,10 +55,7 @@ template <class Product>
 DEV void ask_norm(const Product& p, u32 to, u32 block, bool two, u32 lane) {
 #pragma unroll
   for (u32 k = 0; k < AT_A_TIME; k++)
-    if (k == 0 || two)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to + (k * 128 + lane * 4) * 4),
-                   "l"(p.norm + (block + k) * 128 + lane * 4)
-                   : "memory");
+    if (k == 0 || two) async_copy(to + (k * 128 + lane * 4) * 4, p.norm + (block + k) * 128 + lane * 4);
 }
 DEV void norm_is_there() {
   asm volatile("cp.async.wait_all;" ::: "memory");
