@@ -448,21 +448,15 @@ struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {
   typedef PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> Of;
   static constexpr int AT_ONCE = AT_ONCE_;
   static constexpr u32 BLOCKS = Of::BLOCKS;
-  // As `look` and `go_on`, within a span.
-  DEV void look_within(const Matrix& a, const Matrix& b, u32 row, u32 first, u32 n, u32 q) {
-    this->room = (int)(n - first) - 1;
-    Of::look(a, b, row, first, n, q);
-  }
-  DEV void next_within(const Matrix& a, const Matrix& b, int blocks) {
-    this->room -= blocks * STEPS;
-    Of::go_on(a, b, blocks);
-  }
   DEV void turn(const Matrix& a, const Matrix& b, const u32 (&at)[2], u32 row, u32 block, bool first, u32 q) {
     if (first || block % BLOCKS == 0) {
       this->at[0] = at[0], this->at[1] = at[1];
-      look_within(a, b, row, block % BLOCKS * STEPS, span_units<PLANES_SPAN>(a, block / BLOCKS), q);
+      u32 unit = block % BLOCKS * STEPS, n = span_units<PLANES_SPAN>(a, block / BLOCKS);
+      this->room = (int)(n - unit) - 1;
+      Of::look(a, b, row, unit, n, q);
     } else {
-      next_within(a, b, 1);
+      this->room -= STEPS;
+      Of::go_on(a, b, 1);
     }
   }
   template <bool WHOLE>
