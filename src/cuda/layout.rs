@@ -480,6 +480,15 @@ mod tests {
     }
 
     #[test]
+    fn tables_have_their_zero_where_kernels_take_it_off_fast() {
+        let of = |format: Format| Layout::of(format, 4, 256).unwrap().matrix(0);
+        let all: Vec<_> = Format::all().iter().map(|&f| of(f)).filter(|m| m.codes == 1).collect();
+        assert!(all.len() >= 2 && all.iter().all(|m| m.zero == 128));
+        // Where an entry would be no byte the table stays.
+        assert_eq!(centred([255; 16], 12), ([255; 16], 12));
+    }
+
+    #[test]
     fn odd_columns_of_floats_end_in_zeros() {
         let layout = Layout::of(Format::BF16, 3, 50).unwrap();
         let mut packed = vec![0xff; layout.bytes()];
