@@ -121,10 +121,12 @@ struct Few {
     u32 to = tiles + stage * STAGE, to_sums = row_sums + stage / 2 * SUMS_STAGE;
     bring_rows<N, S>(p, from, begin, i, bytes, to, to_sums, full + 8 * stage);
   }
+  // Whose panel this lane copies.
+  DEV const Matrix& copied() const { return half ? *matrix[1] : *matrix[0]; }
   // From the span on with which this block's inputs begin.
   template <class S>
   DEV void begin_pages() {
-    const Matrix& m = half ? *matrix[1] : *matrix[0];
+    const Matrix& m = copied();
     u32 from = begin / S::BLOCKS * m.span_bytes;
     next = begin / S::BLOCKS, ahead += from + lane % 8 * 16, left = m.panel_bytes - from;
 #pragma unroll 1
@@ -134,7 +136,7 @@ struct Few {
   template <class S>
   DEV void fetch(u32 page) {
     if (next++ * S::BLOCKS < end) {
-      const Matrix& m = half ? *matrix[1] : *matrix[0];
+      const Matrix& m = copied();
       u32 bytes = min(left, m.span_bytes), to = pages + (page * 4 + lane / 8) * p.page + lane % 8 * 16;
 #pragma unroll
       for (u32 i = 0; i < S::SPAN; i += 128)
@@ -204,13 +206,13 @@ struct Few {
     const Matrix &a = *matrix[0], &b = *matrix[1];
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-      u32 at = stage_of<S>(step);
+      u32 place = stage_of<S>(step);
       share.template fetch<false>(a, b, q, step);
-      if (step % 2 == 0) mbar_wait(full + 8 * at, parity);
+      if (step % 2 == 0) mbar_wait(full + 8 * place, parity);
       Left left;
       take_apart(left, share, a, b, step, p.zero);
       keep(left, !S::EXACT);
-      WgRows rows_at = wg_tile(tiles, GROUP).on(at * STAGE + step % 2 * 64);
+      WgRows rows_at = wg_tile(tiles, GROUP).on(place * STAGE + step % 2 * 64);
       if constexpr (S::SCALED) {
         step_of_planes<N>(share, a, b, step, rows_at, sums_in(p, row_sums, full), left, acc, []() {});
       } else {

@@ -188,7 +188,7 @@ struct PlanesShare {
   // Sums of a unit; blocks of a span.
   static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = PLANES_SPAN / STEPS;
   static constexpr bool ADDS = LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && HI != 2 && !(LO == 2 && HI == 1);
-  // Bytes of a panel's span at most: codes, scales of units, and what they have in common.
+  // Bytes of a unit's scales and of a panel's span, at most: codes, those scales, and what they have in common.
   static constexpr u32 UNIT_SCALES = LOOKS == LOOK_SCALE || LOOKS == LOOK_TABLE ? 2 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : 4;
   static constexpr u32 SPAN = PANEL * (PLANES_SPAN * (4 * (LO + HI) + UNIT_SCALES) + (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY ? 4 : 0));
   // Whether sums of rows may be needed.
@@ -234,7 +234,7 @@ struct PlanesShare {
   static DEV bool is_table(const Matrix& m) { return LOOKS == LOOK_ANY && LO == 4 && HI == 0 && m.codes == TABLE; }
   static DEV bool adds_of(const Matrix& m) { return LOOKS == LOOK_ANY ? m.min != ZERO : ADDS; }
   static DEV u32 scale_of(const Matrix& m) {
-    return LOOKS == LOOK_SCALE ? 2 : LOOKS == LOOK_LEAST ? 4 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : scale_bytes(m);
+    return LOOKS == LOOK_TABLE || LOOKS == LOOK_ANY ? scale_bytes(m) : UNIT_SCALES;
   }
   static DEV u32 d_of(const Matrix& m) {
     return LOOKS == LOOK_LEVELS ? 2 + 2 * ADDS : LOOKS == LOOK_ANY && m.levels == LEVEL_TWO ? d_bytes(m) : 0;
