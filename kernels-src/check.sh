@@ -18,7 +18,7 @@ own() { sed -nE "s/.* $1_SHARED: usize = ([0-9]+) << 10;/\1/p" "$here/../src/cud
 awk -v chain="$(own CHAIN)" -v several="$(own SEVERAL)" '!/^#/ {
   # What 64 registers of 1,024 threads do not hold, or 128 beside sums and f32 weights, or beside those of units and of
   # all (of each way to look at scales that the kernel has), or 255 beside sums of wide heads.
-  if ($8 > ($3 ~ /^gemm_f32_(many|halves)/ || $3 == "pick" ? 16 : $3 ~ /^gemm_._._halves/ ? 88 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 == "gemv_4_0" ? 8 : 0)) {
+  if ($8 > ($3 ~ /^gemm_f(32|16)_(many|halves)/ ? 24 : $3 == "pick" ? 16 : $3 ~ /^gemm_._._(halves|tables)/ ? 96 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 == "gemv_4_0" ? 8 : 0)) {
     print $1, $3 ": " $8 " bytes of stack"; bad = 1
   }
   # Two blocks of 256 threads, four of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers; of attention with four

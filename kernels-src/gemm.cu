@@ -15,14 +15,14 @@ template <u32 N, int LO, int HI, u32... LOOKS>
 DEV void planes_few(const Gemm& p) {
   gemm_few<N, PlanesPage<LO, HI, LOOKS, N == 8 ? at_once(LO, HI, LOOKS) : 1>...>(p);
 }
-template <int LO, int HI, u32... LOOKS>
+template <bool TABLES, int LO, int HI, u32... LOOKS>
 DEV void planes_many(const Gemm& p) {
-  gemm_many<64, PlanesAhead<LO, HI, LOOKS>...>(p);
+  gemm_many<64, PlanesAhead<LO, HI, LOOKS, TABLES>...>(p);
 }
 #define PLANES_GEMM(LO, HI, ...)                                             \
   ENTRY_FEW(gemm_##LO##_##HI##_few, planes_few<8, LO, HI, __VA_ARGS__>(p))   \
   ENTRY_FEW(gemm_##LO##_##HI##_some, planes_few<32, LO, HI, __VA_ARGS__>(p)) \
-  ENTRY(gemm_##LO##_##HI##_halves, planes_many<LO, HI, __VA_ARGS__>(p))
+  ENTRY(gemm_##LO##_##HI##_halves, planes_many<false, LO, HI, __VA_ARGS__>(p))
 template <u32 N, u32 KIND>
 DEV void floats_few(const Gemm& p) {
   gemm_few<N, FloatPage<KIND>>(p);
@@ -44,6 +44,9 @@ DEV void floats_many(const Gemm& p) {
 #endif
 
 OF_PLANES(PLANES_GEMM)
+#if HOPPER
+ENTRY(gemm_4_0_tables, planes_many<true, 4, 0, LOOK_TABLE, LOOK_ANY>(p))
+#endif
 FLOATS_GEMM(f32, F32)
 FLOATS_GEMM(f16, F16)
 FLOATS_GEMM(bf16, BF16)

@@ -24,6 +24,8 @@
 constexpr u32 GROUP = 2048;
 // Barriers of the ring.
 constexpr u32 MAX_GEMM_STAGES = 16, HEADER = 1024;
+// Warpgroups of a block that has many rows, and its threads.
+constexpr u32 MANY_GROUPS = 2, MANY_THREADS = MANY_GROUPS * 128;
 
 // The panels of the two outputs of a lane, `r` and `r + 8` of a tile, and their matrices.
 template <class P>
@@ -92,8 +94,8 @@ struct Stretches {
     if (last && !some) return;
 #pragma unroll
     for (u32 j = 0; j < N / 2; j++) {
-      float sum = some ? at[j * blockDim.x] + acc[j] : acc[j];
-      if (!last) at[j * blockDim.x] = sum;
+      float sum = some ? at[j * MANY_THREADS] + acc[j] : acc[j];
+      if (!last) at[j * MANY_THREADS] = sum;
       acc[j] = last ? sum : 0.0f;
     }
     some = true;
@@ -183,24 +185,24 @@ DEV void gemm90(const Gemm& p, u8* shared) {
   u32 base = shared_address(shared);
   u32 full = base, empty = base + 8 * MAX_GEMM_STAGES, tiles = base + HEADER;
   u32 t = threadIdx.x, warp = t / 32, lane = t % 32, group = warp / 4;
-  u32 groups = blockDim.x / 128, first_tile = blockIdx.y * groups;
+  u32 first_tile = blockIdx.y * MANY_GROUPS;
   u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
   // Where a stretch of inputs begins: this block has one of them, or several in a row.
   u32 blocks = p.stride / 128, each = p.each;
-  auto stretch = [&](u32 i) { return blocks * i / (splits * each); };
+  auto stretch = [&](u32 i) { return blocks * i >> log_of(splits * each); };
   u32 begin = stretch(rank * each), end = stretch((rank + 1) * each);
   constexpr u32 STAGE = N / 8 * GROUP;
   u32 bytes = min(N / 8, (rows + 7) / 8) * GROUP;
   const u8* from = (const u8*)p.high + (u64)blockIdx.x * STAGE;
   // Sums of rows are behind sums of stretches.
-  u32 row_sums = tiles + p.stages * STAGE + blockDim.x * N / 2 * 4;
+  u32 row_sums = tiles + p.stages * STAGE + MANY_THREADS * N / 2 * 4;
   // Asks for a stage's rows.
   auto bring = [&](u32 i, u32 stage) {
     u32 to_sums = row_sums + stage / 2 * (N / 8 * SUMS);
     bring_rows<N, S>(p, from, 0, i, bytes, tiles + stage * STAGE, to_sums, full + 8 * stage);
   };
   if (t == 0) {
-    for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, groups * 4);
+    for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, MANY_GROUPS * 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   if constexpr (S::SUMMED) no_sums(base);
@@ -277,7 +279,7 @@ DEV void gemm90(const Gemm& p, u8* shared) {
 
   // The ring has served: no copy is on its way, and nobody reads it any more once all are here.
   __syncthreads();
-  put_sums<N>(acc, (float*)(shared + HEADER) + group * WG_M, sums_width(groups));
+  put_sums<N>(acc, (float*)(shared + HEADER) + group * WG_M, sums_width(MANY_GROUPS));
 }
 
 // How weights are taken apart: the first that takes them.
@@ -288,7 +290,7 @@ DEV void gemm_many_as(const Gemm& p, u8* shared) {
   } else if constexpr (!FIRST::WORTH) {
     gemm_many_as<N, REST...>(p, shared);
   } else {
-    const Domain& d = p.domain[tile_of(p, blockIdx.y * (blockDim.x / 128) + threadIdx.x / 128).domain];
+    const Domain& d = p.domain[tile_of(p, blockIdx.y * MANY_GROUPS + threadIdx.x / 128).domain];
     if (__syncthreads_and(FIRST::takes(p.part[d.part[0]], p.part[d.part[d.parts == 1 ? 0 : 1]], p.part[0])))
       gemm90<FIRST, N>(p, shared);
     else gemm_many_as<N, REST...>(p, shared);
@@ -299,7 +301,6 @@ DEV void gemm_many(const Gemm& p) {
   extern __shared__ u8 unaligned[];
   u8* shared = unaligned + (-shared_address(unaligned) & 1023);
   gemm_many_as<N, HOW...>(p, shared);
-  u32 groups = blockDim.x / 128;
-  finish_block<N>(p, (float*)(shared + HEADER), 1, blockIdx.y * groups, groups);
+  finish_block<N>(p, (float*)(shared + HEADER), 1, blockIdx.y * MANY_GROUPS, MANY_GROUPS);
 }
 #endif

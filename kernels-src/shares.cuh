@@ -414,11 +414,11 @@ DEV void take_apart(Left& x, const PlanesShare<LO, HI, LOOKS, SLOTS, At>& share,
 }
 
 // From memory, as many steps ahead as there are slots.
-template <int LO, int HI, u32 LOOKS>
+template <int LO, int HI, u32 LOOKS, bool TABLES>
 struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
   typedef PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> Of;
-  // Each way takes registers from the others (with a table Q4_1's prompts were 8% slower).
-  static constexpr bool WORTH = LOOKS != LOOK_TABLE;
+  // Each way takes registers from the others (with a table Q4_1's prompts were 8% slower): tables have a kernel.
+  static constexpr bool WORTH = (LOOKS == LOOK_TABLE) == TABLES;
   DEV void begin(const Matrix& a, const Matrix& b, const Matrix& part, const Lines& line, u32 block, u32 q) {
     Of::begin(a, b, part, q);
     this->at[0] = line.panel[0] + (u64)(block / Of::BLOCKS) * a.span_bytes;

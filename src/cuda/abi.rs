@@ -56,14 +56,15 @@ pub(super) const SUMS: usize = 256;
 /// Bytes behind weights that a product may read, and not look at: of units that a row's last block has not.
 pub(super) const READ_BEHIND: usize = 512;
 /// Kernels of such a product, by the rows of a tile.
-pub(super) const TILES: usize = 4;
-pub(super) const TILE_NAMES: [&str; TILES] = ["_few", "_some", "_many", "_halves"];
-pub(super) const TILE_ROWS: [u32; TILES] = [8, 32, 128, 64];
+pub(super) const TILES: usize = 5;
+pub(super) const TILE_NAMES: [&str; TILES] = ["_few", "_some", "_many", "_halves", "_tables"];
+pub(super) const TILE_ROWS: [u32; TILES] = [8, 32, 128, 64, 64];
 /// Stages of 64 inputs on their way.
-pub(super) const TILE_STAGES: [u32; TILES] = [8, 4, 3, 4];
-/// Of kernels for many rows, the one whose blocks may have several stretches, whose sums it keeps in shared memory. Planes
-/// have no other.
+pub(super) const TILE_STAGES: [u32; TILES] = [8, 4, 3, 4, 4];
+/// Of kernels for many rows, the ones whose blocks may have several stretches, whose sums they keep in shared memory. Planes
+/// have no others; what they have for tables takes registers that the other ways need.
 pub(super) const HALVES: usize = 3;
+pub(super) const TABLES: usize = 4;
 /// Of kernels for few rows, the first ones: warps of a stretch, panels of a warp, spans on their way at most.
 pub(super) const FEW: usize = 2;
 pub(super) const FEW_WARPS: u32 = 4;
@@ -95,6 +96,9 @@ pub(super) struct Matrix {
     pub codes: u32,
     pub table: [u32; 4],
 }
+
+/// What codes are: numbers, or names of entries of a table.
+pub(super) const TABLE: u32 = 1;
 
 impl Matrix {
     /// Units and columns of a whole span.

@@ -48,6 +48,7 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     let tile = match p.rows {
         0..=8 => 0,
         9..=32 => 1,
+        _ if planes && p.part[0].codes == TABLE => TABLES,
         _ if planes || halves => HALVES,
         _ => 2,
     };
@@ -106,7 +107,7 @@ fn tile_shared(p: &Gemm, tile: usize, groups: u32, pages: u32) -> u32 {
     if !few {
         let sums = rows * (groups * WG_M as u32 + 4) * 4;
         // Behind the ring each thread has its sums of the stretches before.
-        let kept = if tile == HALVES { groups * 128 * rows / 2 * 4 } else { 0 };
+        let kept = if tile >= HALVES { groups * 128 * rows / 2 * 4 } else { 0 };
         return 2048 + (ring + kept).max(sums + registers);
     }
     // Sums of all stretches but the last have a place of their own.
@@ -251,6 +252,18 @@ mod tests {
             assert_eq!((launch.tile, launch.shape.cluster, p.each), (tile, cluster, each));
             assert_eq!((p.stretches, p.tile), (8, TILE_ROWS[tile]));
         }
+    }
+
+    #[test]
+    fn many_rows_of_tables_have_a_kernel() {
+        let tile = |format, rows| {
+            let all = square(format, rows);
+            all.iter().find(|l| matches!(l.kernel, Kernel::Gemm(_))).unwrap().tile
+        };
+        for format in [Format::IQ4_NL, Format::MXFP4] {
+            assert_eq!([32, 33, 512].map(|rows| tile(format, rows)), [1, TABLES, TABLES]);
+        }
+        assert_eq!([33, 512].map(|rows| tile(Format::Q4_0, rows)), [HALVES; 2]);
     }
 
     /// The order in which kernels add `each` stretches after stretches up, and then what those come to: the first half in

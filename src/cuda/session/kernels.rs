@@ -1,7 +1,7 @@
 //! The functions of the cubins, by the kernel that launches ask for.
 
 use crate::cuda::CudaBackend;
-use crate::cuda::abi::{CHAIN_SHARED, FEW, HALVES, SEVERAL_SHARED, TILE_NAMES, TILES};
+use crate::cuda::abi::{CHAIN_SHARED, FEW, HALVES, SEVERAL_SHARED, TABLES, TILE_NAMES, TILES};
 use crate::cuda::driver::{Function, Module};
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
@@ -57,6 +57,9 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                     let mut tiles = if chip.hopper { TILE_NAMES } else { [""; TILES] };
                     if product.in_planes() {
                         tiles[FEW] = tiles[HALVES];
+                    }
+                    if product != P4 {
+                        tiles[TABLES] = tiles[HALVES];
                     }
                     let mut all = one(&module, &named(name, tiles[0])?, shared)?;
                     for (to, tile) in all.iter_mut().zip(tiles).skip(1) {
