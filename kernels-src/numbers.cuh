@@ -25,8 +25,9 @@ struct Numbers {
   // Until all are there. `nan` says whether some may not be: nobody's number is none.
   template <class Nan>
   DEV void settle(u32 block, bool two, Nan nan) {
-    while (__any_sync(FULL, nan())) {
+    for (bool watched = false; __any_sync(FULL, nan()); watched = true) {
       bool there = true;
+      if (!watched) watch(at(0, block, two));
 #pragma unroll
       for (u32 k = 0; k < 8 * AT_A_TIME; k++) {
         float4& f = v[k / 8][k % 8];

@@ -12,6 +12,11 @@
 #include "numbers.cuh"
 
 #if HOPPER
+// A warp's 16 outputs of a job, and where they are.
+struct __align__(16) Found {
+  u32 which, domain, first, outputs;
+};
+
 struct Work {
   Links<SeveralLink, HELD_LINKS, WARPS + 1> links;
   float sums[2][WARPS * ROWS_MOST * SUMS_WIDTH];
@@ -19,6 +24,8 @@ struct Work {
   __align__(16) float norm[WARPS][AT_A_TIME * 128];
   // The link at hand: registers are full, and a thread's own memory is as far as the second-level cache.
   u32 link[WARPS];
+  // What each warp has to do next.
+  Found found[WARPS];
   u64 full[MAX_STAGES], empty[MAX_STAGES];
 };
 
@@ -119,6 +126,7 @@ DEV float sum_of_parts(const float* v) {
 DEV float sum_up_parts(const float* sums, u32 parts) {
   auto at = [&](u32 s) { return sums[s * ROWS_MOST * SUMS_WIDTH]; };
   if (parts == 2) return at(0) + at(1);
+  if (parts == 4) return (at(0) + at(1)) + (at(2) + at(3));
   float v[WARPS];
 #pragma unroll
   for (u32 s = 0; s < WARPS; s++) v[s] = at(s);
@@ -185,6 +193,15 @@ struct Consumer {
   Walk walk;
   Stage base;
 
+  // Looks a job up, before its rows are there: what is found stays in shared memory, since registers are for rows.
+  DEV void find(const Several& p, u32 job) const {
+    bool has = p.apart || warp >> log_of(p.parts) < p.subs;
+    u32 which = has ? Part(p, job, warp).sub : job * p.subs;
+    Tile tile = tile_of(p, which / 4);
+    if (lane == 0) b.found[warp] = {which, tile.domain, tile.first, tile.outputs};
+    __syncwarp();
+  }
+
   DEV void link(const SeveralLink& l) {
     const Several& p = l.product;
     u32 parts = p.parts, log = log_of(parts), subs = p.subs, n = p.cols / 128;
@@ -194,6 +211,7 @@ struct Consumer {
       if (p.apart) finish_apart(p, l.fresh.next);
       return;
     }
+    find(p, job);
     // The part of the columns that this warp makes; of eight short ones it is its own one. Of a block's own stretch
     // warps make a part each.
     bool apart = p.apart != nullptr;
@@ -228,10 +246,12 @@ struct Consumer {
     u32 q = lane % 4, g = lane / 4;
 #pragma unroll 1
     for (; job < p.jobs; job += next_job(p)) {
-      u32 which = has ? Part(p, job, warp).sub : job * subs;
-      Tile tile = tile_of(p, which / 4);
-      const Matrix* matrix[2];
-      Lines line = lines_of(p, tile, which % 4 * 16 + lane / 4, matrix);
+      uint4 found = *(const uint4*)&b.found[warp];
+      u32 which = found.x;
+      Tile tile = {found.y, found.z, found.w};
+      // Tiles begin with panels: which row of one a lane has is the same for all.
+      const Domain& d = p.domain[tile.domain];
+      const Matrix &m0 = p.part[d.part[0]], &m1 = p.part[d.part[d.parts == 1 ? 0 : 1]];
       // This lane's results: as the tensor cores leave them, or of those that the warps of 16 outputs add up.
       u32 results = parts == 1 ? 4 : parts == 2 ? 2 : part < 4;
       auto row_of = [&](u32 k) { return parts == 1 ? 2 * q + k % 2 : (part * 32 + lane + k * 32 * parts) / 16; };
@@ -241,11 +261,11 @@ struct Consumer {
       for (u32 k = 0; k < RESULTS; k++)
         early[k] = has && k < results ? Outputs(p, tile, which, rows, l.fresh.next).early(row_of(k), output_of(k)) : 0.0f;
       walk.begins = begins, walk.at = 0, walk.stage = base;
-      walk.stage.step(p.alone ? warp : sub, walk.stages);
+      walk.stage.step(p.alone ? warp : warp >> log, walk.stages);
       float acc[4] = {};
       u32 place = own ? mine : begin - before;
       if (has && begin < end) {
-#define MULTIPLY(...) __VA_ARGS__(p, walk, *matrix[0], *matrix[1], line.row, part, begin, end, rows_at(place), sums_at(place), acc)
+#define MULTIPLY(...) __VA_ARGS__(p, walk, m0, m1, lane / 4 % PANEL, part, begin, end, rows_at(place), sums_at(place), acc)
 #define PLANES(LO, HI, ...) \
   case kind_of(LO, HI): MULTIPLY(multiply_planes<LO, HI, __VA_ARGS__>); break;
         switch (l.kind) {
@@ -258,6 +278,8 @@ struct Consumer {
       }
       if (has) walk.end(owners.pages);
       base.step(owners.pages * owners.count, walk.stages);
+      u32 then = job + next_job(p);
+      if (then < p.jobs) find(p, then);
       if (apart) {
         leave_apart(p, which, part, acc, l.fresh.next);
         continue;

@@ -335,8 +335,9 @@ mod tests {
         // A warp each of eight times 16 outputs, or of eight stretches, each with its own spans if it has whole ones.
         assert_eq!(of(Format::BF16, 2048, 8192), [(1, 8, 128, 1), (8, 1, 128, 1)]);
         assert_eq!(of(Format::Q4_0, 2048, 4096), [(2, 4, 128, 1), (8, 1, 128, 1)]);
+        assert_eq!(of(Format::BF16, 2048, 1536)[0], (4, 2, 96, 1));
         // Half of the warps have outputs.
-        assert_eq!(of(Format::BF16, 2048, 1536)[0], (2, 2, 96, 1));
+        assert_eq!(of(Format::BF16, 2048, 1024)[1], (4, 1, 128, 1));
     }
 
     #[test]

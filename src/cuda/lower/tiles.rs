@@ -32,8 +32,8 @@ pub(super) fn stretches(chip: &Chip, tiles: u32, cols: usize, planes: bool) -> u
         let all = tiles.saturating_mul(*s);
         all <= blocks * chip.processors && cols / WG_BLOCK >= 2 * *s as usize
     };
-    let ways: &[_] = if planes { &[(8, 2), (4, 2), (2, 4)] } else { &[(8, 2), (2, 2)] };
-    ways.iter().copied().find(fits).map_or(1, |way| way.0)
+    let ways = [(8, 2), (4, 2), (2, if planes { 4 } else { 2 })];
+    ways.into_iter().find(fits).map_or(1, |way| way.0)
 }
 
 /// Shapes a product of many rows for as many as it was given; which of its kernels that takes.
@@ -44,7 +44,7 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     }
     let planes = p.part[0].lo != 0;
     // With so many rows blocks need not have one stretch each, which costs less to add up.
-    let halves = p.rows > 128 && (p.stretches == 8 || planes && p.stretches > 1);
+    let halves = p.rows > 128 && (p.stretches >= 4 || planes && p.stretches > 1);
     let tile = match p.rows {
         0..=8 => 0,
         9..=32 => 1,
@@ -343,11 +343,11 @@ mod tests {
             (of(false), of(true))
         };
         assert_eq!([of(2048, 2048), of(2048, 8192)], [(8, 8); 2]);
-        assert_eq!([of(3072, 2048), of(16384, 2048)], [(2, 4), (1, 2)]);
+        assert_eq!([of(3072, 2048), of(16384, 2048)], [(4, 4), (1, 2)]);
         // Neither where the chip is full, nor where a share would be next to nothing.
         assert_eq!([of(128_256, 2048), of(2048, 256)], [(1, 1); 2]);
         // No stretch is empty.
-        assert_eq!([of(576, 576), of(576, 1536)], [(2, 2), (2, 4)]);
+        assert_eq!([of(576, 576), of(576, 1536)], [(2, 2), (4, 4)]);
         // Parts of a chain's warps have as many each.
         for (outputs, blocks) in (1..40).flat_map(|o| (1..80).map(move |b| (o * 512, b * 128))) {
             let (floats, planes) = of(outputs, blocks);
