@@ -1,6 +1,7 @@
 //! Decode and prefill of known shapes with random weights, on a CUDA device.
 //!
-//! `cargo bench --bench cuda -- [SHAPE] [FORMAT…]`, by default a Llama of 1B in five formats.
+//! `cargo bench --bench cuda -- [SHAPE] [FORMAT…]`, by default a Llama of 1B (`1b`) in six formats; `8b`, and with experts
+//! `30b-a3b` (as Qwen3's) and `20b-a4b` (as gpt-oss').
 //! With `where` among them, it says instead where a step's time goes, launch by launch; `pages=DIR`
 //! puts drawings there. Milliseconds are a token's, wall clock, sampling and the token's way to the host
 //! included, a step in the stream behind the one whose token is read: medians of 5. Batches are sequences
@@ -27,18 +28,33 @@ struct Shape {
     kv: usize,
     head: usize,
     vocabulary: usize,
+    /// Experts of a layer, and how many a row picks; none where there are none.
+    experts: [usize; 2],
 }
 
-const LLAMA_1B: Shape =
-    Shape { layers: 16, dim: 2048, ffn: 8192, heads: 32, kv: 8, head: 64, vocabulary: 128_256 };
-const LLAMA_8B: Shape =
-    Shape { layers: 32, dim: 4096, ffn: 14_336, heads: 32, kv: 8, head: 128, vocabulary: 128_256 };
+/// A shape by its name: layers, columns, those of a gate, heads, key heads, columns of a head, vocabulary, experts.
+fn shape(name: &str) -> Option<Shape> {
+    let (layers, dim, ffn, heads, kv, head, vocabulary, experts) = match name {
+        "1b" => (16, 2048, 8192, 32, 8, 64, 128_256, [0, 0]),
+        "8b" => (32, 4096, 14_336, 32, 8, 128, 128_256, [0, 0]),
+        "30b-a3b" => (48, 2048, 768, 32, 4, 128, 151_936, [128, 8]),
+        "20b-a4b" => (24, 2880, 2880, 64, 8, 64, 201_088, [32, 4]),
+        _ => return None,
+    };
+    Some(Shape { layers, dim, ffn, heads, kv, head, vocabulary, experts })
+}
 
 /// Tensors that all look into one stretch of random bytes.
 struct Random {
     bytes: Vec<u8>,
     ones: Vec<u8>,
-    tensors: BTreeMap<String, (Format, usize, usize)>,
+    tensors: BTreeMap<String, (Format, Vec<usize>)>,
+}
+
+/// Bytes of a tensor.
+fn size(format: Format, dims: &[usize]) -> usize {
+    let (cols, rows) = dims.split_last().unwrap();
+    rows.iter().product::<usize>() * format.row_bytes(*cols).unwrap()
 }
 
 /// Where a block's f16 scale is; others are left as they are.
@@ -59,7 +75,12 @@ impl Random {
     fn new(s: &Shape, format: Format) -> Random {
         let mut tensors = BTreeMap::new();
         let mut matrix = |name: String, rows: usize, cols: usize| {
-            tensors.insert(name + ".weight", (format, rows, cols));
+            // Only a gate's products are those of experts.
+            let mut dims = vec![rows, cols];
+            if s.experts[0] > 0 && [".gate", ".up", ".down"].iter().any(|end| name.ends_with(end)) {
+                dims.insert(0, s.experts[0]);
+            }
+            tensors.insert(name + ".weight", (format, dims));
         };
         matrix("embed".into(), s.vocabulary, s.dim);
         for i in 0..s.layers {
@@ -70,9 +91,12 @@ impl Random {
             matrix(format!("{i}.gate"), s.ffn, s.dim);
             matrix(format!("{i}.up"), s.ffn, s.dim);
             matrix(format!("{i}.down"), s.dim, s.ffn);
+            if s.experts[0] > 0 {
+                matrix(format!("{i}.router"), s.experts[0], s.dim);
+            }
         }
-        tensors.insert("norm.weight".into(), (Format::F32, 1, s.dim));
-        let largest = tensors.values().map(|t| t.1 * t.0.row_bytes(t.2).unwrap()).max().unwrap();
+        tensors.insert("norm.weight".into(), (Format::F32, vec![s.dim]));
+        let largest = tensors.values().map(|(f, dims)| size(*f, dims)).max().unwrap();
         let (mut x, mut bytes) = (1u64, Vec::with_capacity(largest));
         let mut bits = || {
             x ^= x << 13;
@@ -128,18 +152,17 @@ impl Random {
 
 impl Weights for Random {
     fn find(&self, name: &str) -> Option<(Format, SmallVec<[usize; 4]>)> {
-        let (format, rows, cols) = *self.tensors.get(name)?;
-        let dims = if name == "norm.weight" { vec![cols] } else { vec![rows, cols] };
-        Some((format, dims.into()))
+        let (format, dims) = self.tensors.get(name)?;
+        Some((*format, dims.as_slice().into()))
     }
 
     fn bytes(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
-        let (format, rows, cols) = *self.tensors.get(name)?;
+        let (format, dims) = self.tensors.get(name)?;
         if name == "norm.weight" {
             return Some(self.ones.as_slice().into());
         }
         // Not all from the same place, on whole blocks.
-        let (len, block) = (rows * format.row_bytes(cols)?, format.block_bytes());
+        let (len, block) = (size(*format, dims), format.block_bytes());
         let room = (self.bytes.len() - len) / block;
         let start = name.bytes().fold(7usize, |h, b| h.wrapping_mul(31) ^ b as usize) % (room + 1);
         self.bytes.get(start * block..start * block + len).map(Into::into)
@@ -165,11 +188,25 @@ fn graph(s: &Shape, w: &Random) -> Graph {
         let o = b.linear(a, &format!("{i}.o")).unwrap();
         x = b.add(x, o).unwrap();
         let n = b.rms_norm(x, "norm", 1e-5).unwrap();
-        let gate = b.linear(n, &format!("{i}.gate")).unwrap();
-        let up = b.linear(n, &format!("{i}.up")).unwrap();
-        let gate = b.silu(gate).unwrap();
-        let y = b.mul(gate, up).unwrap();
-        let y = b.linear(y, &format!("{i}.down")).unwrap();
+        let name = |of: &str| format!("{i}.{of}");
+        let y = if s.experts[0] > 0 {
+            let logits = b.linear(n, &name("router")).unwrap();
+            let picks = b.top_k(logits, s.experts[1]).unwrap();
+            let shares = b.pick(logits, picks).unwrap();
+            let shares = b.softmax(shares).unwrap();
+            let gate = b.experts(n, picks, &name("gate")).unwrap();
+            let up = b.experts(n, picks, &name("up")).unwrap();
+            let gate = b.silu(gate).unwrap();
+            let y = b.mul(gate, up).unwrap();
+            let y = b.experts(y, picks, &name("down")).unwrap();
+            b.mix(y, shares).unwrap()
+        } else {
+            let gate = b.linear(n, &name("gate")).unwrap();
+            let up = b.linear(n, &name("up")).unwrap();
+            let gate = b.silu(gate).unwrap();
+            let y = b.mul(gate, up).unwrap();
+            b.linear(y, &name("down")).unwrap()
+        };
         x = b.add(x, y).unwrap();
     }
     let x = b.select(x).unwrap();
@@ -229,8 +266,10 @@ fn main() {
     };
     let device = backend.device();
     println!("{}, driver {}, kernels sm_{}", device.name, device.driver, backend.kernels());
-    let big = args.first().is_some_and(|a| a == "8b");
-    let shape = if big { LLAMA_8B } else { LLAMA_1B };
+    let (model, shape) = args
+        .iter()
+        .find_map(|a| Some((a.as_str(), shape(a)?)))
+        .unwrap_or(("1b", shape("1b").unwrap()));
     let named: Vec<Format> = args.iter().filter_map(|a| Format::from_name(a)).collect();
     let usual =
         vec![Format::BF16, Format::Q8_0, Format::Q4_0, Format::Q4_K, Format::TQ2_0, Format::Q1_0];
@@ -277,10 +316,8 @@ fn main() {
                 }
                 if let Some(folder) = args.iter().find_map(|a| a.strip_prefix("pages=")) {
                     let (name, about) = (format.name(), &device.name);
-                    let title = format!(
-                        "A step of {} in {name}, context {context}",
-                        if big { "8B" } else { "1B" }
-                    );
+                    let title =
+                        format!("A step of {} in {name}, context {context}", model.to_uppercase());
                     let page =
                         ProfilePage { profile: &measured, plan: &plans.one, title: &title, about };
                     std::fs::write(format!("{folder}/{name}-{context}.html"), page.to_string())
