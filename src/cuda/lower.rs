@@ -462,9 +462,17 @@ mod tests {
                     let plan = Plan::new(&graph, &target, limits)
                         .unwrap_or_else(|e| panic!("{dim} {inner} on sm_{capability}: {e}"));
                     let program = target.lower(&plan).unwrap();
-                    for launch in launches(&target.0, &program, &Bases::default()).unwrap() {
+                    let made = launches(&target.0, &program, &Bases::default()).unwrap();
+                    for launch in &made {
                         assert!(launch.shape.shared as usize + (4 << 10) <= target.0.block_shared);
                     }
+                    // What is between gate and down is one list.
+                    let experts = made
+                        .iter()
+                        .enumerate()
+                        .filter_map(|(i, l)| matches!(l.kernel, Kernel::Experts(_)).then_some(i));
+                    let [gate, down] = experts.collect::<Vec<_>>()[..] else { panic!("experts") };
+                    assert_eq!(down - gate, 2, "{dim} {inner}");
                 }
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Nodes are taken in list order and each joins the latest group among those that its arguments
 //! come from, if that group can take it; otherwise it opens a new group at the end. Since a node
-//! joins no earlier a group than its arguments need, run order is list order of the groups.
+//! joins no earlier a group than its arguments need, run order is list order of the groups. A slice that
+//! cannot join there joins rows at the end, so that what becomes of two slices is one group.
 //!
 //! * A linear takes the row-local ops before it as **prologue** (they are recomputed by each
 //!   worker, or run row by row before the product), provided that they are the latest group.
@@ -28,14 +29,16 @@ pub(super) fn fuse(graph: &Graph) -> Vec<Group> {
             continue;
         }
         let last = groups.len().checked_sub(1);
-        let taken = match latest {
-            Some(g) => {
-                let is_last = Some(g) == last;
-                join(graph, &mut groups[g], is_last, id, node, |a| group_of[a.index()] == Some(g))
-                    .then_some(g)
-            }
-            None => None,
+        let joins = |groups: &mut [Group], g: usize| {
+            let is_last = Some(g) == last;
+            join(graph, &mut groups[g], is_last, id, node, |a| group_of[a.index()] == Some(g))
         };
+        let mut taken = latest.filter(|&g| joins(&mut groups, g));
+        // A slice is no work: what is done to it may stand beside what is done to others.
+        if taken.is_none() && latest.is_some() && matches!(node.op, Op::Slice(_)) {
+            let rows = |&g: &usize| matches!(groups[g].kind, GroupKind::Rows(_));
+            taken = last.filter(rows).filter(|&g| joins(&mut groups, g));
+        }
         group_of[id.index()] = Some(taken.unwrap_or_else(|| {
             groups.push(open(graph, id, node));
             groups.len() - 1
