@@ -1,10 +1,8 @@
 // Rows times the weights of the experts that they picked.
 //
 // A block has one pick of one row, and some of the panels of that expert; which expert is read on
-// the device. Weights come straight from memory, many warps at a time. A pick's bits do not depend
-// on what stands beside it, in steps of one row or of many.
-#include "epilogue.cuh"
-#include "spans.cuh"
+// the device. A pick's bits do not depend on what stands beside it, in steps of one row or of many.
+#include "experts.cuh"
 
 constexpr u32 MAX_PARTS = 4;
 
@@ -23,6 +21,21 @@ struct Experts {
 };
 static_assert(sizeof(Experts) == 456, "src/cuda/abi.rs mirrors it");
 
+// Panels that a warp has at a time: of one part, from `panel` on.
+struct Task {
+  u32 part, panel, n;
+  DEV Task(const Experts& p, u32 task) : part(0) {
+    auto tasks = [&](u32 part) { return (p.first[part + 1] - p.first[part] + PANELS - 1) / PANELS; };
+    while (part < p.parts && task >= tasks(part)) task -= tasks(part++);
+    panel = task * PANELS;
+    n = part < p.parts ? min(PANELS, p.first[part + 1] - p.first[part] - panel) : 0;
+  }
+  DEV const u8* weights(const Experts& p, u32 expert) const {
+    const Matrix& m = p.part[part];
+    return m.data + expert * p.bytes[part] + (u64)panel * m.panel_bytes;
+  }
+};
+
 template <class F>
 DEV void experts(const Experts& p) {
   extern __shared__ __align__(128) u8 row_of_pick[];
@@ -35,38 +48,27 @@ DEV void experts(const Experts& p) {
   float* out = p.out + (u64)row * p.out_row + pick * p.out_pick;
   // An expert that is not there gives zeros.
   bool there = expert < p.experts;
-  u32 units = p.part[0].units, all = (units * F::UNIT + 3) / 4;
-  for (u32 base = 0; there && base < all; base += WARPS * 32) {
-    u32 q = base + threadIdx.x, c = q * 4;
-    float4 v = make_float4(0, 0, 0, 0);
-    if (c < p.cols) v.x = cg_f32(x + c);
-    if (c + 1 < p.cols) v.y = cg_f32(x + c + 1);
-    if (c + 2 < p.cols) v.z = cg_f32(x + c + 2);
-    if (c + 3 < p.cols) v.w = cg_f32(x + c + 3);
-    F::put_quad(row_of_pick, units, q, all, v, lane);
-  }
+  u32 groups = (p.part[0].units + F::GROUP - 1) / F::GROUP, task = blockIdx.y * WARPS + warp;
+  // The second-level cache has them when the row is made.
+  Task first(p, task);
+  if (there && first.n)
+    for (u32 b = lane * 128; b < first.n * p.part[first.part].panel_bytes; b += 32 * 128)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(first.weights(p, expert) + b));
+  for (u32 g = warp; g < groups; g += WARPS) F::make(x, p.cols, row_of_pick, groups, g, lane);
   __syncthreads();
-  for (u32 i = blockIdx.y * WARPS + warp; i < p.first[p.parts]; i += gridDim.y * WARPS) {
-    u32 part = 0;
-    while (part + 1 < p.parts && i >= p.first[part + 1]) part++;
-    const Matrix& m = p.part[part];
-    u32 panel = i - p.first[part];
-    const u8* at = m.data + (there ? expert * p.bytes[part] : 0) + (u64)panel * m.panel_bytes;
-    float acc[PANEL] = {0, 0, 0, 0};
-    for (u32 unit = lane; there && unit < m.units; unit += 32) F::unit(m, at, unit, row_of_pick, acc);
-    float mine = 0;
-#pragma unroll
-    for (u32 r = 0; r < PANEL; r++) {
-      float sum = warp_sum(acc[r]);
-      if (lane == r) mine = sum;
-    }
-    u32 col = panel * PANEL + lane;
-    if (lane < PANEL && col < m.rows) __stcg(out + p.column[part] + col, mine);
+#pragma unroll 1
+  for (;; task += gridDim.y * WARPS) {
+    Task at(p, task);
+    if (at.n == 0) break;
+    const Matrix& m = p.part[at.part];
+    float v = there ? F::multiply(m, at.weights(p, expert), at.n, row_of_pick, groups, lane) : 0.0f;
+    u32 output = F::output_of(lane), col = at.panel * PANEL + output;
+    if (output < at.n * PANEL && col < m.rows) __stcg(out + p.column[at.part] + col, v);
   }
 }
 
 #define PLANES_EXPERTS(LO, HI) \
-  KERNEL __launch_bounds__(WARPS * 32, 2) experts_##LO##_##HI(const __grid_constant__ Experts p) { experts<Planes<LO, HI>>(p); }
+  KERNEL __launch_bounds__(WARPS * 32, 2) experts_##LO##_##HI(const __grid_constant__ Experts p) { experts<PlanesOfExpert<LO, HI>>(p); }
 PLANES_EXPERTS(8, 0)
 PLANES_EXPERTS(4, 0)
 PLANES_EXPERTS(2, 0)
@@ -76,7 +78,7 @@ PLANES_EXPERTS(4, 1)
 PLANES_EXPERTS(4, 2)
 
 #define FLOATS_EXPERTS(NAME, KIND) \
-  KERNEL __launch_bounds__(WARPS * 32, 2) experts_##NAME(const __grid_constant__ Experts p) { experts<Floats<KIND>>(p); }
+  KERNEL __launch_bounds__(WARPS * 32, 2) experts_##NAME(const __grid_constant__ Experts p) { experts<FloatsOfExpert<KIND>>(p); }
 FLOATS_EXPERTS(f32, F32)
 FLOATS_EXPERTS(f16, F16)
 FLOATS_EXPERTS(bf16, BF16)

@@ -79,6 +79,14 @@ DEV u32 look_up_next(const u32* table, u32 codes) {
   u32 low = __byte_perm(table[0], table[1], codes & 0x7777), high = __byte_perm(table[2], table[3], codes & 0x7777);
   return __byte_perm(low, high, 0x3210 | codes >> 1 & 0x4444);
 }
+// The same of all eight of a word.
+DEV void look_up_all(const u32* table, u32 codes, u32& first, u32& second) {
+  u32 within = codes & 0x77777777, half = 0x32103210 | codes >> 1 & 0x44444444;
+  auto four = [&](u32 within, u32 half) {
+    return __byte_perm(__byte_perm(table[0], table[1], within), __byte_perm(table[2], table[3], within), half);
+  };
+  first = four(within, half), second = four(within >> 16, half >> 16);
+}
 // A scale that is a power of two.
 DEV float power_of(u32 e) { return __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23); }
 

@@ -247,10 +247,19 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         }
         case R_TOP_K: {
           // The indices of the `len` greatest of n0, one after the other, by one warp.
-          u64 last = ~0ull;
+          constexpr u32 KEPT = 4;
+          u64 last = ~0ull, kept[KEPT];
+#pragma unroll
+          for (u32 i = 0; i < KEPT; i++) {
+            u32 e = lane + 32 * i;
+            kept[i] = t < 32 && e < op.n0 ? pick_key(read(op.a, a, e), e) : 0;
+          }
           for (u32 k = 0; t < 32 && k < op.len; k++) {
             u64 best = 0;
-            for (u32 e = lane; e < op.n0; e += 32) {
+#pragma unroll
+            for (u32 i = 0; i < KEPT; i++)
+              if (kept[i] < last && kept[i] > best) best = kept[i];
+            for (u32 e = lane + 32 * KEPT; e < op.n0; e += 32) {
               u64 key = pick_key(read(op.a, a, e), e);
               if (key < last && key > best) best = key;
             }
@@ -278,6 +287,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
           const float* b = at(op.b);
           for (u32 e = t; e < op.len; e += step) {
             float sum = 0;
+            // Asked for together: in turn each is as far as the second-level cache.
+#pragma unroll 4
             for (u32 k = 0; k < op.n0; k++) sum += read(op.b, b, k) * read(op.a, a, k * op.len + e);
             to[e] = sum;
           }

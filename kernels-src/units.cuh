@@ -188,12 +188,25 @@ struct Planes {
     }
   };
 
+  // A lane's unit in shared memory, of which each part is read when it is needed.
+  struct There {
+    const u8* panel;
+    const Lane& at;
+    u32 e;
+    DEV void low(u32* w) const { load<LO>(panel + at.lo[e], LO == 8 ? at.d[e] : 0, w); }
+    DEV void high(u32* w) const { load<HI>(panel + at.hi[e], 0, w); }
+    template <class T>
+    DEV T scale(u32 i = 0) const { return ((const T*)(panel + at.scales[e]))[i]; }
+    template <class T>
+    DEV T both(u32 i = 0) const { return ((const T*)(panel + at.d[e]))[i]; }
+  };
+
   // What one unit of one row of weights adds.
-  template <Path PATH>
-  static DEV float dot(const Matrix& m, const u8* panel, const Lane& at, u32 e, const Integers& x) {
+  template <Path PATH, class Weights>
+  static DEV float dot(const Matrix& m, const Weights& from, const Lane& at, const Integers& x) {
     u32 lo[LO], hi[HI ? HI : 1];
-    load<LO>(panel + at.lo[e], LO == 8 ? at.d[e] : 0, lo);
-    if constexpr (HI != 0) load<HI>(panel + at.hi[e], 0, hi);
+    from.low(lo);
+    if constexpr (HI != 0) from.high(hi);
     // Sums of the two halves of a unit; or of places in a word, where codes of one plane stay, times a power of two.
     constexpr bool STAY = PATH != ANY && PATH != ENTRIES && HI == 0 && (LO == 4 || LO == 2);
     constexpr int PLACES = STAY ? 8 / LO : 2, UP = STAY ? 8 - LO : 0;
@@ -202,7 +215,8 @@ struct Planes {
 #pragma unroll
       for (int q = 0; q < 4; q++) {
         // A word's codes go by twos of a quad of each half.
-        u32 first = look_up_next(m.table, lo[q]), second = look_up_next(m.table, lo[q] >> 16);
+        u32 first, second;
+        look_up_all(m.table, lo[q], first, second);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           u32 c = __byte_perm(first, second, half ? 0x7531 : 0x6420);
@@ -220,7 +234,6 @@ struct Planes {
       to = dot_low(x.pair[2 * q], c, to);
       to = dot_high(x.pair[2 * q + 1], c, to);
     }
-    const u8* s = panel + at.scales[e];
     if constexpr (PATH != ANY) {
       int sum = x.sum0 + x.sum1, all = t[0];
 #pragma unroll
@@ -232,21 +245,22 @@ struct Planes {
         int first = STAY ? t[0] * (1 << LO) + t[1] : t[0], second = STAY ? t[2] * (1 << LO) + t[PLACES - 1] : t[1];
         float v0 = (float)(first - (at.zero << UP - DOWN) * x.sum0) * (1.0f / (1 << UP - DOWN));
         float v1 = (float)(second - (at.zero << UP) * x.sum1) * (1.0f / (1 << UP));
-        u32 steps = PATH == HALVES ? *(const u16*)s : *(const u32*)s;
-        u32 d = PATH == HALVES ? *(const u16*)(panel + at.d[e]) : *(const u32*)(panel + at.d[e]);
+        u32 steps = PATH == HALVES ? from.template scale<u16>() : from.template scale<u32>();
+        u32 d = PATH == HALVES ? from.template both<u16>() : from.template both<u32>();
         float f = half_to_f32(d & 0xffff) * ((float)(i8)steps * v0 + (float)(i8)(steps >> 8) * v1);
         if (PATH == HALVES) return x.scale * f;
         float less = (float)(steps >> 16 & 0xff) * (float)x.sum0 + (float)(steps >> 24) * (float)x.sum1;
         return x.scale * (f - half_to_f32(d >> 16) * less);
       }
       float v = (float)(all - (at.zero << UP) * sum) * (1.0f / (1 << UP));
-      if (PATH == ENTRIES) return (at.levels == EXPONENT ? power_of(*s) : half_to_f32(*(const u16*)s)) * x.scale * v;
-      if (PATH == ONE_SCALE) return half_to_f32(*(const u16*)s) * x.scale * v;
+      if (PATH == ENTRIES)
+        return (at.levels == EXPONENT ? power_of(from.template scale<u8>()) : half_to_f32(from.template scale<u16>())) * x.scale * v;
+      if (PATH == ONE_SCALE) return half_to_f32(from.template scale<u16>()) * x.scale * v;
       if (PATH == ONE_AND_MIN) {
-        u32 both = *(const u32*)s;
+        u32 both = from.template scale<u32>();
         return x.scale * (half_to_f32(both & 0xffff) * v + half_to_f32(both >> 16) * (float)sum);
       }
-      u32 steps = *(const u16*)s, d = *(const u32*)(panel + at.d[e]);
+      u32 steps = from.template scale<u16>(), d = from.template both<u32>();
       float less = half_to_f32(d >> 16) * (float)(steps >> 8) * (float)sum;
       return x.scale * (half_to_f32(d & 0xffff) * (float)(i8)steps * v - less);
     }
@@ -255,20 +269,19 @@ struct Planes {
     t0 -= at.zero * x.sum0, t1 -= at.zero * x.sum1;
     float s0, s1, m0 = 0, m1 = 0;
     if (at.levels == LEVEL_ONE) {
-      u32 w = at.min == ONE ? *(const u32*)s : *(const u16*)s;
+      u32 w = at.min == ONE ? from.template scale<u32>() : from.template scale<u16>();
       s0 = s1 = half_to_f32(w & 0xffff);
       if (at.min == ONE) m0 = m1 = half_to_f32(w >> 16);
     } else if (at.levels == EXPONENT) {
-      s0 = s1 = power_of(*s);
+      s0 = s1 = power_of(from.template scale<u8>());
     } else {
-      const u8* d = panel + at.d[e];
-      float all = half_to_f32(*(const u16*)d);
-      s0 = all * (float)(i8)s[0];
-      s1 = at.halves == 2 ? all * (float)(i8)s[1] : s0;
+      float all = half_to_f32(from.template both<u16>());
+      s0 = all * (float)from.template scale<i8>();
+      s1 = at.halves == 2 ? all * (float)from.template scale<i8>(1) : s0;
       if (at.min == TWO) {
-        float least = half_to_f32(*(const u16*)(d + 2));
-        m0 = -(least * (float)s[at.halves]);
-        m1 = at.halves == 2 ? -(least * (float)s[3]) : m0;
+        float least = half_to_f32(from.template both<u16>(1));
+        m0 = -(least * (float)from.template scale<u8>(at.halves));
+        m1 = at.halves == 2 ? -(least * (float)from.template scale<u8>(3)) : m0;
       }
     }
     float f = at.halves == 2 ? s0 * (float)t0 + s1 * (float)t1 : s0 * (float)(t0 + t1);
@@ -327,9 +340,9 @@ struct Planes {
 #pragma unroll
       for (u32 i = 0; i < COUNT; i++) {
         const u8* panel = page + min(k + i * step, n - 1) * slice;
-        f[i] = dot<PATH>(m, panel, at, 0, x.of[0]);
+        f[i] = dot<PATH>(m, There{panel, at, 0}, at, x.of[0]);
 #pragma unroll
-        for (u32 e = 1; e < EACH; e++) f[i] += dot<PATH>(m, panel, at, e, x.of[e]);
+        for (u32 e = 1; e < EACH; e++) f[i] += dot<PATH>(m, There{panel, at, e}, at, x.of[e]);
       }
       float v = sums_over<COUNT, 8, PANEL>(f, lane);
       u32 mine = k + unit_of(lane) / (8 / COUNT) * step;

@@ -149,7 +149,11 @@ fn outputs(link: &Launch) -> Vec<(u64, u64)> {
     }
 }
 
-/// Moves links to the launches, as one of them; one alone stays what it is.
+/// As many links as are worth being one launch, which begins when all of the chip is free: a model with experts has three in
+/// a row, and those are faster as they are.
+const FEWEST_LINKS: usize = 4;
+
+/// Moves links to the launches, as one of them; a few stay what they are.
 fn close(
     chip: &Chip,
     bases: &Bases,
@@ -157,7 +161,7 @@ fn close(
     links: &mut Vec<Launch>,
     out: &mut Vec<Launch>,
 ) -> Result<()> {
-    if links.len() < 2 {
+    if links.len() < FEWEST_LINKS {
         out.append(links);
         return Ok(());
     }
@@ -353,6 +357,7 @@ mod tests {
             let y = b.attend(q, k, v, options).unwrap();
             let y = b.linear(y, "o").unwrap();
             let y = b.linear(y, "up").unwrap();
+            let y = b.linear(y, "up").unwrap();
             x = b.add(x, y).unwrap();
         }
         b.output(x);
@@ -375,6 +380,24 @@ mod tests {
         // Three at once would leave their shares in one place.
         let apart = links(128, true);
         assert!(apart.iter().all(|&n| n <= 1) && apart.iter().sum::<usize>() == 3);
+    }
+
+    #[test]
+    fn a_few_links_stay_launches() {
+        let mut w = MemoryWeights::new();
+        w.insert("x.weight", &[4, 128], &[0.0; 4 * 128]).unwrap();
+        w.insert("w.weight", &[128, 128], &[0.0; 128 * 128]).unwrap();
+        for products in [FEWEST_LINKS - 1, FEWEST_LINKS] {
+            let mut b = Builder::new(&w);
+            let mut x = b.embed("x").unwrap();
+            for _ in 0..products {
+                x = b.linear(x, "w").unwrap();
+            }
+            b.output(x);
+            let (_, made) = chains(&b.finish(), 90);
+            let chained = made.iter().any(|l| l.kernel == Kernel::Chain);
+            assert_eq!(chained, products == FEWEST_LINKS, "{products} products");
+        }
     }
 
     #[test]

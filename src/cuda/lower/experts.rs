@@ -12,14 +12,16 @@ use crate::graph::{Graph, Lead, NodeId};
 use crate::plan::origin;
 use std::collections::BTreeMap;
 
-/// Shared memory of a block: the row, as the product reads it.
+/// Panels that a warp has at a time.
+const PANELS: usize = 2;
+
+/// Shared memory of a block: the row, as the product reads it, in whole groups of units.
 pub(super) fn experts_shared(layout: &Layout) -> usize {
-    layout.units
-        * match layout.product() {
-            Some(Product::F32) => 16,
-            Some(Product::F16 | Product::Bf16) => 32,
-            _ => 80,
-        }
+    match layout.product() {
+        Some(Product::F32) => layout.units.next_multiple_of(FLOATS_SPAN) * 16,
+        Some(Product::F16 | Product::Bf16) => layout.units.next_multiple_of(FLOATS_SPAN) * 32,
+        _ => layout.units.next_multiple_of(PLANES_SPAN) * 80,
+    }
 }
 
 /// Where the picks are in the workspace, behind the rows that a prologue made, and the end of them.
@@ -30,11 +32,11 @@ pub(super) fn experts_work(graph: &Graph, id: NodeId, rows: usize) -> Option<(us
     Some((picks, picks.checked_add(bytes(1)?)?))
 }
 
-/// Blocks that share the panels of a pick: so many that a few picks keep the chip busy, each with
+/// Blocks that share what there is to do for a pick: so many that a few picks keep the chip busy, each with
 /// work for all of its warps.
-fn spread(chip: &Chip, panels: usize, picks: usize) -> usize {
+fn spread(chip: &Chip, tasks: usize, picks: usize) -> usize {
     let busy = (4 * chip.processors as usize).div_ceil(picks.max(1));
-    panels.div_ceil(WARPS).min(busy).clamp(1, 65535)
+    tasks.div_ceil(WARPS).min(busy).clamp(1, 65535)
 }
 
 impl Lowering<'_> {
@@ -102,17 +104,18 @@ impl Lowering<'_> {
                     parts: count(some.len())?,
                     ..Experts::default()
                 };
-                let mut panels = 0;
+                let (mut panels, mut tasks) = (0, 0);
                 for (i, (_, layout, at, column, _)) in some.iter().enumerate() {
                     p.part[i] = layout.matrix(*at);
                     p.bytes[i] = layout.bytes() as u64;
                     p.column[i] = count(*column)?;
                     p.first[i] = count(panels)?;
                     panels += layout.panels;
+                    tasks += layout.panels.div_ceil(PANELS);
                 }
                 p.first[some.len()..].fill(count(panels)?);
                 let (kernel, shared) = (Kernel::Experts(*product), experts_shared(layout));
-                let grid = (1, count(spread(self.chip, panels, picks))?);
+                let grid = (1, count(spread(self.chip, tasks, picks))?);
                 self.push(kernel, grid, 256, shared, lead, Parameters::Experts(Box::new(p)))?;
             }
         }
