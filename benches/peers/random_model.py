@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A model file of a known shape with random weights, to measure sizes that are not at hand.
 
-    python3 benches/peers/random_model.py OUT.gguf --shape llama-3.2-1b --tokenizer MODEL.gguf [--layers N]
+    python3 benches/peers/random_model.py OUT.gguf --shape llama-3.2-1b --tokenizer MODEL.gguf [--layers N] [--vocabulary N]
 
 Needs numpy and gguf. Matrices are F16, normal with a deviation of 1 / sqrt(inputs), so rows keep
 their size from layer to layer; norms are ones. The tokenizer is that of --tokenizer, padded with
@@ -14,18 +14,19 @@ import argparse
 import gguf
 import numpy as np
 
-# layers, dim, ffn, heads, kv heads, head dim, vocabulary, tied head
+# layers, dim, ffn, heads, kv heads, head dim, vocabulary, tied head, (experts, picked)
 SHAPES = {
-    "llama-3.2-1b": (16, 2048, 8192, 32, 8, 64, 128256, True),
-    "llama-3.2-3b": (28, 3072, 8192, 24, 8, 128, 128256, True),
-    "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128, 128256, False),
-    "smollm2-135m": (30, 576, 1536, 9, 3, 64, 49152, True),
+    "llama-3.2-1b": (16, 2048, 8192, 32, 8, 64, 128256, True, None),
+    "llama-3.2-3b": (28, 3072, 8192, 24, 8, 128, 128256, True, None),
+    "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128, 128256, False, None),
+    "smollm2-135m": (30, 576, 1536, 9, 3, 64, 49152, True, None),
+    "qwen3-30b-a3b": (48, 2048, 768, 32, 4, 128, 151936, False, (128, 8)),
 }
 
 
 def tensors(shape):
     """Names and shapes, slowest dimension first, in the file's order."""
-    layers, dim, ffn, heads, kv_heads, head, vocabulary, tied = shape
+    layers, dim, ffn, heads, kv_heads, head, vocabulary, tied, mixture = shape
     yield "token_embd.weight", (vocabulary, dim)
     for i in range(layers):
         p = f"blk.{i}."
@@ -35,9 +36,15 @@ def tensors(shape):
         yield p + "attn_v.weight", (kv_heads * head, dim)
         yield p + "attn_output.weight", (dim, heads * head)
         yield p + "ffn_norm.weight", (dim,)
-        yield p + "ffn_gate.weight", (ffn, dim)
-        yield p + "ffn_up.weight", (ffn, dim)
-        yield p + "ffn_down.weight", (dim, ffn)
+        if mixture:
+            # Qwen3's, whose heads have norms.
+            yield p + "attn_q_norm.weight", (head,)
+            yield p + "attn_k_norm.weight", (head,)
+            yield p + "ffn_gate_inp.weight", (mixture[0], dim)
+        name, experts = ("_exps.weight", mixture[:1]) if mixture else (".weight", ())
+        yield p + "ffn_gate" + name, (*experts, ffn, dim)
+        yield p + "ffn_up" + name, (*experts, ffn, dim)
+        yield p + "ffn_down" + name, (*experts, dim, ffn)
     yield "output_norm.weight", (dim,)
     if not tied:
         yield "output.weight", (vocabulary, dim)
@@ -68,20 +75,27 @@ def main():
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--tokenizer", metavar="FILE", required=True)
     parser.add_argument("--layers", type=int, help="in place of the shape's")
+    parser.add_argument("--vocabulary", type=int, help="in place of the shape's")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     shape = SHAPES[options.shape]
     if options.layers:
         shape = (options.layers, *shape[1:])
-    layers, dim, ffn, heads, kv_heads, head, vocabulary, _ = shape
+    if options.vocabulary:
+        shape = (*shape[:6], options.vocabulary, *shape[7:])
+    layers, dim, ffn, heads, kv_heads, head, vocabulary, _, mixture = shape
 
-    writer = gguf.GGUFWriter(options.out, "llama")
+    writer = gguf.GGUFWriter(options.out, "qwen3moe" if mixture else "llama")
     writer.add_name(f"{options.shape}, {layers} layers, random")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_block_count(layers)
     writer.add_context_length(8192)
     writer.add_embedding_length(dim)
     writer.add_feed_forward_length(ffn)
+    if mixture:
+        writer.add_expert_count(mixture[0])
+        writer.add_expert_used_count(mixture[1])
+        writer.add_expert_feed_forward_length(ffn)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_key_length(head)
