@@ -10,9 +10,7 @@ constexpr u32 PANELS = 2;
 // Loads that stay where they are written, of weights that pass once.
 template <u32 BYTES>
 DEV void ask(const u8* at, u32* to) {
-  if constexpr (BYTES == 32) {
-    ask<16>(at, to), ask<16>(at + 16, to + 4);
-  } else if constexpr (BYTES == 16) {
+  if constexpr (BYTES == 16) {
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(at));
   } else if constexpr (BYTES == 8) {
@@ -43,8 +41,8 @@ struct PlanesOfExpert {
   typedef Planes<LO, HI> Of;
   typedef typename Of::Integers Integers;
   typedef typename Of::Lane Lane;
-  // Units of a group, and groups on their way.
-  static constexpr u32 GROUP = 8, AHEAD = LO == 8 ? 2 : 4;
+  // Units of a group, which is a span, and groups on their way.
+  static constexpr u32 GROUP = PLANES_SPAN, AHEAD = LO == 8 ? 2 : 4;
 
   // A group of the row: `[unit][4]` of integers, two to a word, and behind those of all a scale and two sums a unit.
   static DEV void make(const float* x, u32 cols, u8* row, u32 groups, u32 g, u32 lane) {
@@ -142,7 +140,7 @@ struct PlanesOfExpert {
 template <u32 KIND>
 struct FloatsOfExpert {
   typedef Floats<KIND> Of;
-  static constexpr u32 GROUP = 32, AHEAD = 2, QUADS = Of::QUADS;
+  static constexpr u32 GROUP = FLOATS_SPAN, AHEAD = 2, QUADS = Of::QUADS;
 
   // A group of the row: `[quad][unit]`.
   static DEV void make(const float* x, u32 cols, u8* row, u32 groups, u32 g, u32 lane) {

@@ -16,6 +16,8 @@ pub(super) const PANEL: usize = 4;
 /// Units of a span of planes, and of floats.
 pub(super) const PLANES_SPAN: usize = 8;
 pub(super) const FLOATS_SPAN: usize = 32;
+/// Panels of an expert that a warp has at a time.
+pub(super) const EXPERT_PANELS: usize = 2;
 /// Warps of a block that multiplies.
 pub(super) const WARPS: usize = 8;
 /// Column domains of a product, and parts of all of them.

@@ -21,7 +21,7 @@
 //! `q % b` at bit `q / b * b`: so quads 4 apart are in one word, 4 bits apart, where one lane of four takes every
 //! fourth of a row's quads. Missing rows of the last panel, and missing columns of the last unit, are zeros.
 
-use super::abi::{FLOATS_SPAN, Matrix, PANEL, PLANES_SPAN};
+use super::abi::{FLOATS_SPAN, Matrix, PANEL, PLANES_SPAN, TABLE};
 use crate::error::{Error, Result};
 use crate::model::format::{Block, Codes, Format, Min, Quant, Scale};
 
@@ -177,7 +177,7 @@ impl Layout {
             match q.codes {
                 Codes::Plain => {}
                 Codes::Table(table) => {
-                    m.codes = 1;
+                    m.codes = TABLE;
                     let (table, zero) = centred(*table, m.zero);
                     m.zero = zero;
                     let words = table.as_chunks().0.iter().map(|w| u32::from_le_bytes(*w));
@@ -419,7 +419,7 @@ mod tests {
             at += 4 * n * 4 * m.hi as usize;
         }
         let (halves, half) = (m.halves as usize, e / 16 * (m.halves as usize - 1));
-        if m.codes == 1 {
+        if m.codes == TABLE {
             code = m.table[code as usize / 4] >> (code % 4 * 8) & 0xff;
         } else if m.codes == 2 {
             code *= 2;
@@ -482,7 +482,8 @@ mod tests {
     #[test]
     fn tables_have_their_zero_where_kernels_take_it_off_fast() {
         let of = |format: Format| Layout::of(format, 4, 256).unwrap().matrix(0);
-        let all: Vec<_> = Format::all().iter().map(|&f| of(f)).filter(|m| m.codes == 1).collect();
+        let all: Vec<_> =
+            Format::all().iter().map(|&f| of(f)).filter(|m| m.codes == TABLE).collect();
         assert!(all.len() >= 2 && all.iter().all(|m| m.zero == 128));
         // Where an entry would be no byte the table stays.
         assert_eq!(centred([255; 16], 12), ([255; 16], 12));

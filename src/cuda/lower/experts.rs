@@ -12,9 +12,6 @@ use crate::graph::{Graph, Lead, NodeId};
 use crate::plan::origin;
 use std::collections::BTreeMap;
 
-/// Panels that a warp has at a time.
-const PANELS: usize = 2;
-
 /// Shared memory of a block: the row, as the product reads it, in whole groups of units.
 pub(super) fn experts_shared(layout: &Layout) -> usize {
     match layout.product() {
@@ -111,7 +108,7 @@ impl Lowering<'_> {
                     p.column[i] = count(*column)?;
                     p.first[i] = count(panels)?;
                     panels += layout.panels;
-                    tasks += layout.panels.div_ceil(PANELS);
+                    tasks += layout.panels.div_ceil(EXPERT_PANELS);
                 }
                 p.first[some.len()..].fill(count(panels)?);
                 let (kernel, shared) = (Kernel::Experts(*product), experts_shared(layout));
