@@ -5,7 +5,7 @@ import ctypes, glob, hashlib, os, re, subprocess, sys
 ARCHS = ["80", "86", "89", "90a"]
 FILES = ["gemv.cu", "gemm.cu", "experts.cu", "rows.cu", "attend.cu", "attend_one.cu", "attend_many.cu", "sample.cu"]
 # What needs bulk copies.
-HOPPER = ["chain.cu", "several.cu"]
+HOPPER = ["chain.cu", "several.cu", "picked.cu"]
 OPTIONS = ["--std=c++17"]
 
 
@@ -83,7 +83,7 @@ def arguments(kernel):
     name, _, tile = kernel.rpartition("_")
     rows = f",ROWS={TILES[tile]}" if tile in TILES else ""
     kernel = name if rows else kernel
-    planes = re.fullmatch(r"(?:gem[vm]|experts)_(\d)_(\d)", kernel)
+    planes = re.fullmatch(r"(?:gem[vm]|picked|experts)_(\d)_(\d)", kernel)
     if planes:
         return f"LO={planes[1]},HI={planes[2]}{rows}"
     return ARGUMENTS.get(kernel.split("_")[-1], "-") + rows

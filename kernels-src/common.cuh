@@ -155,3 +155,9 @@ DEV float binary(u32 kind, float a, float b) {
     default: return a / b;
   }
 }
+
+// Greater for what is picked sooner: greater values, and of equals the lower index. Never 0.
+DEV u64 pick_key(float v, u32 at) {
+  u32 bits = __float_as_uint(v == 0.0f ? 0.0f : v != v ? -INFINITY : v);
+  return (u64)(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | (u32)~at;
+}

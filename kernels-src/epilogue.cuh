@@ -57,8 +57,10 @@ __device__ __noinline__ void run_code(const Epilogue& e, u32 row, u32 col, float
   }
 }
 
+
 // SiLU without a call, since all of a block does it at once.
-DEV float gate(const Epilogue& e, float v) {
+template <class E>
+DEV float gate(const E& e, float v) {
   return e.kind == SILU ? __fdividef(v, 1.0f + __expf(-v)) : unary(e.kind, v, e.c, e.d);
 }
 

@@ -29,11 +29,22 @@ DEV void ask_some(const u8* at, u32 bytes, u32* to) {
   else if (bytes == 2) ask<2>(at, to);
   else ask<4>(at, to);
 }
-// Four columns of a row, from anywhere, with zeros behind its end.
-DEV float4 four_of(const float* x, u32 c, u32 cols) {
-  auto one = [&](u32 c) { return c < cols ? cg_f32(x + c) : 0.0f; };
-  return make_float4(one(c), one(c + 1), one(c + 2), one(c + 3));
-}
+// A row, perhaps with weights of its norm.
+struct NormedRow {
+  const float *x, *norm;
+  u32 cols;
+  // Four columns, from anywhere, with zeros behind the end, times those weights; what they come to squared is added to `sum`.
+  DEV float4 four(u32 c, float& sum) const {
+    auto of = [&](const float* x) {
+      auto one = [&](u32 c) { return c < cols ? cg_f32(x + c) : 0.0f; };
+      return make_float4(one(c), one(c + 1), one(c + 2), one(c + 3));
+    };
+    float4 v = of(x);
+    if (!norm) return v;
+    sum += square(v);
+    return times(v, of(norm));
+  }
+};
 
 // Planes of LO and HI bits: a lane has one row of a panel, and of eight units each time one.
 template <int LO, int HI>
@@ -44,15 +55,18 @@ struct PlanesOfExpert {
   // Units of a group, which is a span, and groups on their way.
   static constexpr u32 GROUP = PLANES_SPAN, AHEAD = LO == 8 ? 2 : 4;
 
-  // A group of the row: `[unit][4]` of integers, two to a word, and behind those of all a scale and two sums a unit.
-  static DEV void make(const float* x, u32 cols, u8* row, u32 groups, u32 g, u32 lane) {
+  // A group of the row: `[unit][4]` of integers, two to a word, and behind those of all a scale and two sums a unit. A lane's
+  // share of its squares, if there is a norm.
+  static DEV float make(const NormedRow& from, u8* row, u32 groups, u32 g, u32 lane) {
     float4 v[2];
+    float squares = 0;
 #pragma unroll
-    for (u32 q = 0; q < 2; q++) v[q] = four_of(x, Of::column(g * GROUP, q, lane), cols);
+    for (u32 q = 0; q < 2; q++) v[q] = from.four(Of::column(g * GROUP, q, lane), squares);
     Integers n;
     n.make(v, (uint4*)row + g * 32, lane);
     uint4 about = make_uint4(__float_as_uint(n.scale), (u32)n.sum0, (u32)n.sum1, 0);
     if (lane % 4 == 0) ((uint4*)row)[groups * 32 + g * GROUP + lane / 4] = about;
+    return squares;
   }
   static DEV void take(Integers& n, const u8* row, u32 groups, u32 g, u32 lane) {
     n.take((const uint4*)row + g * 32, lane);
@@ -91,18 +105,18 @@ struct PlanesOfExpert {
     DEV T both(u32 i = 0) const { return (T)(d >> 8 * sizeof(T) * i); }
   };
 
-  // What the outputs of `n` panels come to; `output_of` says which one a lane has.
-  static DEV float multiply(const Matrix& m, const u8* panel, u32 n, const u8* row, u32 groups, u32 lane) {
+  // What the outputs of `n` panels, so many bytes apart, come to; `output_of` says which one a lane has.
+  static DEV float multiply(const Matrix& m, const u8* panel, u64 apart, u32 n, const u8* row, u32 groups, u32 lane) {
     Lane whole, last;
     whole.find(m, 0, 0, lane), last.find(m, (groups - 1) * GROUP, 0, lane);
-#define OR_BY(PATH) Of::has(PATH) && whole.path == PATH ? multiply_by<PATH>(m, panel, n, row, groups, whole, last, lane) :
+#define OR_BY(PATH) Of::has(PATH) && whole.path == PATH ? multiply_by<PATH>(m, panel, apart, n, row, groups, whole, last, lane) :
     return OR_BY(ONE_SCALE) OR_BY(ONE_AND_MIN) OR_BY(SCALE_AND_MIN) OR_BY(HALVES) OR_BY(HALVES_AND_MIN) OR_BY(ENTRIES)
-        multiply_by<ANY>(m, panel, n, row, groups, whole, last, lane);
+        multiply_by<ANY>(m, panel, apart, n, row, groups, whole, last, lane);
 #undef OR_BY
   }
   template <Path PATH>
-  static DEV float multiply_by(const Matrix& m, const u8* panel, u32 n, const u8* row, u32 groups, const Lane& whole, const Lane& last,
-                               u32 lane) {
+  static DEV float multiply_by(const Matrix& m, const u8* panel, u64 apart, u32 n, const u8* row, u32 groups, const Lane& whole,
+                               const Lane& last, u32 lane) {
     float f[PANELS] = {};
     Weights w[AHEAD][PANELS];
     auto bring = [&](u32 g, Weights* to) {
@@ -112,7 +126,7 @@ struct PlanesOfExpert {
       if (ends) at.lo[0] = last.lo[0], at.hi[0] = last.hi[0], at.scales[0] = last.scales[0], at.d[0] = last.d[0];
 #pragma unroll
       for (u32 i = 0; i < PANELS; i++)
-        to[i].template bring<PATH>(m, panel + min(i, n - 1) * m.panel_bytes + (u64)g * m.span_bytes, at);
+        to[i].template bring<PATH>(m, panel + min(i, n - 1) * apart + (u64)g * m.span_bytes, at);
     };
 #pragma unroll
     for (u32 a = 0; a < AHEAD; a++) bring(a, w[a]);
@@ -143,12 +157,14 @@ struct FloatsOfExpert {
   static constexpr u32 GROUP = FLOATS_SPAN, AHEAD = 2, QUADS = Of::QUADS;
 
   // A group of the row: `[quad][unit]`.
-  static DEV void make(const float* x, u32 cols, u8* row, u32 groups, u32 g, u32 lane) {
+  static DEV float make(const NormedRow& from, u8* row, u32 groups, u32 g, u32 lane) {
+    float squares = 0;
 #pragma unroll
     for (u32 q = 0; q < QUADS; q++)
-      ((float4*)row)[(q * groups + g) * GROUP + lane] = four_of(x, Of::column(g * GROUP, q, lane), cols);
+      ((float4*)row)[(q * groups + g) * GROUP + lane] = from.four(Of::column(g * GROUP, q, lane), squares);
+    return squares;
   }
-  static DEV float multiply(const Matrix& m, const u8* panel, u32 n, const u8* row, u32 groups, u32 lane) {
+  static DEV float multiply(const Matrix& m, const u8* panel, u64 apart, u32 n, const u8* row, u32 groups, u32 lane) {
     constexpr u32 ALL = PANELS * PANEL;
     float f[ALL] = {};
     u32 w[AHEAD][ALL][4];
@@ -158,7 +174,7 @@ struct FloatsOfExpert {
       at.find(m, g * GROUP, 0, lane);
 #pragma unroll
       for (u32 i = 0; i < ALL; i++)
-        ask<16>(panel + min(i / PANEL, n - 1) * m.panel_bytes + (u64)g * m.span_bytes + at.at + i % PANEL * at.line, to[i]);
+        ask<16>(panel + min(i / PANEL, n - 1) * apart + (u64)g * m.span_bytes + at.at + i % PANEL * at.line, to[i]);
     };
 #pragma unroll
     for (u32 a = 0; a < AHEAD; a++) bring(a, w[a]);

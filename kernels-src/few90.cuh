@@ -73,7 +73,7 @@ DEV void multiply_steps(S& share, const Matrix& a, const Matrix& b, int step, u3
 }
 
 // Rows and weights on their way, for one warp.
-template <u32 N>
+template <u32 N, bool PICKED>
 struct Few {
   static constexpr u32 STAGE = N / 8 * GROUP, SUMS_STAGE = N / 8 * SUMS, TEAM = 4;
   const Gemm& p;
@@ -81,7 +81,8 @@ struct Few {
   // Barriers of the ring; sums of stretches, the ring and sums of its rows, this warp's pages.
   u32 full, empty, tiles, row_sums, pages;
   float* sums;
-  u32 rows = min(N, p.rows - blockIdx.x * N), each = p.each, blocks = p.stride / 128, begin, end, last, bytes;
+  Batch batch = batch_of<N, PICKED>(p);
+  u32 each = p.each, blocks = p.stride / 128, begin, end, last, bytes;
   const u8* from;
   const Matrix* matrix[2];
   Lines line;
@@ -101,9 +102,9 @@ struct Few {
     tiles = base + HEADER + kept, row_sums = tiles + p.stages * STAGE;
     pages = row_sums + (p.sums ? p.stages / 2 * SUMS_STAGE : 0) + warp * p.pages * 4 * p.page;
     begin = stretch(0), end = stretch(each), last = (end - begin) * 2;
-    bytes = min(N / 8, (rows + 7) / 8) * GROUP;
-    from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + (u64)blockIdx.x * STAGE;
-    line = lines_of(p, tile_of(p, blockIdx.y), warp * 16 + lane / 4, matrix);
+    bytes = bytes_of<N>(batch);
+    from = (const u8*)p.high + (u64)begin * 2 * p.groups * GROUP + bytes_before<N, PICKED>(batch);
+    line = lines_of(p, tile_of(p, blockIdx.y), batch.expert, warp * 16 + lane / 4, matrix);
     // The first lane that reads a panel knows which it is: others may be past the last output.
     u64 panels[2];
 #pragma unroll
@@ -111,6 +112,7 @@ struct Few {
     ahead = (const u8*)(half ? panels[1] : panels[0]);
   }
   DEV void begin_barriers() const {
+    if (threadIdx.x == 0) keep_batch<PICKED>(batch, full);
     if (threadIdx.x < p.stages) mbar_init(full + 8 * threadIdx.x, 1), mbar_init(empty + 8 * threadIdx.x, TEAM);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     if (N > 8) no_sums(full);
@@ -119,7 +121,7 @@ struct Few {
   template <class S>
   DEV void bring(u32 i, u32 stage) const {
     u32 to = tiles + stage * STAGE, to_sums = row_sums + stage / 2 * SUMS_STAGE;
-    bring_rows<N, S>(p, from, begin, i, bytes, to, to_sums, full + 8 * stage);
+    bring_rows<S>(p, from, group_of<N, PICKED>(batch), begin, i, bytes, to, to_sums, full + 8 * stage);
   }
   // Whose panel this lane copies.
   DEV const Matrix& copied() const { return half ? *matrix[1] : *matrix[0]; }
@@ -259,21 +261,49 @@ struct Few {
 };
 
 // How weights are taken apart: the first that takes them.
-template <u32 N, class FIRST, class... REST>
-DEV void gemm_few_as(const Gemm& p, Few<N>& few) {
+template <u32 N, bool PICKED, class FIRST, class... REST>
+DEV void gemm_few_as(const Gemm& p, Few<N, PICKED>& few) {
   // All parts of a product have the same planes, but codes of their own; of a tile they are the same for all of the block.
   if constexpr (sizeof...(REST) == 0) few.template run<FIRST>();
   else if (FIRST::takes(*few.matrix[0], *few.matrix[1], p.part[0])) few.template run<FIRST>();
-  else gemm_few_as<N, REST...>(p, few);
+  else gemm_few_as<N, PICKED, REST...>(p, few);
 }
-template <u32 N, class... HOW>
+template <u32 N, bool PICKED, class... HOW>
 DEV void gemm_few(const Gemm& p) {
   extern __shared__ u8 unaligned[];
-  Few<N> few(p, unaligned);
+  if (nobody_picked<N, PICKED>(p)) return;
+  Few<N, PICKED> few(p, unaligned);
   few.begin_barriers();
   __syncthreads();
   pdl_launch_next();
-  gemm_few_as<N, HOW...>(p, few);
-  finish_block<N>(p, few.sums, few.each, blockIdx.y, 1);
+  gemm_few_as<N, PICKED, HOW...>(p, few);
+  finish_block<N, PICKED>(p, few.sums, few.each, blockIdx.y, 1);
 }
+
+// One kernel for up to 8 rows, one for up to 32, one for more; and of floats one for many more where a block has several
+// stretches of inputs. Of planes sums of units are beside those of all, so that 64 rows are enough for a block.
+template <u32 N, bool PICKED, int LO, int HI, u32... LOOKS>
+DEV void planes_few(const Gemm& p) {
+  gemm_few<N, PICKED, PlanesPage<LO, HI, LOOKS, N == 8 ? at_once(LO, HI, LOOKS) : 1>...>(p);
+}
+template <bool PICKED, bool TABLES, int LO, int HI, u32... LOOKS>
+DEV void planes_many(const Gemm& p) {
+  gemm_many<64, PICKED, PlanesAhead<LO, HI, LOOKS, TABLES>...>(p);
+}
+template <u32 N, bool PICKED, u32 KIND>
+DEV void floats_few(const Gemm& p) {
+  gemm_few<N, PICKED, FloatPage<KIND>>(p);
+}
+template <u32 N, bool PICKED, u32 KIND>
+DEV void floats_many(const Gemm& p) {
+  // Steps of weights that are on their way: as many as registers hold beside the sums.
+  constexpr int SLOTS = KIND == F32 ? 1 : 2;
+  gemm_many<N, PICKED, FloatShare<KIND, SLOTS>>(p);
+}
+
+#define ENTRY_FOR(THREADS, BLOCKS, NAME, ...) \
+  KERNEL __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ Gemm p) { __VA_ARGS__; }
+#define ENTRY_MANY(NAME, ...) ENTRY_FOR(MANY_THREADS, 2, NAME, __VA_ARGS__)
+// Few rows are a warpgroup's.
+#define ENTRY_FEW(NAME, ...) ENTRY_FOR(128, 4, NAME, __VA_ARGS__)
 #endif

@@ -19,6 +19,19 @@ DEV Tile tile_of(const P& p, u32 tile) {
   return t;
 }
 
+// The rows of a block: whose matrix of each part they are multiplied with, the first of them, how many. Where they PICKED experts the
+// launches before say so.
+struct Batch {
+  u32 expert, first, rows;
+};
+template <u32 N, bool PICKED>
+DEV Batch batch_of(const Gemm& p) {
+  u32 first = blockIdx.x * N;
+  if constexpr (!PICKED) return {0, first, min(N, p.rows - first)};
+  uint4 tile = cg_u32x4(p.tiles + blockIdx.x);
+  return {tile.x, tile.y, tile.z};
+}
+
 // Adds up ALL of them, from where this block's share of rows begins.
 template <u32 ALL>
 DEV void add_up_of(u32 sums, u32 width, u32 most, u32 rows, u32 rank, u32 splits, u32 each, u32 t, u32 threads) {
@@ -56,6 +69,12 @@ struct Share {
   // First row of all, rows of the block, this block of so many that share them, as a power of two; thread.
   u32 m0, rows, rank, by, t;
   DEV u32 count() const { return rows <= rank || tile.first >= tile.outputs ? 0 : (rows - rank - 1 >> by) + 1; }
+  // Where the `n`th row's outputs go.
+  template <bool PICKED>
+  DEV u32 row(const Gemm& p, u32 n) const {
+    if constexpr (PICKED) return cg_u32(p.pairs + m0 + n);
+    return m0 + n;
+  }
 };
 
 // The factors of the norm of a block's rows, or of its share of them: made of squares, eight threads a row.
@@ -125,6 +144,7 @@ DEV void ask_early(Residuals& r, const Gemm& p, const Share& s) {
 
 // `sums` begins with the tile's first column; `factors` are those of the block's rows, if there is a norm; `regs` are this
 // thread's in byte code, every `step`th.
+template <bool PICKED>
 DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u32 width, const float* factors, float* regs,
                      u32 step) {
   const Domain& d = p.domain[s.tile.domain];
@@ -154,7 +174,7 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u
           v.x = gate(e, v.x) * w.x, v.y = gate(e, v.y) * w.y;
           v.z = gate(e, v.z) * w.z, v.w = gate(e, v.w) * w.w;
         }
-        if (e.out) __stcg((float4*)(e.out + (u64)(s.m0 + n) * e.out_stride + col), v);
+        if (e.out) __stcg((float4*)(e.out + (u64)s.row<PICKED>(p, n) * e.out_stride + col), v);
         if (p.norm) {
           // A row's 64 columns are 16 threads'.
           u32 here = 0xffffu << (s.t & 16), stride = squares_stride(s.tile.outputs / SQUARED);
@@ -181,7 +201,7 @@ DEV void finish_tile(const Gemm& p, const Share& s, Residuals& r, float* sums, u
     if (col >= s.tile.outputs) continue;
     float early = e.form == RESIDUAL ? operand(e.residual, s.m0 + n, col, nullptr, 0) : 0.0f;
     float factor = p.squares ? factors[n] : 1.0f;
-    finish(e, s.m0 + n, col, *at(n, c) * factor, at(n, c)[two ? 8 : 0] * factor, early, regs, step);
+    finish(e, s.row<PICKED>(p, n), col, *at(n, c) * factor, at(n, c)[two ? 8 : 0] * factor, early, regs, step);
   }
 }
 #endif

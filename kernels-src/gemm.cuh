@@ -24,6 +24,10 @@ struct Gemm {
   float* left_squares;
   float eps;
   // With few rows (few90.cuh): pages of weights of a warp, and bytes of a panel's span in them.
-  u32 pages, page, unused;
+  u32 pages, page;
+  // Where rows picked experts: how many each, and of how many; the tiles and pairs that picks.cuh says. Null if none did.
+  u32 picks, experts, unused;
+  const uint4* tiles;
+  const u32* pairs;
 };
-static_assert(sizeof(Gemm) == 2832, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemm) == 2856, "src/cuda/abi.rs mirrors it");

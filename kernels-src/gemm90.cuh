@@ -29,7 +29,7 @@ constexpr u32 MANY_GROUPS = 2, MANY_THREADS = MANY_GROUPS * 128;
 
 // The panels of the two outputs of a lane, `r` and `r + 8` of a tile, and their matrices.
 template <class P>
-DEV Lines lines_of(const P& p, Tile tile, u32 r, const Matrix* (&matrix)[2]) {
+DEV Lines lines_of(const P& p, Tile tile, u32 expert, u32 r, const Matrix* (&matrix)[2]) {
   Lines line;
   const Domain& d = p.domain[tile.domain];
 #pragma unroll
@@ -38,10 +38,46 @@ DEV Lines lines_of(const P& p, Tile tile, u32 r, const Matrix* (&matrix)[2]) {
     u32 output = tile.first + (d.parts == 1 ? r + 8 * s : r / 16 * 8 + r % 8);
     if (output >= tile.outputs) output %= PANEL;
     matrix[s] = &p.part[d.part[d.parts == 1 ? 0 : s]];
-    line.panel[s] = matrix[s]->data + (u64)(output / PANEL) * matrix[s]->panel_bytes;
+    u32 panels = (matrix[s]->rows + PANEL - 1) / PANEL;
+    line.panel[s] = matrix[s]->data + (u64)(expert * panels + output / PANEL) * matrix[s]->panel_bytes;
     line.row = output % PANEL;
   }
   return line;
+}
+
+// Whether a block has no rows: there may be more blocks than tiles of picks.
+template <u32 N, bool PICKED>
+DEV bool nobody_picked(const Gemm& p) {
+  if constexpr (!PICKED) return false;
+  pdl_wait();
+  return batch_of<N, PICKED>(p).rows == 0;
+}
+// The same rows, which stand behind the barriers that begin at `base` where they are not known from the block: registers are
+// for other things.
+template <u32 N, bool PICKED>
+DEV Batch kept_batch(const Gemm& p, u32 base) {
+  if constexpr (!PICKED) return batch_of<N, PICKED>(p);
+  Batch batch = {};
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+               : "=r"(batch.first), "=r"(batch.rows) : "r"(base + 16 * MAX_GEMM_STAGES) : "memory");
+  return batch;
+}
+// The group of eight rows that it begins with, and where that is in a stage of all rows.
+template <u32 N, bool PICKED>
+DEV u32 group_of(const Batch& batch) {
+  return PICKED ? batch.first / 8 : blockIdx.x * (N / 8);
+}
+template <u32 N, bool PICKED>
+DEV u64 bytes_before(const Batch& batch) {
+  return PICKED ? (u64)(batch.first / 8) * GROUP : (u64)blockIdx.x * (N / 8 * GROUP);
+}
+// Their bytes in a stage.
+template <u32 N>
+DEV u32 bytes_of(const Batch& batch) { return min(N / 8, (batch.rows + 7) / 8) * GROUP; }
+template <bool PICKED>
+DEV void keep_batch(const Batch& batch, u32 base) {
+  if constexpr (PICKED)
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(base + 16 * MAX_GEMM_STAGES), "r"(batch.first), "r"(batch.rows) : "memory");
 }
 
 // Floats from a row of sums to the next, so that neighbours in a row are written by neighbouring threads.
@@ -56,17 +92,19 @@ DEV void put_sums(const float (&acc)[N / 2], float* sums, u32 width) {
 
 // What becomes of a block's sums: `each` times N rows of them, of stretches in a row, which are added up over the blocks of a
 // cluster; registers of byte code are behind. A warpgroup finishes a tile, if there is one for it.
-template <u32 N>
+template <u32 N, bool PICKED>
 DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 tiles) {
   u32 t = threadIdx.x, width = sums_width(tiles), group = t / 128;
-  u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
-  Share share = {tile_of(p, first_tile + group), m0, rows, rank, log_of(splits), t % 128};
+  u32 rank = blockIdx.z, splits = gridDim.z;
+  Batch batch = kept_batch<N, PICKED>(p, shared_address(sums) - HEADER);
+  u32 rows = batch.rows;
+  Share share = {tile_of(p, first_tile + group), batch.first, rows, rank, log_of(splits), t % 128};
   // What is sent for now need not be here before the others are told of the sums.
   if (splits > 1) cluster_arrive();
   Residuals residuals;
   if (group < tiles) ask_early(residuals, p, share);
   // Factors have their place between barriers and what no sums are.
-  static_assert(16 * MAX_GEMM_STAGES + 4 * N + SUMS <= HEADER, "the header");
+  static_assert(16 * MAX_GEMM_STAGES + 8 * PICKED + 4 * N + SUMS <= HEADER, "the header");
   float* factors = sums - SUMS / 4 - N;
   Factors<N> norm = {p, share};
   if (p.squares) norm.ask();
@@ -80,7 +118,7 @@ DEV void finish_block(const Gemm& p, float* sums, u32 each, u32 first_tile, u32 
   }
   __syncthreads();
   float* regs = sums + each * N * width + t;
-  if (group < tiles) finish_tile(p, share, residuals, sums + group * WG_M, width, factors, regs, blockDim.x);
+  if (group < tiles) finish_tile<PICKED>(p, share, residuals, sums + group * WG_M, width, factors, regs, blockDim.x);
   if (splits > 1) cluster_wait();
 }
 
@@ -102,14 +140,14 @@ struct Stretches {
   }
 };
 
-// Asks for 64 inputs of a block's rows, the `i`th of those at `from`, which are of block `first` of 128 and on; and where they end a
-// block for its sums: planes have even stages.
-template <u32 N, class S>
-DEV void bring_rows(const Gemm& p, const u8* from, u32 first, u32 i, u32 bytes, u32 to, u32 to_sums, u32 full) {
+// Asks for 64 inputs of a block's rows, so many bytes, the `i`th of those at `from`, which are of block `first` of 128 and on; and
+// where they end a block for its sums, those of rows from group `group` on: planes have even stages.
+template <class S>
+DEV void bring_rows(const Gemm& p, const u8* from, u32 group, u32 first, u32 i, u32 bytes, u32 to, u32 to_sums, u32 full) {
   u32 sums = S::SUMMED && p.sums && i % 2 ? bytes / (GROUP / SUMS) : 0;
   mbar_expect(full, bytes + sums);
   bulk_copy(to, from + (u64)i * p.groups * GROUP, bytes, full);
-  if (sums) bulk_copy(to_sums, p.sums + ((u64)(first + i / 2) * p.groups + blockIdx.x * (N / 8)) * SUMS, sums, full);
+  if (sums) bulk_copy(to_sums, p.sums + ((u64)(first + i / 2) * p.groups + group) * SUMS, sums, full);
 }
 
 // Sums of rows that a stage has. A branch around an instruction would have all of them wait for each other: where nothing is added
@@ -180,28 +218,34 @@ DEV void step_of_floats(WgRows rows_at, const Left& left, float (&acc)[N / 2]) {
 }
 
 // Leaves a block's sums in shared memory.
-template <class S, u32 N>
+template <class S, u32 N, bool PICKED>
 DEV void gemm90(const Gemm& p, u8* shared) {
   u32 base = shared_address(shared);
   u32 full = base, empty = base + 8 * MAX_GEMM_STAGES, tiles = base + HEADER;
   u32 t = threadIdx.x, warp = t / 32, lane = t % 32, group = warp / 4;
   u32 first_tile = blockIdx.y * MANY_GROUPS;
-  u32 m0 = blockIdx.x * N, rows = min(N, p.rows - m0), rank = blockIdx.z, splits = gridDim.z;
+  u32 rank = blockIdx.z, splits = gridDim.z;
+  Batch batch = batch_of<N, PICKED>(p);
   // Where a stretch of inputs begins: this block has one of them, or several in a row.
   u32 blocks = p.stride / 128, each = p.each;
   auto stretch = [&](u32 i) { return blocks * i >> log_of(splits * each); };
   u32 begin = stretch(rank * each), end = stretch((rank + 1) * each);
   constexpr u32 STAGE = N / 8 * GROUP;
-  u32 bytes = min(N / 8, (rows + 7) / 8) * GROUP;
-  const u8* from = (const u8*)p.high + (u64)blockIdx.x * STAGE;
+  u32 bytes = bytes_of<N>(batch), group_of_rows = group_of<N, PICKED>(batch);
+  const u8* from = (const u8*)p.high + bytes_before<N, PICKED>(batch);
   // Sums of rows are behind sums of stretches.
   u32 row_sums = tiles + p.stages * STAGE + MANY_THREADS * N / 2 * 4;
   // Asks for a stage's rows.
   auto bring = [&](u32 i, u32 stage) {
     u32 to_sums = row_sums + stage / 2 * (N / 8 * SUMS);
-    bring_rows<N, S>(p, from, 0, i, bytes, tiles + stage * STAGE, to_sums, full + 8 * stage);
+    if constexpr (PICKED) {
+      Batch kept = kept_batch<N, PICKED>(p, base);
+      from = (const u8*)p.high + bytes_before<N, PICKED>(kept), group_of_rows = group_of<N, PICKED>(kept), bytes = bytes_of<N>(kept);
+    }
+    bring_rows<S>(p, from, group_of_rows, 0, i, bytes, tiles + stage * STAGE, to_sums, full + 8 * stage);
   };
   if (t == 0) {
+    keep_batch<PICKED>(batch, base);
     for (u32 i = 0; i < p.stages; i++) mbar_init(full + 8 * i, 1), mbar_init(empty + 8 * i, MANY_GROUPS * 4);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -212,7 +256,7 @@ DEV void gemm90(const Gemm& p, u8* shared) {
   u32 q = lane % 4, r = warp % 4 * 16 + lane / 4;
   // A tile's weights on both sides of a lane.
   const Matrix* matrix[2];
-  Lines line = lines_of(p, tile_of(p, first_tile + group), r, matrix);
+  Lines line = lines_of(p, tile_of(p, first_tile + group), batch.expert, r, matrix);
   const Matrix &a = *matrix[0], &b = *matrix[1];
   S share;
   // Step `step` of `block`. Past the last block that is taken once more: nobody looks at it.
@@ -283,24 +327,25 @@ DEV void gemm90(const Gemm& p, u8* shared) {
 }
 
 // How weights are taken apart: the first that takes them.
-template <u32 N, class FIRST, class... REST>
+template <u32 N, bool PICKED, class FIRST, class... REST>
 DEV void gemm_many_as(const Gemm& p, u8* shared) {
   if constexpr (sizeof...(REST) == 0) {
-    gemm90<FIRST, N>(p, shared);
+    gemm90<FIRST, N, PICKED>(p, shared);
   } else if constexpr (!FIRST::WORTH) {
-    gemm_many_as<N, REST...>(p, shared);
+    gemm_many_as<N, PICKED, REST...>(p, shared);
   } else {
     const Domain& d = p.domain[tile_of(p, blockIdx.y * MANY_GROUPS + threadIdx.x / 128).domain];
     if (__syncthreads_and(FIRST::takes(p.part[d.part[0]], p.part[d.part[d.parts == 1 ? 0 : 1]], p.part[0])))
-      gemm90<FIRST, N>(p, shared);
-    else gemm_many_as<N, REST...>(p, shared);
+      gemm90<FIRST, N, PICKED>(p, shared);
+    else gemm_many_as<N, PICKED, REST...>(p, shared);
   }
 }
-template <u32 N, class... HOW>
+template <u32 N, bool PICKED, class... HOW>
 DEV void gemm_many(const Gemm& p) {
   extern __shared__ u8 unaligned[];
   u8* shared = unaligned + (-shared_address(unaligned) & 1023);
-  gemm_many_as<N, HOW...>(p, shared);
-  finish_block<N>(p, (float*)(shared + HEADER), 1, blockIdx.y * MANY_GROUPS, MANY_GROUPS);
+  if (nobody_picked<N, PICKED>(p)) return;
+  gemm_many_as<N, PICKED, HOW...>(p, shared);
+  finish_block<N, PICKED>(p, (float*)(shared + HEADER), 1, blockIdx.y * MANY_GROUPS, MANY_GROUPS);
 }
 #endif

@@ -8,6 +8,7 @@
 #include "epilogue.cuh"
 #include "heads.cuh"
 #include "layout.cuh"
+#include "picks.cuh"
 #include "split.cuh"
 #include "square.cuh"
 
@@ -51,12 +52,6 @@ static_assert(sizeof(Rows) == 3664, "src/cuda/abi.rs mirrors it");
 
 // Elements that a register's number counts in.
 constexpr u32 FOUR = 4;
-
-// Greater for what is picked sooner: greater values, and of equals the lower index. Never 0.
-DEV u64 pick_key(float v, u32 at) {
-  u32 bits = __float_as_uint(v == 0.0f ? 0.0f : v != v ? -INFINITY : v);
-  return (u64)(bits >> 31 ? ~bits : bits | 0x80000000u) << 32 | (u32)~at;
-}
 
 // A thread's elements of a row that is not too long are read once, all at a time; `rest` reads others again.
 constexpr u32 HELD = 8;
@@ -283,13 +278,24 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
           break;
         }
         case R_MIX: {
-          // The sum of n0 rows, times their weights.
-          const float* b = at(op.b);
-          for (u32 e = t; e < op.len; e += step) {
-            float sum = 0;
+          // The sum of n0 rows of n1 columns, times their weights, which all columns have.
+          const float* b = at(op.b) - (op.b.where == REGISTER ? 0 : col);
+          bool twos = op.a.where != REGISTER && op.len % 2 == 0 && op.n1 % 2 == 0 && (u64)a % 8 == 0;
+          for (u32 e = 2 * t; twos && e < op.len; e += 2 * step) {
+            float2 sum = {};
             // Asked for together: in turn each is as far as the second-level cache.
 #pragma unroll 4
-            for (u32 k = 0; k < op.n0; k++) sum += read(op.b, b, k) * read(op.a, a, k * op.len + e);
+            for (u32 k = 0; k < op.n0; k++) {
+              float by = read(op.b, b, k);
+              float2 v = __ldcg((const float2*)(a + k * op.n1 + e));
+              sum.x += by * v.x, sum.y += by * v.y;
+            }
+            *(float2*)(to + e) = sum;
+          }
+          for (u32 e = t; !twos && e < op.len; e += step) {
+            float sum = 0;
+#pragma unroll 4
+            for (u32 k = 0; k < op.n0; k++) sum += read(op.b, b, k) * read(op.a, a, k * op.n1 + e);
             to[e] = sum;
           }
           break;
@@ -360,7 +366,8 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
         }
         case R_SPLIT: {
           // Two bf16 that add up to the value, n0 columns a row with zeros at the end; kind: where
-          // (split.cuh), n1: groups of rows, aux2: sums, if there are any. Several pairs are read before the first is written.
+          // (split.cuh), n1: groups of rows, aux2: sums, if there are any. If n2 is not 0 the row is that of so many picks, whose
+          // places b has. Several pairs are read before the first is written.
           constexpr u32 PAIRS = 4;
           for (u32 e0 = 2 * t; e0 < op.n0; e0 += 2 * PAIRS * step) {
             float v[PAIRS], w[PAIRS];
@@ -381,8 +388,16 @@ KERNEL __launch_bounds__(256) rows(const __grid_constant__ Rows p) {
               if (e >= op.n0) break;
               if (op.kind != PLAIN_ROWS) {
                 SplitTiles tiles = {(u16*)op.aux, (u8*)op.aux2, op.n1, op.kind};
-                leave_split(tiles, row, col + e, v[k], w[k]);
-                if (tiles.sums) leave_sums_of<8>(tiles, row, col + e, v[k] + w[k], FULL);
+                auto leave = [&](u32 row, float v, float w) {
+                  leave_split(tiles, row, col + e, v, w);
+                  if (tiles.sums) leave_sums_of<8>(tiles, row, col + e, v + w, FULL);
+                };
+                if (op.n2 == 0) leave(row, v[k], w[k]);
+                for (u32 i = 0; i < op.n2; i++) {
+                  u32 place = cg_u32((const u32*)op.b.at + (u64)row * op.n2 + i);
+                  bool none = place & NO_EXPERT;
+                  leave(place & ~NO_EXPERT, none ? 0.0f : v[k], none ? 0.0f : w[k]);
+                }
                 continue;
               }
               u64 place = (u64)row * op.n0 + e;

@@ -4,13 +4,13 @@
 #include "wgmma.cuh"
 
 // What scales of planes are: one a unit; that and what is added; those of two levels, with what is added where formats of
-// these planes have it; one a unit, or a power of two, of codes that name entries of a table; or whatever each matrix says, of
-// codes too.
-enum Looks : u32 { LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_TABLE, LOOK_ANY };
+// these planes have it; a power of two a unit, of codes of which a bit is the sign and the others name entries of a table; one a
+// unit, or a power of two, of codes that name entries; or whatever each matrix says, of codes too.
+enum Looks : u32 { LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_SIGNS, LOOK_TABLE, LOOK_ANY };
 // Those that there are of planes of LO and HI bits (src/cuda/layout.rs takes no others).
 #define OF_PLANES(DO)                                     \
   DO(8, 0, LOOK_SCALE)                                    \
-  DO(4, 0, LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_TABLE, LOOK_ANY) \
+  DO(4, 0, LOOK_SCALE, LOOK_LEAST, LOOK_LEVELS, LOOK_SIGNS, LOOK_TABLE, LOOK_ANY) \
   DO(2, 0, LOOK_SCALE, LOOK_LEVELS, LOOK_ANY)             \
   DO(1, 0, LOOK_SCALE)                                    \
   DO(2, 1, LOOK_LEVELS)                                   \
@@ -189,7 +189,8 @@ struct PlanesShare {
   static constexpr u32 PARTS = LO == 2 || HI == 2 ? 2 : 1, BLOCKS = PLANES_SPAN / STEPS;
   static constexpr bool ADDS = LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && HI != 2 && !(LO == 2 && HI == 1);
   // Bytes of a unit's scales and of a panel's span, at most: codes, those scales, and what they have in common.
-  static constexpr u32 UNIT_SCALES = LOOKS == LOOK_SCALE || LOOKS == LOOK_TABLE ? 2 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : 4;
+  static constexpr bool SIGNS = LOOKS == LOOK_SIGNS;
+  static constexpr u32 UNIT_SCALES = SIGNS ? 1 : LOOKS == LOOK_SCALE || LOOKS == LOOK_TABLE ? 2 : LOOKS == LOOK_LEVELS ? PARTS * (1 + ADDS) : 4;
   static constexpr u32 SPAN = PANEL * (PLANES_SPAN * (4 * (LO + HI) + UNIT_SCALES) + (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY ? 4 : 0));
   // Whether sums of rows may be needed.
   static constexpr bool SUMMED = ADDS || LOOKS == LOOK_ANY;
@@ -216,20 +217,28 @@ struct PlanesShare {
   // Units behind that one up to the last of the row or of the span; where in a word quads are; what is taken off each output's codes.
   int room;
   u32 shift, shift_high, zero[2];
-  // Of all parts, if there is one: that of the first, which is always in the same place.
+  // Of all parts, if there is one: that of the first, which is always in the same place. Where codes have a sign: the first
+  // entries as bf16, four high bytes to a word, and then the low ones.
   const u32* table;
+  u32 wide[SIGNS ? 4 : 1];
 
   // All parts of a product have the same planes, but codes and scales of their own.
   static DEV bool takes(const Matrix& a, const Matrix& b, const Matrix& part) {
     bool alike = part.codes == TABLE && part.levels == a.levels && part.levels == b.levels;
-    return takes(a) && takes(b) && (LOOKS != LOOK_TABLE || alike);
+    return takes(a) && takes(b) && (LOOKS != LOOK_TABLE && !SIGNS || alike);
   }
   static DEV bool takes(const Matrix& m) {
     if (LOOKS == LOOK_ANY) return true;
+    if (SIGNS) return m.codes == TABLE && m.zero == 128 && m.levels == EXPONENT && has_signs(m.table);
     if (LOOKS == LOOK_TABLE) return m.codes == TABLE && m.zero == 128 && m.levels != LEVEL_TWO && m.min == ZERO;
     if (m.codes == TABLE || EIGHT && m.zero != 128) return false;
     if (LOOKS == LOOK_LEVELS) return m.levels == LEVEL_TWO && m.halves == PARTS && m.min == (ADDS ? TWO : ZERO);
     return m.levels == LEVEL_ONE && m.min == (LOOKS == LOOK_LEAST ? ONE : ZERO);
+  }
+  // Whether the second half of entries is the first one with the other sign: both are 256 together.
+  static DEV bool has_signs(const u32* table) {
+    auto none = [](u32 a, u32 b) { return ((a & 0x7f7f7f7f) + (b & 0x7f7f7f7f) ^ (a ^ b) & 0x80808080) == 0; };
+    return none(table[0], table[2]) && none(table[1], table[3]);
   }
   static DEV bool is_table(const Matrix& m) { return LOOKS == LOOK_ANY && LO == 4 && HI == 0 && m.codes == TABLE; }
   static DEV bool adds_of(const Matrix& m) { return LOOKS == LOOK_ANY ? m.min != ZERO : ADDS; }
@@ -242,7 +251,18 @@ struct PlanesShare {
 
   // Lane q of four has the quads `q` and `q + 4` of a unit.
   DEV void begin(const Matrix& a, const Matrix& b, const Matrix& part, u32 q) {
-    table = part.table;
+    table = part.table, wide[0] = 0;
+    if constexpr (SIGNS) {
+      u32 pair[4];
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        auto entry = [&](u32 i) { return (float)(table[i / 4] >> i % 4 * 8 & 0xff) - 128.0f; };
+        pair[i] = bf16x2(entry(2 * i), entry(2 * i + 1));
+      }
+#pragma unroll
+      for (u32 i = 0; i < 2; i++)
+        wide[i] = __byte_perm(pair[2 * i], pair[2 * i + 1], 0x7531), wide[2 + i] = __byte_perm(pair[2 * i], pair[2 * i + 1], 0x6420);
+    }
     shift = LO >= 4 ? 0 : q / LO * LO, shift_high = HI ? q / HIGH * HIGH : 0, room = 0;
 #pragma unroll
     for (u32 side = 0; side < 2; side++) {
@@ -290,6 +310,7 @@ struct PlanesShare {
       if constexpr (HI != 0) weights(from + hi[side * BOTH] + k * 4 * HI, u.hi);
       auto load = [&](At at, u32& to) {
         if constexpr (LOOKS == LOOK_ANY) weights_of(at, scale_of(m), to);
+        else if constexpr (SIGNS) weights_of(at, 1, to);
         else if constexpr (LOOKS == LOOK_TABLE) weights_short_or_byte(at, a.levels == EXPONENT, to);
         else if constexpr (LOOKS == LOOK_LEAST || LOOKS == LOOK_LEVELS && PARTS * (1 + ADDS) == 4) weights(at, to);
         else weights_short(at, to);
@@ -321,7 +342,7 @@ struct PlanesShare {
         if (LOOKS == LOOK_LEVELS || LOOKS == LOOK_ANY && m.levels == LEVEL_TWO) {
           u32 halves = LOOKS == LOOK_LEVELS ? PARTS : m.halves, h = halves == 2 && part;
           scale = half_to_f32(u.d & 0xffff) * (float)(i8)(u.s >> 8 * h & 0xff);
-        } else if ((LOOKS == LOOK_ANY || LOOKS == LOOK_TABLE) && m.levels == EXPONENT) {
+        } else if (SIGNS || (LOOKS == LOOK_ANY || LOOKS == LOOK_TABLE) && m.levels == EXPONENT) {
           scale = power_of(u.s);
         } else {
           scale = half_to_f32(u.s & 0xffff);
@@ -372,6 +393,19 @@ struct PlanesShare {
   // Codes of a lane's quad of a half, less zero, as pairs.
   DEV void codes(const Matrix& m, u32 side, int slot, u32 half, u32* pair) const {
     const Unit& u = of[slot % SLOTS][side];
+    if constexpr (SIGNS) {
+      // Half a word's codes at once, by twos of a quad of each half: the sign of a byte that is picked goes to all of it if the
+      // fourth bit of its place is set.
+#pragma unroll
+      for (u32 e = 0; e < 2; e++) {
+        u32 place = u.lo[0] >> 16 * e, three = (u.lo[0] & 0x77777777) >> 16 * e;
+        u32 signs;
+        asm("prmt.b32 %0, %1, %1, %2;" : "=r"(signs) : "r"(0x80808080), "r"(place));
+        u32 high = __byte_perm(wide[0], wide[1], three) | signs << 1 & 0x80808080, low = __byte_perm(wide[2], wide[3], three);
+        pair[e] = __byte_perm(low, high, half ? 0x7351 : 0x6240);
+      }
+      return;
+    }
     if constexpr (LOOKS == LOOK_TABLE) {
       // A word's codes go by twos of a quad of each half.
 #pragma unroll
@@ -418,7 +452,7 @@ template <int LO, int HI, u32 LOOKS, bool TABLES>
 struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
   typedef PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> Of;
   // Each way takes registers from the others (with a table Q4_1's prompts were 8% slower): tables have a kernel.
-  static constexpr bool WORTH = (LOOKS == LOOK_TABLE) == TABLES;
+  static constexpr bool WORTH = (LOOKS == LOOK_TABLE || LOOKS == LOOK_SIGNS) == TABLES;
   DEV void begin(const Matrix& a, const Matrix& b, const Matrix& part, const Lines& line, u32 block, u32 q) {
     Of::begin(a, b, part, q);
     this->at[0] = line.panel[0] + (u64)(block / Of::BLOCKS) * a.span_bytes;
@@ -441,7 +475,7 @@ struct PlanesAhead : PlanesShare<LO, HI, LOOKS, STEPS / 2, const u8*> {
 };
 // Units at once where eight rows alone give too little to do in the meantime; not where each has several sums, whose order
 // it would change.
-DEV constexpr int at_once(int lo, int hi, u32 looks) { return (looks == LOOK_SCALE || looks == LOOK_TABLE) && lo != 2 && hi != 2 ? 2 : 1; }
+DEV constexpr int at_once(int lo, int hi, u32 looks) { return (looks == LOOK_SCALE || looks == LOOK_SIGNS || looks == LOOK_TABLE) && lo != 2 && hi != 2 ? 2 : 1; }
 // From spans in shared memory, of both outputs' panels. WHOLE: rows end with a block.
 template <int LO, int HI, u32 LOOKS, int AT_ONCE_>
 struct PlanesPage : PlanesShare<LO, HI, LOOKS, AT_ONCE_, u32> {

@@ -343,6 +343,7 @@ mod tests {
             size_of::<Gemm>(),
             size_of::<RowList>(),
             size_of::<Experts>(),
+            size_of::<Picks>(),
             size_of::<Attend>(),
             size_of::<AttendOne>(),
             size_of::<AttendFew>(),
@@ -355,7 +356,10 @@ mod tests {
             size_of::<SamplerState>(),
             BEST_BYTES,
         ];
-        assert_eq!(sizes, [2760, 2832, 3664, 456, 176, 256, 320, 24, 16, 0, 56, 120, 64, 40, 24]);
+        assert_eq!(
+            sizes,
+            [2760, 2856, 3664, 520, 56, 176, 256, 320, 24, 16, 0, 56, 120, 64, 40, 24]
+        );
     }
     #[test]
     fn attention_has_as_much_as_the_kernels_assert() {

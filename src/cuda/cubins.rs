@@ -34,7 +34,7 @@ sets! {
     80 "sm_80" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample"],
     86 "sm_86" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample"],
     89 "sm_89" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample"],
-    90 "sm_90a" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample", "chain", "several"],
+    90 "sm_90a" ["gemv", "gemm", "experts", "rows", "attend", "attend_one", "attend_many", "sample", "chain", "several", "picked"],
 }
 
 /// The set for a device of this compute capability.

@@ -7,7 +7,8 @@
 //! | `rows`, `registers` | lists of row-local operations, and the values in them |
 //! | `columns`, `linear`, `product` | a product: what becomes of its columns, its launches |
 //! | `tiles`, `split` | of many rows: how it is dealt out over blocks, and how rows come to it |
-//! | `experts` | a product with the weights that rows picked |
+//! | `experts`, `picked`, `gated` | a product with the weights that rows picked; of many rows, sorted by those; two with a gate |
+//! | `route` | which those are, of one row |
 //! | `attend`, `sample` | attention, of one and of a few rows with the making of heads; a token from its row of logits |
 //! | `chain`, `several` | launches over one row, and products over a few, as one kernel |
 
@@ -17,11 +18,14 @@ mod attend_one;
 mod chain;
 mod columns;
 mod experts;
+mod gated;
 mod linear;
 mod memory;
+mod picked;
 mod product;
 mod refuse;
 mod registers;
+mod route;
 mod rows;
 mod sample;
 mod several;
@@ -33,6 +37,7 @@ use chain::Places;
 pub(super) use chain::table;
 use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
+pub(super) use picked::set_picks;
 pub(super) use refuse::refuses;
 pub(super) use tiles::{gemm_shared, set_tile};
 
@@ -151,6 +156,7 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
         out: Vec::new(),
         heads: None,
         split_at: bases.high,
+        sorted: None,
         several: bases.next != 0 && plan.limits().rows > 1,
     };
     if bases.next != 0 {
@@ -197,6 +203,8 @@ struct Lowering<'a> {
     heads: Option<[Heads; 3]>,
     /// Where the split rows of the last product are.
     split_at: u64,
+    /// By which picks, of how many experts, rows are sorted.
+    sorted: Option<(NodeId, usize)>,
     /// Whether there are no more rows than a chain of products takes.
     several: bool,
 }
@@ -466,13 +474,15 @@ mod tests {
                     for launch in &made {
                         assert!(launch.shape.shared as usize + (4 << 10) <= target.0.block_shared);
                     }
-                    // What is between gate and down is one list.
-                    let experts = made
-                        .iter()
-                        .enumerate()
-                        .filter_map(|(i, l)| matches!(l.kernel, Kernel::Experts(_)).then_some(i));
+                    let experts = made.iter().enumerate().filter_map(|(i, l)| {
+                        let picked = matches!(&l.parameters, Parameters::Gemm(p) if p.picks > 0);
+                        (picked || matches!(l.kernel, Kernel::Experts(_))).then_some(i)
+                    });
                     let [gate, down] = experts.collect::<Vec<_>>()[..] else { panic!("experts") };
-                    assert_eq!(down - gate, 2, "{dim} {inner}");
+                    // A list of its own if there are biases.
+                    assert_eq!(down - gate, 1 + usize::from(bias), "{dim} {inner}");
+                    let sorted = made.iter().filter(|l| l.kernel == Kernel::SortPicks);
+                    assert_eq!(sorted.count(), usize::from(rows > 1 && capability == 90));
                 }
             }
         }

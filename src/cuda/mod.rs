@@ -130,7 +130,7 @@ impl Target for CudaTarget {
     }
 
     fn workspace_bytes(&self, graph: &Graph, groups: &[Group], limits: &Limits) -> Option<u64> {
-        let end = lower::work(&self.0, graph, groups, limits)?.offsets()?[14];
+        let end = lower::work(&self.0, graph, groups, limits)?.offsets()?[program::Work::PARTS];
         u64::try_from(end).ok()
     }
 

@@ -1,7 +1,7 @@
 //! A plan in the device's terms: launches with their parameters, and the memory they share.
 
 use super::abi::{
-    Attend, AttendFew, AttendOne, Chain, Experts, Gemm, Gemv, RowList, Sample, Several,
+    Attend, AttendFew, AttendOne, Chain, Experts, Gemm, Gemv, Picks, RowList, Sample, Several,
 };
 use super::driver::Shape;
 use super::layout::{Layout, Product};
@@ -57,7 +57,7 @@ pub(super) struct RopeTable {
     pub offset: usize,
 }
 
-/// Bytes of each part of the workspace. Groups take turns in all but the last eight.
+/// Bytes of each part of the workspace. Groups take turns in all but the last nine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Work {
     /// Products whose epilogue is a launch of its own.
@@ -87,9 +87,13 @@ pub(super) struct Work {
     /// The same two of chains over several rows.
     pub several: usize,
     pub several_links: usize,
+    /// Picks sorted by expert.
+    pub sorted: usize,
 }
 
 impl Work {
+    pub(super) const PARTS: usize = 15;
+
     /// The larger of each part.
     pub(super) fn max(self, o: Work) -> Work {
         Work {
@@ -107,11 +111,12 @@ impl Work {
             links: self.links.max(o.links),
             several: self.several.max(o.several),
             several_links: self.several_links.max(o.several_links),
+            sorted: self.sorted.max(o.sorted),
         }
     }
 
     /// First byte of each part, in the order of the fields, and the end.
-    pub(super) fn offsets(&self) -> Option<[usize; 15]> {
+    pub(super) fn offsets(&self) -> Option<[usize; Work::PARTS + 1]> {
         let parts = [
             self.raw,
             self.x,
@@ -127,8 +132,9 @@ impl Work {
             self.links,
             self.several,
             self.several_links,
+            self.sorted,
         ];
-        let mut at = [0usize; 15];
+        let mut at = [0usize; Work::PARTS + 1];
         for (i, bytes) in parts.into_iter().enumerate() {
             at[i + 1] = at[i].checked_add(bytes.checked_next_multiple_of(256)?)?;
         }
@@ -165,6 +171,7 @@ pub(super) struct Bases {
     pub fresh: u64,
     pub next: i64,
     pub links: u64,
+    pub sorted: u64,
     /// Rows of a step at most, if attention makes their heads; else 0.
     pub few: usize,
 }
@@ -182,6 +189,9 @@ pub(super) enum Kernel {
     Gemv(Product),
     Gemm(Product),
     Experts(Product),
+    /// Of rows sorted by the experts that they picked.
+    Picked(Product),
+    SortPicks,
     Rows,
     Attend,
     /// With so many pairs of elements a lane.
@@ -217,6 +227,7 @@ pub(super) enum Parameters {
     Gemm(Box<Gemm>),
     Rows(Box<RowList>),
     Experts(Box<Experts>),
+    Picks(Picks),
     Attend(Attend),
     AttendOne(Box<AttendOne>),
     AttendFew(Box<AttendFew>),
@@ -253,6 +264,7 @@ impl Launch {
             }
             Parameters::Rows(_) => self.shape.grid.1 = n,
             Parameters::Experts(p) => self.shape.grid.0 = n.saturating_mul(p.picks),
+            Parameters::Picks(p) => super::lower::set_picks(p, n),
             Parameters::Attend(p) if p.split == 0 => {
                 self.shape.grid.1 = n;
                 super::lower::set_buffers(p, &mut self.shape, self.kernel, n);

@@ -152,7 +152,7 @@ impl CudaSession {
             size(programs.iter().map(|p| of(p.plan.bytes())).max().unwrap_or(0))
         };
         let bytes = *last.plan.bytes();
-        check_memory(&device, &bytes, offsets[14] as u64, &limits)?;
+        check_memory(&device, &bytes, offsets[Work::PARTS] as u64, &limits)?;
 
         let stream = Stream::new(&device)?;
         let loaded = backend.loaded()?;
@@ -172,7 +172,7 @@ impl CudaSession {
             scratch: memory(most(|b| b.scratch)?)?,
             logits: memory(most(|b| b.logits)?)?,
             tables: memory(size(bytes.tables)?)?,
-            work: memory(offsets[14])?,
+            work: memory(offsets[Work::PARTS])?,
             bases: Bases::default(),
             result,
             ends: [Event::new(&device)?, Event::new(&device)?],
@@ -230,7 +230,12 @@ impl CudaSession {
         Ok(session)
     }
 
-    fn addresses(&self, work: &Work, at: &[usize; 15], limits: &Limits) -> Result<Bases> {
+    fn addresses(
+        &self,
+        work: &Work,
+        at: &[usize; Work::PARTS + 1],
+        limits: &Limits,
+    ) -> Result<Bases> {
         let base = self.work.address;
         let part = |i: usize| base + at[i] as u64;
         let list = |i: usize| {
@@ -262,6 +267,7 @@ impl CudaSession {
             fresh: 0,
             next: 0,
             links: 0,
+            sorted: part(14),
             few: 0,
         })
     }

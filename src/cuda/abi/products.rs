@@ -104,7 +104,12 @@ pub(in crate::cuda) struct Gemm {
     /// With few rows: pages of weights of a warp, and bytes of a panel's span in them.
     pub pages: u32,
     pub page: u32,
+    /// Where rows picked experts: how many each, of how many, and what sorting left; zeros if none did.
+    pub picks: u32,
+    pub experts: u32,
     pub unused: u32,
+    pub tiles: u64,
+    pub pairs: u64,
 }
 
 /// Columns whose squares are one number, and from one row's numbers to the next one's.
@@ -122,6 +127,8 @@ pub(in crate::cuda) const FOURS: u32 = 2;
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
 pub(in crate::cuda) struct Experts {
     pub x: u64,
+    /// Weights of a norm of the row; 0 for none.
+    pub norm: u64,
     pub ids: u64,
     pub out: u64,
     pub x_row: u32,
@@ -133,11 +140,57 @@ pub(in crate::cuda) struct Experts {
     pub cols: u32,
     pub experts: u32,
     pub parts: u32,
-    pub unused: u32,
+    /// If not 0 there are two parts alike, a gate and what it is for, and a function of the gate.
+    pub gated: u32,
+    pub kind: u32,
+    pub c: f32,
+    pub d: f32,
+    pub eps: f32,
     /// Bytes of an expert of each part.
     pub bytes: [u64; MAX_PARTS],
     pub column: [u32; MAX_PARTS],
     pub first: [u32; MAX_PARTS + 1],
-    pub unused2: u32,
+    pub unused: u32,
     pub part: [Matrix; MAX_PARTS],
+    pub route: Route,
+}
+
+/// How the only row of a step makes its picks; nothing if they are there.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(in crate::cuda) struct Route {
+    pub logits: u64,
+    /// Where picks go, and their shares.
+    pub ids: u64,
+    pub shares: u64,
+    /// Logits, and what is done to all of them before the greatest are picked, and to those then.
+    pub count: u32,
+    pub before: u32,
+    pub after: u32,
+    pub unused: u32,
+}
+/// Logits and picks at most.
+pub(in crate::cuda) const ROUTERS: usize = 256;
+pub(in crate::cuda) const ROUTED: usize = 32;
+/// Shares that are made of numbers.
+pub(in crate::cuda) const AS_IT_IS: u32 = 0;
+pub(in crate::cuda) const SOFTMAX: u32 = 1;
+pub(in crate::cuda) const NORMALIZE: u32 = 2;
+
+/// Picks of a step sorted by expert.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug, PartialEq)]
+pub(in crate::cuda) struct Picks {
+    pub ids: u64,
+    /// Four words a tile: expert, first place, rows; of each place its pair, of each pair its place.
+    pub tiles: u64,
+    pub pairs: u64,
+    pub places: u64,
+    pub id_row: u32,
+    pub picks: u32,
+    pub experts: u32,
+    pub rows: u32,
+    /// Places of a tile, and tiles that there are room for.
+    pub tile: u32,
+    pub most: u32,
 }

@@ -6,6 +6,9 @@ use crate::graph::{BinaryKind, UnaryKind};
 use half::{bf16, f16};
 use std::collections::BTreeMap;
 
+/// In a pair's place: its pick names no expert.
+pub(super) const NO_EXPERT: u32 = 1 << 31;
+
 pub(super) struct Machine {
     pub memory: Vec<u8>,
     /// Rows, columns and values of the matrices that begin at an address.
@@ -77,18 +80,24 @@ impl Machine {
             Parameters::Gemv(p) => {
                 assert_eq!(n, 1);
                 let x = self.normed(p.x, p.cols, p.norm, p.eps);
-                self.product(0, &x, &p.domain[..p.domains as usize], &p.part);
+                self.product(0, &x, &p.domain[..p.domains as usize], &p.part, 0);
             }
             Parameters::Several(p) => {
                 assert!((2..=SEVERAL).contains(&n));
                 for row in 0..n as u64 {
                     let at = p.x + 4 * row * u64::from(p.stride);
                     let x = self.normed(at, p.cols, p.norm, p.eps);
-                    self.product(row, &x, &p.domain[..p.domains as usize], &p.part);
+                    self.product(row, &x, &p.domain[..p.domains as usize], &p.part, 0);
                 }
             }
+            Parameters::Picks(p) => self.sort(p, n),
             Parameters::Gemm(p) => {
-                for row in 0..n as u64 {
+                // Where rows are, whose weights they meet, and where what they come to goes.
+                let all: Vec<(u64, u32, u64)> = match p.picks {
+                    0 => (0..n as u64).map(|row| (row, 0, row)).collect(),
+                    _ => self.sorted(p, grid.0),
+                };
+                for (row, expert, to) in all {
                     let at = |c: u32| 2 * (row * u64::from(p.stride) + u64::from(c));
                     let order = if p.part[0].lo == 0 { EIGHTS } else { FOURS };
                     let tiles = SplitTiles { at: p.high, sums: p.sums, groups: p.groups, order };
@@ -125,7 +134,7 @@ impl Machine {
                         self.memory.resize(at as usize + 4 * stride as usize, 0xff);
                         (e.out, e.out_stride) = (at, 0);
                     }
-                    self.product(row, &x, &domains[..p.domains as usize], &p.part);
+                    self.product(to, &x, &domains[..p.domains as usize], &p.part, expert);
                     assert!(p.norm == 0 || p.left.at != 0);
                     let mut x = Vec::new();
                     for e in 0..if p.left.at == 0 { 0 } else { u64::from(stride) } {
@@ -145,22 +154,30 @@ impl Machine {
             }
             Parameters::Experts(p) => {
                 assert_eq!(grid.0, n as u32 * p.picks);
+                if p.route.logits != 0 {
+                    assert_eq!((n, p.ids), (1, p.route.ids));
+                    self.route(&p.route, p.picks as usize);
+                }
                 for block in 0..u64::from(grid.0) {
                     let (row, pick) = (block / u64::from(p.picks), block % u64::from(p.picks));
                     let id = self.word(p.ids + 4 * (row * u64::from(p.id_row) + pick));
                     let x = p.x + 4 * (row * u64::from(p.x_row) + pick * u64::from(p.x_pick));
-                    let x: Vec<f32> = (0..p.cols).map(|c| self.get(x + 4 * u64::from(c))).collect();
+                    let x = self.normed(x, p.cols, p.norm, p.eps);
                     let out =
                         p.out + 4 * (row * u64::from(p.out_row) + pick * u64::from(p.out_pick));
-                    for i in 0..p.parts as usize {
-                        let m = &p.part[i];
-                        for o in 0..u64::from(m.rows) {
-                            let v = if id < p.experts {
-                                let (_, cols, w) = self.matrix(m, u64::from(id) * p.bytes[i]);
-                                dot(&x, &w[o as usize * cols..][..*cols])
-                            } else {
-                                0.0
-                            };
+                    let of = |m: &Self, i: usize, o: u64| {
+                        if id >= p.experts {
+                            return 0.0;
+                        }
+                        let (_, cols, w) = m.matrix(&p.part[i], u64::from(id) * p.bytes[i]);
+                        dot(&x, &w[o as usize * cols..][..*cols])
+                    };
+                    for i in 0..if p.gated == 0 { p.parts as usize } else { 1 } {
+                        for o in 0..u64::from(p.part[i].rows) {
+                            let mut v = of(self, i, o);
+                            if p.gated != 0 {
+                                v = unary(p.kind, v, p.c, p.d) * of(self, 1, o);
+                            }
                             self.set(out + 4 * (u64::from(p.column[i]) + o), v);
                         }
                     }
@@ -246,13 +263,76 @@ impl Machine {
         }
     }
 
-    fn product(&mut self, row: u64, x: &[f32], domains: &[Domain], parts: &[Matrix]) {
+    /// Picks experts, and makes shares of what they were picked by.
+    fn route(&mut self, r: &Route, picks: usize) {
+        let shares = |x: &mut Vec<f32>, kind: u32| {
+            if kind == SOFTMAX {
+                let most = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                x.iter_mut().for_each(|v| *v = (*v - most).exp());
+            }
+            let sum: f32 = if kind == AS_IT_IS { 1.0 } else { x.iter().sum() };
+            x.iter_mut().for_each(|v| *v /= sum);
+        };
+        let mut x: Vec<f32> = (0..r.count).map(|i| self.get(r.logits + 4 * u64::from(i))).collect();
+        shares(&mut x, r.before);
+        let mut ids = vec![0; picks];
+        crate::graph::op::top_k(&x, &mut ids);
+        let mut of: Vec<f32> = ids.iter().map(|&id| x[id as usize]).collect();
+        shares(&mut of, r.after);
+        for (i, (id, of)) in (0..).zip(ids.into_iter().zip(of)) {
+            self.set(r.ids + 4 * i, f32::from_bits(id));
+            self.set(r.shares + 4 * i, of);
+        }
+    }
+
+    /// Sorts picks: pairs of an expert in turn, from a multiple of eight on.
+    fn sort(&mut self, p: &Picks, n: usize) {
+        assert_eq!(p.rows as usize, n);
+        let pair = |i: u32| p.ids + 4 * u64::from(i / p.picks * p.id_row + i % p.picks);
+        let mut of = vec![Vec::new(); p.experts as usize + 1];
+        for i in 0..p.rows * p.picks {
+            of[self.word(pair(i)).min(p.experts) as usize].push(i);
+        }
+        let (mut tiles, mut place) = (Vec::new(), 0u32);
+        for (expert, pairs) in (0..).zip(of) {
+            for (i, pair) in (0..).zip(&pairs) {
+                let none = if expert == p.experts { NO_EXPERT } else { 0 };
+                self.set(p.pairs + 4 * u64::from(place + i), f32::from_bits(*pair));
+                let to = f32::from_bits((place + i) | none);
+                self.set(p.places + 4 * u64::from(*pair), to);
+            }
+            for (i, some) in (0..).zip(pairs.chunks(p.tile as usize)) {
+                let named = expert.min(p.experts - 1);
+                tiles.push([named, place + i * p.tile, some.len() as u32, 0]);
+            }
+            place += (pairs.len() as u32).next_multiple_of(8);
+        }
+        assert!(tiles.len() <= p.most as usize);
+        tiles.resize(p.most as usize, [0; 4]);
+        for (i, word) in (0..).zip(tiles.into_iter().flatten()) {
+            self.set(p.tiles + 4 * i, f32::from_bits(word));
+        }
+    }
+
+    /// The places of tiles, their experts and their pairs.
+    fn sorted(&self, p: &Gemm, tiles: u32) -> Vec<(u64, u32, u64)> {
+        let tile = |i| [0, 1, 2].map(|k| self.word(p.tiles + 4 * (u64::from(i) * 4 + k)));
+        let places = |[expert, first, rows]: [u32; 3]| {
+            assert!(rows <= p.tile && first + rows <= 8 * p.groups);
+            (first..first + rows).map(move |at| (u64::from(at), expert))
+        };
+        let all = (0..tiles).map(tile).flat_map(places);
+        all.map(|(at, expert)| (at, expert, u64::from(self.word(p.pairs + 4 * at)))).collect()
+    }
+
+    fn product(&mut self, row: u64, x: &[f32], domains: &[Domain], parts: &[Matrix], expert: u32) {
         for d in domains {
             let e = &d.epilogue;
             for col in 0..u64::from(parts[d.part[0] as usize].rows) {
                 let mut regs = [0.0f32; MAX_REGISTERS];
                 for (i, &part) in d.part[..d.parts as usize].iter().enumerate() {
-                    let (_, cols, w) = self.matrix(&parts[part as usize], 0);
+                    let part = &parts[part as usize];
+                    let (_, cols, w) = self.matrix(part, u64::from(expert) * bytes(part));
                     regs[i] = dot(&x[..*cols], &w[col as usize * cols..][..*cols]);
                 }
                 let out = e.out + 4 * (row * u64::from(e.out_stride) + col);
@@ -440,6 +520,11 @@ fn sums_place(to: &SplitTiles, row: u64, unit: u64) -> u64 {
         + (unit / 4 * u64::from(to.groups) + row / 8) * SUMS as u64
         + row % 8 * 16
         + unit % 4 * 4
+}
+
+/// Bytes of a whole matrix.
+fn bytes(m: &Matrix) -> u64 {
+    u64::from(m.rows.div_ceil(PANEL as u32)) * u64::from(m.panel_bytes)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

@@ -17,7 +17,7 @@ mod rows;
 use super::CudaTarget;
 use super::abi::{MAKES_HEADS, SEVERAL};
 use super::lower::{self, launches};
-use super::program::{Bases, Launch, Parameters, Program, TensorKind};
+use super::program::{Bases, Launch, Parameters, Program, TensorKind, Work};
 use crate::graph::{DType, Graph, Lead, Weights, arch};
 use crate::model::Format;
 use crate::plan::{Limits, Options, Plan, Role, origin};
@@ -41,7 +41,7 @@ fn load(program: &Program, w: &dyn Weights, few: usize) -> Machine {
     let (weights, kv, scratch) = (region(bytes.weights), region(bytes.kv), region(bytes.scratch));
     let (logits, tables) = (region(bytes.logits), region(bytes.tables));
     let part = |i: usize, work: u64| work + offsets[i] as u64;
-    let work = region(offsets[14] as u64);
+    let work = region(offsets[Work::PARTS] as u64);
     let list = |i: u64| part(9, work) + (limits.rows as u64 * 4).next_multiple_of(256) * i;
     let bases = Bases {
         weights,
@@ -60,6 +60,7 @@ fn load(program: &Program, w: &dyn Weights, few: usize) -> Machine {
         fresh: part(if several { 12 } else { 10 }, work),
         next: if several { program.work.several } else { program.work.fresh } as i64 / 2,
         links: part(if several { 13 } else { 11 }, work),
+        sorted: part(14, work),
         few,
         ..Bases::default()
     };

@@ -1,6 +1,6 @@
 //! Lists of operations on rows.
 
-use super::machine::{Machine, binary, halves, unary};
+use super::machine::{Machine, NO_EXPERT, binary, halves, unary};
 use crate::cuda::abi::*;
 use half::f16;
 use std::collections::BTreeSet;
@@ -106,8 +106,12 @@ impl Machine {
                 }
                 R_MIX => {
                     for e in 0..len {
-                        let part =
-                            |k: usize| read(self, &regs, &op.b, k) * a(self, &regs, k * len + e);
+                        // Weights are those of all columns.
+                        let by = |k: usize| match op.b.place {
+                            REGISTER => read(self, &regs, &op.b, k),
+                            _ => self.get(self.place(&op.b, row, 0) + 4 * k as u64),
+                        };
+                        let part = |k: usize| by(k) * a(self, &regs, k * n1 + e);
                         out.push((e, (0..n0).map(part).sum()));
                     }
                 }
@@ -201,7 +205,14 @@ impl Machine {
                         if op.kind != PLAIN_ROWS {
                             let (at, sums) = (op.aux, op.aux2);
                             let to = SplitTiles { at, sums, groups: op.n1, order: op.kind };
-                            self.split(&to, row, e as u64, v);
+                            for i in 0..u64::from(op.n2) {
+                                let place = self.word(op.b.at + 4 * (row * n2 as u64 + i));
+                                let v = if place & NO_EXPERT == 0 { v } else { 0.0 };
+                                self.split(&to, u64::from(place & !NO_EXPERT), e as u64, v);
+                            }
+                            if op.n2 == 0 {
+                                self.split(&to, row, e as u64, v);
+                            }
                             continue;
                         }
                         let (high, low) = halves(v);

@@ -1,6 +1,8 @@
 //! Products with the experts that rows picked: the prologue as a list of its own, then a launch for
-//! each kind of weights. Which experts is known on the device alone.
+//! each kind of weights. Which experts is known on the device alone. On sm_90 many rows are sorted by them first (`picked`).
 
+use super::picked::Picked;
+use super::product::Multiplied;
 use super::registers::fold;
 use super::rows::List;
 use super::{Chip, Lowering, count, too_large, unplaced};
@@ -37,39 +39,62 @@ fn spread(chip: &Chip, tasks: usize, picks: usize) -> usize {
 }
 
 impl Lowering<'_> {
-    pub(super) fn experts(&mut self, lead: Lead, prologue: &[NodeId], id: NodeId) -> Result<()> {
-        let graph = self.graph;
-        let (x, ids) = (self.arg(id, 0)?, self.arg(id, 1)?);
-        let (x_ty, picks, outputs) = (graph.ty(x), graph.ty(ids).width(), graph.ty(id).last());
-        let rows = self.most(lead);
-        let (behind, _) = experts_work(graph, id, rows).ok_or_else(too_large)?;
-        let reads = [origin(graph, x), origin(graph, ids)];
+    /// Where the rows of a product with experts and their picks are: in memory of their own, or where its prologue puts them.
+    pub(super) fn inputs_of_experts(
+        &self,
+        prologue: &[NodeId],
+        id: NodeId,
+        rows: usize,
+    ) -> Result<[Operand; 2]> {
+        let (behind, _) = experts_work(self.graph, id, rows).ok_or_else(too_large)?;
         let mut places = [Operand::default(); 2];
-        for (i, &value) in reads.iter().enumerate() {
+        for (i, to) in places.iter_mut().enumerate() {
+            let value = origin(self.graph, self.arg(id, i)?);
             let here = prologue.contains(&value) && self.put(value)?.is_none();
-            places[i] = if here {
+            *to = if here {
                 let at = self.bases.x + if i == 0 { 0 } else { behind as u64 };
-                Operand { at, place: ROWS, n: count(graph.ty(value).width())? }
+                Operand { at, place: ROWS, n: count(self.graph.ty(value).width())? }
             } else {
                 self.value(value)?
             };
         }
-        if !prologue.is_empty() {
-            let mut list = List::new();
-            list.fold = fold(graph, prologue);
-            let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &reads)?;
-            for (&value, &to) in reads.iter().zip(&places) {
-                if prologue.contains(&value) && self.put(value)?.is_none() {
-                    let a = self.folded(&known, value, list.fold)?;
-                    let len = count(graph.ty(value).width() / list.fold)?;
-                    let b = Self::part(to, list.fold);
-                    list.ops.push(RowOp { what: R_PUT, len, a, b, ..RowOp::default() });
-                }
-            }
-            Self::by_units(&mut list, 0, 1)?;
-            self.push_list(lead, list)?;
-        }
+        Ok(places)
+    }
 
+    /// The prologue as a list of its own, which puts rows and picks where the product finds them.
+    pub(super) fn before_experts(
+        &mut self,
+        lead: Lead,
+        prologue: &[NodeId],
+        id: NodeId,
+        places: &[Operand; 2],
+    ) -> Result<()> {
+        if prologue.is_empty() {
+            return Ok(());
+        }
+        let graph = self.graph;
+        let reads = [origin(graph, self.arg(id, 0)?), origin(graph, self.arg(id, 1)?)];
+        let mut list = List::new();
+        list.fold = fold(graph, prologue);
+        let known = self.list(&mut list, prologue, 0, BTreeMap::new(), &reads)?;
+        for (&value, &to) in reads.iter().zip(places) {
+            if prologue.contains(&value) && self.put(value)?.is_none() {
+                let a = self.folded(&known, value, list.fold)?;
+                let len = count(graph.ty(value).width() / list.fold)?;
+                let b = Self::part(to, list.fold);
+                list.ops.push(RowOp { what: R_PUT, len, a, b, ..RowOp::default() });
+            }
+        }
+        Self::by_units(&mut list, 0, 1)?;
+        self.push_list(lead, list)
+    }
+
+    pub(super) fn experts(&mut self, lead: Lead, prologue: &[NodeId], id: NodeId) -> Result<()> {
+        let graph = self.graph;
+        let (x_ty, picks) = (graph.ty(self.arg(id, 0)?), graph.ty(self.arg(id, 1)?).width());
+        let (outputs, rows) = (graph.ty(id).last(), self.most(lead));
+        let out = self.value(id)?;
+        let places = self.inputs_of_experts(prologue, id, rows)?;
         let (weights, mut parts, mut column) = (graph.node(id).args.iter().skip(2), Vec::new(), 0);
         for &w in weights {
             let (layout, at) = self.matrices(w)?;
@@ -79,15 +104,38 @@ impl Lowering<'_> {
             column += layout.rows;
         }
         parts.sort_by_key(|p| p.0);
+        if let Some(picked) = Picked::of(self.chip, graph, id, rows) {
+            self.leave_picked(lead, prologue, id, &places, &picked)?;
+            for same in parts.chunk_by(|a, b| a.0 == b.0) {
+                for some in same.chunks(MAX_DOMAINS) {
+                    let of = |&(product, layout, at, column, _): &_| -> Result<Multiplied> {
+                        let (out, out_stride) = (out.at + column as u64 * 4, count(outputs)?);
+                        let e = Epilogue { form: STORE, out, out_stride, ..Epilogue::default() };
+                        Ok((product, vec![(layout, at)], e))
+                    };
+                    let some: Result<Vec<_>> = some.iter().map(of).collect();
+                    self.picked_product(lead, x_ty.last(), &picked, &some?)?;
+                }
+            }
+            return Ok(());
+        }
+        let route = self.route(prologue, id)?;
+        if route.is_none() && !self.gate_last(prologue, id, &places)? {
+            self.before_experts(lead, prologue, id, &places)?;
+        }
         let grid = rows.checked_mul(picks).ok_or_else(too_large)?;
         i32::try_from(grid).map_err(|_| too_large())?;
-        let [from, picked] = places;
-        let out = self.value(id)?;
+        let ([mut from, picked], mut norm) = (places, (0, 0.0));
+        if let Some((row, of)) = self.left_to_readers(origin(graph, self.arg(id, 0)?))? {
+            (from, norm) = (row, of);
+        }
         for same in parts.chunk_by(|a, b| a.0 == b.0) {
             for some in same.chunks(MAX_PARTS) {
                 let Some((product, layout, ..)) = some.first() else { continue };
                 let mut p = Experts {
                     x: from.at,
+                    norm: norm.0,
+                    eps: norm.1,
                     ids: picked.at,
                     out: out.at,
                     x_row: from.n,
@@ -96,6 +144,7 @@ impl Lowering<'_> {
                     picks: count(picks)?,
                     out_row: out.n,
                     out_pick: count(outputs)?,
+                    route: route.unwrap_or_default(),
                     cols: count(x_ty.last())?,
                     experts: count(some.iter().map(|p| p.4).min().unwrap_or(0))?,
                     parts: count(some.len())?,

@@ -11,8 +11,8 @@ use super::rows::List;
 use super::several::Row;
 use super::{Lowering, binary_code, count, unary_code, unplaced};
 use crate::cuda::abi::{self, *};
-use crate::graph::{Lead, NodeId, Op};
-use crate::plan::{origin, weight_ranges};
+use crate::graph::{Lead, Node, NodeId, Op};
+use crate::plan::{Group, GroupKind, origin, weight_ranges};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -142,7 +142,7 @@ impl Lowering<'_> {
             row.row = Operand { at: self.bases.x, place: abi::ROWS, n: count(cols)? };
             op.b = row.row;
         } else {
-            self.split(lead, linear, cols, &mut op)?;
+            self.split(self.most(lead), linear, cols, &mut op)?;
         }
         if factored.is_some() {
             row.norm = (self.factored(lead, cols, &mut list)?, eps);
@@ -159,7 +159,11 @@ impl Lowering<'_> {
     /// The row that there is before a prologue of a norm at most, and that norm.
     fn as_it_is(&self, prologue: &[NodeId], x: NodeId) -> Result<Option<Row>> {
         let (reads, id) = match prologue {
-            [] => return Ok(Some(Row { row: self.value(x)?, ..Row::default() })),
+            [] => {
+                let normed = self.left_to_readers(x)?;
+                let (row, norm) = normed.map_or_else(|| Ok((self.value(x)?, (0, 0.0))), Ok)?;
+                return Ok(Some(Row { row, norm }));
+            }
             [id] => (*id, *id),
             // The only row is the selected one.
             [select, id]
@@ -179,10 +183,57 @@ impl Lowering<'_> {
     fn plain_norm(&self, id: NodeId) -> Result<Option<(u64, f32)>> {
         let Op::RmsNorm(op) = &self.graph.node(id).op else { return Ok(None) };
         let plain = (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2);
-        if !plain || self.put(id)?.is_some() {
+        if !plain || self.put(id)?.is_some() && self.left_to_readers(id)?.is_none() {
             return Ok(None);
         }
         Ok(Some((self.address(self.arg(id, 1)?)?, op.eps)))
+    }
+
+    /// Of a norm of the only row that several products read, and nobody else: the row before it, the norm's weights and its
+    /// constant. Each of them norms that row itself, and there is no launch between.
+    pub(super) fn left_to_readers(&self, id: NodeId) -> Result<Option<(Operand, (u64, f32))>> {
+        let graph = self.graph;
+        let Op::RmsNorm(op) = &graph.node(id).op else { return Ok(None) };
+        let plain = (graph.ty(id).dims.len(), graph.node(id).args.len()) == (1, 2);
+        if !plain || self.plan.limits().rows != 1 || self.put(id)?.is_none() {
+            return Ok(None);
+        }
+        let x = origin(graph, self.arg(id, 0)?);
+        let reads = |node: &Node, value| node.args.iter().any(|&a| origin(graph, a) == value);
+        // Only as their rows, and behind nothing else.
+        let itself = |group: &Group| match &group.kind {
+            GroupKind::Linear { prologue, linear, .. } => {
+                let others = group.nodes().filter(|&n| n != id && n != *linear);
+                let row = |n: NodeId| graph.node(n).args.first().map(|&a| origin(graph, a));
+                let weights = graph.node(*linear).args.iter().skip(1);
+                let first = matches!(graph.node(*linear).op, Op::Linear(_));
+                let alone = prologue.is_empty() || prologue.as_slice() == [id];
+                (row(*linear) == Some(id) && (alone || !first))
+                    && others.chain(weights.copied()).all(|n| n != id && !reads(graph.node(n), id))
+            }
+            _ => false,
+        };
+        let (mut made, mut last, mut needed) = (false, 0, 0);
+        for (i, group) in self.plan.groups().iter().enumerate() {
+            let has = group.nodes().any(|n| n == id);
+            if has || group.nodes().any(|n| reads(graph.node(n), id)) {
+                if !itself(group) {
+                    return Ok(None);
+                }
+                last = i;
+            }
+            made |= has
+                && matches!(&group.kind, GroupKind::Linear { prologue, .. } if prologue.as_slice() == [id]);
+            if group.nodes().any(|n| n != id && reads(graph.node(n), x)) {
+                needed = i;
+            }
+        }
+        let output = graph.outputs().iter().any(|&o| origin(graph, o) == id);
+        // The row before it must be there as long.
+        if !made || output || needed < last || self.plan.place(x).is_none() {
+            return Ok(None);
+        }
+        Ok(Some((self.value(x)?, (self.address(self.arg(id, 1)?)?, op.eps))))
     }
 
     /// The norm that ends a prologue, if its factor is for the sums of a product of more rows than one: so it is on sm_90

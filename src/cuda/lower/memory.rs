@@ -7,6 +7,7 @@ use super::attend_one::one_work;
 use super::chain::Places;
 use super::columns::{domains, raw};
 use super::experts::experts_work;
+use super::picked::Picked;
 use super::sample::scan_blocks;
 use super::tiles::{split_size, squares_size, sums_size};
 use crate::cuda::abi::{BEST_BYTES, CHUNK, LINK_BYTES};
@@ -103,6 +104,19 @@ pub(in crate::cuda) fn work(
     Some(work)
 }
 
+/// Split rows, and what stands beside them.
+fn split_work(chip: &Chip, cols: usize, rows: usize) -> Option<usize> {
+    let (cols, rows) = split_size(chip, cols, rows)?;
+    // On sm_90 in turn: who leaves rows for a product reads those for its own.
+    let turns = if chip.hopper { 2 } else { 1 };
+    let split = cols.checked_mul(rows)?.checked_mul(4)?;
+    let beside = match chip.hopper {
+        true => sums_size(cols, rows).checked_add(squares_size(cols, rows))?,
+        false => 0,
+    };
+    split.checked_add(beside)?.checked_mul(turns)
+}
+
 fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Option<Work> {
     let rows = if group.lead == Lead::Outs { limits.outs } else { limits.rows };
     let mut work = Work::default();
@@ -110,21 +124,18 @@ fn group_work(chip: &Chip, graph: &Graph, group: &Group, limits: &Limits) -> Opt
         GroupKind::Rows(_) => {}
         GroupKind::Linear { linear, .. } if matches!(graph.node(*linear).op, Op::Experts(_)) => {
             work.x = experts_work(graph, *linear, rows)?.1;
+            if let Some(picked) = Picked::of(chip, graph, *linear, rows) {
+                let x = graph.ty(*graph.node(*linear).args.first()?).last();
+                work.split = split_work(chip, x, picked.places()?)?;
+                work.sorted = picked.bytes()?;
+            }
         }
         GroupKind::Linear { linear, epilogue, .. } => {
             let x = graph.ty(*graph.node(*linear).args.first()?).width();
             if rows == 1 {
                 work.x = x.next_multiple_of(4).checked_mul(4)?;
             } else {
-                let (cols, rows) = split_size(chip, x, rows)?;
-                // On sm_90 in turn: who leaves rows for a product reads those for its own.
-                let turns = if chip.hopper { 2 } else { 1 };
-                let split = cols.checked_mul(rows)?.checked_mul(4)?;
-                let beside = match chip.hopper {
-                    true => sums_size(cols, rows).checked_add(squares_size(cols, rows))?,
-                    false => 0,
-                };
-                work.split = split.checked_add(beside)?.checked_mul(turns)?;
+                work.split = split_work(chip, x, rows)?;
             }
             let columns = raw(&domains(graph, *linear, epilogue)?);
             work.raw = columns.checked_mul(rows)?.checked_mul(4)?;

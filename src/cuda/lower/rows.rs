@@ -174,6 +174,7 @@ impl Lowering<'_> {
                     op.what = R_MIX;
                     (op.a, op.b) = (place(0)?, place(1)?);
                     op.n0 = count(self.graph.ty(self.arg(id, 1)?).width())?;
+                    op.n1 = count(node.ty.width())?;
                 }
                 Op::Concat(_) => {
                     op.what = R_JOIN;
@@ -354,7 +355,8 @@ impl Lowering<'_> {
             .then_some(cols / COLUMNS)
     }
 
-    /// Whether these are an embedding and what becomes of each of its columns: a thread takes a while for one of them.
+    /// Whether these are an embedding, or what picks come to, and what becomes of each of its columns: a thread takes a while
+    /// for one of them.
     pub(super) fn apart(&self, nodes: &[NodeId]) -> bool {
         let width = |id: NodeId| self.graph.ty(id).width();
         let Some(cols) = nodes.first().map(|&id| width(id)) else { return false };
@@ -364,6 +366,9 @@ impl Lowering<'_> {
             width(id) == cols
                 && match node.op {
                     Op::Embed(_) => node.args.get(1).is_some_and(input),
+                    Op::Mix(_) => {
+                        node.args.iter().all(|&a| !nodes.contains(&origin(self.graph, a)))
+                    }
                     Op::Unary(_) | Op::Binary(_) => node.args.iter().all(|&a| width(a) == cols),
                     _ => false,
                 }

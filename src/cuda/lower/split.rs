@@ -9,12 +9,12 @@ use crate::cuda::abi::*;
 use crate::cuda::layout::{Layout, UNIT};
 use crate::cuda::program::{Kernel, Parameters};
 use crate::graph::{Lead, NodeId};
-use crate::plan::origin;
+use crate::plan::{inputs, origin};
 
 impl Lowering<'_> {
-    /// Where the rows before a product with many of them go, split in two: on sm_90 places take turns.
-    fn tiles(&mut self, lead: Lead, linear: NodeId, cols: usize) -> Result<SplitTiles> {
-        let (cols, rows) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
+    /// Where so many rows before a product with them go, split in two: on sm_90 places take turns.
+    pub(super) fn tiles(&mut self, rows: usize, linear: NodeId, cols: usize) -> Result<SplitTiles> {
+        let (cols, rows) = split_size(self.chip, cols, rows).ok_or_else(too_large)?;
         if !self.chip.hopper {
             let at = self.bases.high;
             return Ok(SplitTiles { at, order: PLAIN_ROWS, ..SplitTiles::default() });
@@ -47,16 +47,16 @@ impl Lowering<'_> {
         Ok(at)
     }
 
-    /// The operation that splits them.
+    /// The operation that splits so many of them.
     pub(super) fn split(
         &mut self,
-        lead: Lead,
+        rows: usize,
         linear: NodeId,
         cols: usize,
         op: &mut RowOp,
     ) -> Result<()> {
-        let (padded, _) = split_size(self.chip, cols, self.most(lead)).ok_or_else(too_large)?;
-        let to = self.tiles(lead, linear, cols)?;
+        let (padded, _) = split_size(self.chip, cols, rows).ok_or_else(too_large)?;
+        let to = self.tiles(rows, linear, cols)?;
         (op.what, op.n0) = (R_SPLIT, count(padded)?);
         (op.kind, op.aux, op.n1) = (to.order, to.at, to.groups);
         op.aux2 = if self.chip.hopper { to.sums } else { self.bases.low };
@@ -103,7 +103,7 @@ impl Lowering<'_> {
         }
         let output = |&o: &NodeId| origin(self.graph, o) == x;
         let alone = self.read_once(x) && !self.graph.outputs().iter().any(output);
-        let tiles = self.tiles(lead, linear, cols)?;
+        let tiles = self.tiles(self.most(lead), linear, cols)?;
         let squares = if norm == 0 { 0 } else { self.squares_at(lead, cols)? };
         let Some(last) = self.out.last_mut() else { return Ok(None) };
         let (left, out) = match &mut last.parameters {
@@ -124,8 +124,9 @@ impl Lowering<'_> {
 
     /// How a product's weights lie.
     fn layouts(&self, linear: NodeId) -> Result<Vec<Layout>> {
-        let weights = self.graph.node(linear).args.iter().skip(1);
-        weights.map(|&w| Ok(self.matrix(w)?.0)).collect()
+        let node = self.graph.node(linear);
+        let weights = node.args.iter().skip(inputs(&node.op));
+        weights.map(|&w| Ok(self.matrices(w)?.0)).collect()
     }
 }
 

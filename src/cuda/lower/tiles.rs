@@ -1,6 +1,7 @@
 //! How a product of many rows is dealt out over blocks on sm_90, by its weights and by how many rows it was given.
 
 use super::Chip;
+use super::picked::most_tiles;
 use crate::cuda::abi::*;
 use crate::cuda::driver::Shape;
 use crate::cuda::layout::Product;
@@ -36,6 +37,18 @@ pub(super) fn stretches(chip: &Chip, tiles: u32, cols: usize, planes: bool) -> u
     ways.into_iter().find(fits).map_or(1, |way| way.0)
 }
 
+/// As many blocks as a chip has multiprocessors, nearly.
+const MANY_BLOCKS: u32 = 128;
+
+/// The kernel for rows that picked experts, so many each: by how many meet the weights of one.
+pub(super) fn picked_tile(rows: u32, picks: u32, experts: u32) -> usize {
+    match rows.saturating_mul(picks).div_ceil(experts.max(1)) {
+        0..=2 => 0,
+        3..=16 => 1,
+        _ => HALVES,
+    }
+}
+
 /// Shapes a product of many rows for as many as it was given; which of its kernels that takes.
 pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     if p.groups == 0 {
@@ -45,29 +58,39 @@ pub(in crate::cuda) fn set_tile(p: &mut Gemm, shape: &mut Shape) -> usize {
     let planes = p.part[0].lo != 0;
     // With so many rows blocks need not have one stretch each, which costs less to add up.
     let halves = p.rows > 128 && (p.stretches >= 4 || planes && p.stretches > 1);
-    let tile = match p.rows {
-        0..=8 => 0,
-        9..=32 => 1,
-        _ if planes && p.part[0].codes == TABLE => TABLES,
-        _ if planes || halves => HALVES,
-        _ => 2,
+    let tile = match p.picks {
+        0 => match p.rows {
+            0..=8 => 0,
+            9..=32 => 1,
+            _ if planes || halves => HALVES,
+            _ => 2,
+        },
+        _ => picked_tile(p.rows, p.picks, p.experts),
     };
+    let tile = if tile == HALVES && planes && p.part[0].codes == TABLE { TABLES } else { tile };
     let tiles = p.first[MAX_DOMAINS];
-    // Warpgroups of a block, and its stretches: half of all, or both, where rows are many; where they are few two in a row of
-    // floats, one of planes. Two at once would have a multiprocessor for themselves, and not all clusters of such
-    // blocks are on the chip at the same time.
+    let rows = TILE_ROWS[tile];
+    let places = match p.picks {
+        0 => p.rows.div_ceil(rows),
+        picks => most_tiles(p.rows.saturating_mul(picks), p.experts, rows),
+    };
+    // Warpgroups of a block, and its stretches: half of all, or both, where rows are many, unless there are few blocks even
+    // with one each; where they are few two in a row of floats, one of planes. Two at once would have a multiprocessor for
+    // themselves, and not all clusters of such blocks are on the chip at the same time.
+    let spread = places.saturating_mul(tiles.div_ceil(2)).saturating_mul(p.stretches);
     let (groups, each) = match (tile, p.stretches) {
-        (FEW.., all) => (2, if halves { (all / 2).max(2) } else { 1 }),
+        (FEW.., all) if halves && spread > MANY_BLOCKS => (2, (all / 2).max(2)),
+        (FEW.., _) => (2, 1),
         (_, 8) if !planes => (1, 2),
         _ => (1, 1),
     };
     p.each = each;
     // Of planes half the stages for up to 32 rows, so that a multiprocessor has four blocks.
     let stages = if planes && tile == 1 { 2 } else { TILE_STAGES[tile] };
-    (p.tile, p.stages) = (TILE_ROWS[tile], stages);
+    (p.tile, p.stages) = (rows, stages);
     shape.cluster = p.stretches / p.each;
     shape.block = groups * 128;
-    shape.grid = (p.rows.div_ceil(p.tile), tiles.div_ceil(groups));
+    shape.grid = (places, tiles.div_ceil(groups));
     (p.pages, p.page) = if tile < FEW { pages(p, tile) } else { (0, 0) };
     shape.shared = tile_shared(p, tile, groups, p.pages * p.page);
     tile

@@ -27,16 +27,16 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
     device.bind()?;
     use crate::cuda::layout::Product::*;
     let products = [
-        (P8, c"gemv_8_0", c"gemm_8_0", c"experts_8_0"),
-        (P4, c"gemv_4_0", c"gemm_4_0", c"experts_4_0"),
-        (P2, c"gemv_2_0", c"gemm_2_0", c"experts_2_0"),
-        (P1, c"gemv_1_0", c"gemm_1_0", c"experts_1_0"),
-        (P21, c"gemv_2_1", c"gemm_2_1", c"experts_2_1"),
-        (P41, c"gemv_4_1", c"gemm_4_1", c"experts_4_1"),
-        (P42, c"gemv_4_2", c"gemm_4_2", c"experts_4_2"),
-        (F32, c"gemv_f32", c"gemm_f32", c"experts_f32"),
-        (F16, c"gemv_f16", c"gemm_f16", c"experts_f16"),
-        (Bf16, c"gemv_bf16", c"gemm_bf16", c"experts_bf16"),
+        (P8, "8_0"),
+        (P4, "4_0"),
+        (P2, "2_0"),
+        (P1, "1_0"),
+        (P21, "2_1"),
+        (P41, "4_1"),
+        (P42, "4_2"),
+        (F32, "f32"),
+        (F16, "f16"),
+        (Bf16, "bf16"),
     ];
     // Kernels have a few KiB of their own.
     let most = device.block_shared.saturating_sub(4 << 10);
@@ -46,32 +46,39 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
         let module = Module::load(device, cubin.bytes)?;
         match cubin.name {
             "gemv" => {
-                for (product, name, ..) in products {
-                    let most = most.saturating_sub(14 << 10);
-                    functions.insert(Some(Kernel::Gemv(product)), one(&module, name, most)?);
+                for (product, name) in products {
+                    let (most, name) = (most.saturating_sub(14 << 10), named("gemv_", name, "")?);
+                    functions.insert(Some(Kernel::Gemv(product)), one(&module, &name, most)?);
                 }
             }
-            "gemm" => {
-                for (product, _, name, _) in products {
+            "gemm" | "picked" => {
+                let picked = cubin.name == "picked";
+                let prefix = if picked { "picked_" } else { "gemm_" };
+                for (product, name) in products {
                     let shared = gemm_shared(chip, product) as u32;
                     let mut tiles = if chip.hopper { TILE_NAMES } else { [""; TILES] };
-                    if product.in_planes() {
+                    if product.in_planes() || picked {
                         tiles[FEW] = tiles[HALVES];
                     }
                     if product != P4 {
                         tiles[TABLES] = tiles[HALVES];
                     }
-                    let mut all = one(&module, &named(name, tiles[0])?, shared)?;
+                    let mut all = one(&module, &named(prefix, name, tiles[0])?, shared)?;
                     for (to, tile) in all.iter_mut().zip(tiles).skip(1) {
-                        *to = module.function(&named(name, tile)?, shared)?;
+                        *to = module.function(&named(prefix, name, tile)?, shared)?;
                     }
-                    functions.insert(Some(Kernel::Gemm(product)), all);
+                    let kernel = if picked { Kernel::Picked } else { Kernel::Gemm };
+                    functions.insert(Some(kernel(product)), all);
+                }
+                if picked {
+                    let sort = one(&module, c"sort_picks", most)?;
+                    functions.insert(Some(Kernel::SortPicks), sort);
                 }
             }
             "experts" => {
-                for (product, _, _, name) in products {
-                    let kernel = Kernel::Experts(product);
-                    functions.insert(Some(kernel), one(&module, name, most)?);
+                for (product, name) in products {
+                    let (kernel, name) = (Kernel::Experts(product), named("experts_", name, "")?);
+                    functions.insert(Some(kernel), one(&module, &name, most)?);
                 }
             }
             "rows" => {
@@ -133,9 +140,10 @@ fn one(module: &Module, name: &CStr, shared: u32) -> Result<Functions> {
     Ok([module.function(name, shared)?; TILES])
 }
 
-fn named(kernel: &CStr, tile: &str) -> Result<CString> {
-    CString::new([kernel.to_bytes(), tile.as_bytes()].concat())
-        .map_err(|_| Error::Unsupported(format!("CUDA: {kernel:?} is no name")))
+fn named(kernel: &str, product: &str, tile: &str) -> Result<CString> {
+    let name = [kernel, product, tile].concat();
+    CString::new(name.as_str())
+        .map_err(|_| Error::Unsupported(format!("CUDA: {name:?} is no name")))
 }
 
 pub(super) fn function(functions: &Kernels, kernel: Option<Kernel>) -> Result<Functions> {

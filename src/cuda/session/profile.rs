@@ -359,9 +359,8 @@ fn timed(plan: &Plan, launch: &Launch, bases: &Bases, seconds: f64) -> Timed {
     Timed {
         group: launch.group,
         part: match launch.kernel {
-            Kernel::Gemv(_) | Kernel::Gemm(_) | Kernel::Several(_) | Kernel::Experts(_) => {
-                Part::Product
-            }
+            Kernel::Gemv(_) | Kernel::Gemm(_) | Kernel::Several(_) => Part::Product,
+            Kernel::Experts(_) | Kernel::Picked(_) => Part::Product,
             _ => Part::Whole,
         },
         takes_on: match &launch.parameters {
@@ -407,7 +406,7 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
         Parameters::Gemv(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
         Parameters::Several(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
         Parameters::Gemm(p) => of_product(&p.domain, &p.part).chain([p.norm]).collect(),
-        Parameters::Experts(p) => p.part.iter().map(|m| m.data).collect(),
+        Parameters::Experts(p) => p.part.iter().map(|m| m.data).chain([p.norm]).collect(),
         Parameters::Rows(p) => {
             let tables = p.table.iter().map(|m| m.data);
             let ops = p.op.iter().flat_map(|op| {
@@ -425,7 +424,7 @@ fn addresses(parameters: &Parameters) -> Vec<u64> {
         Parameters::AttendOne(p) => attention([&p.q, &p.k, &p.v], p.sinks),
         Parameters::AttendFew(p) => attention([&p.q, &p.k, &p.v], p.many.sinks),
         // Its links have their own lines.
-        Parameters::Chain(_) | Parameters::Sample(_) => Vec::new(),
+        Parameters::Picks(_) | Parameters::Chain(_) | Parameters::Sample(_) => Vec::new(),
     }
 }
 
@@ -461,6 +460,8 @@ fn name(kernel: Kernel) -> String {
         Kernel::Gemv(p) => of("gemv", p),
         Kernel::Gemm(p) => of("gemm", p),
         Kernel::Experts(p) => of("experts", p),
+        Kernel::Picked(p) => of("picked", p),
+        Kernel::SortPicks => "sort_picks".to_string(),
         Kernel::Rows => "rows".to_string(),
         Kernel::Attend => "attend".to_string(),
         Kernel::AttendOne(pairs) => format!("attend_one_{pairs}"),

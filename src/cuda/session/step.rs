@@ -139,6 +139,7 @@ impl CudaSession {
                     Parameters::Gemm(p) => function.launch(s, &**p, on),
                     Parameters::Rows(p) => function.launch(s, &**p, on),
                     Parameters::Experts(p) => function.launch(s, &**p, on),
+                    Parameters::Picks(p) => function.launch(s, p, on),
                     Parameters::Attend(p) => function.launch(s, p, on),
                     Parameters::AttendOne(p) => function.launch(s, &**p, on),
                     Parameters::AttendFew(p) => function.launch(s, &**p, on),
