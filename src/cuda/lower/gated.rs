@@ -1,4 +1,4 @@
-//! A gate and what it is for, when both are products with the same experts: the launch of those gates as well, and leaves what the
+//! A gate and what it is for, where both are products with the same experts: their launch does that as well, and leaves what the
 //! next product with them takes.
 
 use super::{Lowering, count, unary_code};

@@ -222,8 +222,9 @@ impl Lowering<'_> {
                 }
                 last = i;
             }
-            made |= has
-                && matches!(&group.kind, GroupKind::Linear { prologue, .. } if prologue.as_slice() == [id]);
+            if let GroupKind::Linear { prologue, .. } = &group.kind {
+                made |= prologue.as_slice() == [id];
+            }
             if group.nodes().any(|n| n != id && reads(graph.node(n), x)) {
                 needed = i;
             }
