@@ -168,3 +168,112 @@ impl Lowering<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+    use crate::cuda::CudaTarget;
+    use crate::cuda::lower::launches;
+    use crate::cuda::program::Bases;
+    use crate::graph::{Builder, Dims, UnaryKind, Weights};
+    use crate::model::Format;
+    use crate::plan::{Limits, Plan};
+    use std::borrow::Cow;
+
+    /// Tensors without numbers.
+    struct Shapes(BTreeMap<String, (Format, Dims)>);
+
+    impl Weights for Shapes {
+        fn find(&self, name: &str) -> Option<(Format, Dims)> {
+            self.0.get(name).cloned()
+        }
+
+        fn bytes(&self, _: &str) -> Option<Cow<'_, [u8]>> {
+            None
+        }
+    }
+
+    #[test]
+    fn mixtures_of_real_shapes_fit_every_chip() {
+        // Mixtral, Qwen2 MoE, Qwen3 30B and 235B, OLMoE, gpt-oss, and wider than any.
+        for (dim, inner, experts, k, bias) in [
+            (4096, 14336, 8, 2, false),
+            (2048, 1408, 60, 4, false),
+            (2048, 768, 128, 8, false),
+            (4096, 1536, 128, 8, false),
+            (2048, 1024, 64, 8, false),
+            (2880, 2880, 128, 4, true),
+            (7168, 2048, 256, 8, false),
+        ] {
+            let mut all = BTreeMap::new();
+            let mut add = |name: &str, format, dims: &[usize]| {
+                all.insert(name.to_string(), (format, Dims::from_slice(dims)));
+            };
+            add("x.weight", Format::Q8_0, &[1000, dim]);
+            add("norm.weight", Format::F32, &[dim]);
+            add("router.weight", Format::F32, &[experts, dim]);
+            let (outputs, format) =
+                if bias { (2 * inner, Format::MXFP4) } else { (inner, Format::Q4_0) };
+            for (name, rows, cols) in
+                [("gate", outputs, dim), ("up", outputs, dim), ("down", dim, inner)]
+            {
+                add(&format!("{name}.weight"), format, &[experts, rows, cols]);
+                if bias {
+                    add(&format!("{name}.bias"), Format::F32, &[experts, rows]);
+                }
+            }
+            let w = Shapes(all);
+            let mut b = Builder::new(&w);
+            let x = b.embed("x").unwrap();
+            let n = b.rms_norm(x, "norm", 1e-5).unwrap();
+            let logits = b.linear(n, "router").unwrap();
+            let shares = b.softmax(logits).unwrap();
+            let picks = b.top_k(shares, k).unwrap();
+            let shares = b.pick(shares, picks).unwrap();
+            let shares = b.normalize(shares).unwrap();
+            let gate = b.experts(n, picks, "gate").unwrap();
+            let y = if bias {
+                let pairs = b.reshape(gate, &[k, inner, 2]).unwrap();
+                let (gate, up) = (b.slice(pairs, 0, 1).unwrap(), b.slice(pairs, 1, 1).unwrap());
+                let gate = b.reshape(gate, &[k, inner]).unwrap();
+                let up = b.reshape(up, &[k, inner]).unwrap();
+                let gate = b.unary(gate, UnaryKind::Clamp(-7.0, 7.0)).unwrap();
+                let up = b.unary(up, UnaryKind::Shift(1.0)).unwrap();
+                let gate = b.unary(gate, UnaryKind::GeluQuick).unwrap();
+                b.mul(up, gate).unwrap()
+            } else {
+                let up = b.experts(n, picks, "up").unwrap();
+                let gate = b.silu(gate).unwrap();
+                b.mul(gate, up).unwrap()
+            };
+            let y = b.experts(y, picks, "down").unwrap();
+            let y = b.mix(y, shares).unwrap();
+            let y = b.add(x, y).unwrap();
+            b.output(y);
+            let graph = b.finish();
+            for capability in [80, 86, 89, 90] {
+                let target = CudaTarget::of(capability).unwrap();
+                for rows in [1, 512] {
+                    let limits = Limits { rows, outs: 1, slots: 1, context: 2048 };
+                    let plan = Plan::new(&graph, &target, limits)
+                        .unwrap_or_else(|e| panic!("{dim} {inner} on sm_{capability}: {e}"));
+                    let program = target.lower(&plan).unwrap();
+                    let made = launches(&target.0, &program, &Bases::default()).unwrap();
+                    for launch in &made {
+                        assert!(launch.shape.shared as usize + (4 << 10) <= target.0.block_shared);
+                    }
+                    let experts = made.iter().enumerate().filter_map(|(i, l)| {
+                        let picked = matches!(&l.parameters, Parameters::Gemm(p) if p.picks > 0);
+                        (picked || matches!(l.kernel, Kernel::Experts(_))).then_some(i)
+                    });
+                    let [gate, down] = experts.collect::<Vec<_>>()[..] else { panic!("experts") };
+                    // A list of its own if there are biases.
+                    assert_eq!(down - gate, 1 + usize::from(bias), "{dim} {inner}");
+                    let sorted = made.iter().filter(|l| l.kernel == Kernel::SortPicks);
+                    assert_eq!(sorted.count(), usize::from(rows > 1 && capability == 90));
+                }
+            }
+        }
+    }
+}

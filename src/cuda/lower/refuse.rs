@@ -104,6 +104,10 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
             });
             let layouts: Option<Vec<Layout>> = layouts.collect();
             let Some(layouts) = layouts else { return Some("no kernel reads its weights") };
+            let planes = layouts.iter().filter(|l| l.in_planes()).count();
+            if chip.hopper && planes != 0 && planes != layouts.len() {
+                return Some("some of its weights are floats, which take rows in another order");
+            }
             let streams = |l: &Layout| Stream::of(chip, std::slice::from_ref(l)).is_some();
             if layouts.iter().all(streams) { None } else { Some("its rows are too wide") }
         }
