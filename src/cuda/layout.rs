@@ -61,8 +61,37 @@ pub(super) enum Product {
 }
 
 impl Product {
+    pub(super) const ALL: [Product; 10] = [
+        Product::P8,
+        Product::P4,
+        Product::P2,
+        Product::P1,
+        Product::P21,
+        Product::P41,
+        Product::P42,
+        Product::F32,
+        Product::F16,
+        Product::Bf16,
+    ];
+
     pub(super) fn in_planes(self) -> bool {
         !matches!(self, Product::F32 | Product::F16 | Product::Bf16)
+    }
+
+    /// What its kernels' names end with.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Product::P8 => "8_0",
+            Product::P4 => "4_0",
+            Product::P2 => "2_0",
+            Product::P1 => "1_0",
+            Product::P21 => "2_1",
+            Product::P41 => "4_1",
+            Product::P42 => "4_2",
+            Product::F32 => "f32",
+            Product::F16 => "f16",
+            Product::Bf16 => "bf16",
+        }
     }
 }
 

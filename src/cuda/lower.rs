@@ -99,6 +99,11 @@ fn too_large() -> Error {
     Error::Plan("its sizes overflow".to_string())
 }
 
+/// Whether the value is one of the graph's.
+fn is_output(graph: &Graph, value: NodeId) -> bool {
+    graph.outputs().iter().any(|&o| origin(graph, o) == value)
+}
+
 fn count(n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| too_large())
 }

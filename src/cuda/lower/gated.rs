@@ -1,7 +1,7 @@
 //! A gate and what it is for, where both are products with the same experts: their launch does that as well, and leaves what the
 //! next product with them takes.
 
-use super::{Lowering, count, unary_code};
+use super::{Lowering, count, is_output, unary_code};
 use crate::Result;
 use crate::cuda::abi::*;
 use crate::cuda::layout::Layout;
@@ -46,8 +46,7 @@ fn gate_of(
     let picks = matches!(of.op, Op::Experts(_)) && arg(product, 1) == arg(id, 1);
     let reads = |id: &NodeId| graph.node(*id).args.iter().any(|&a| origin(graph, a) == product);
     let readers = graph.iter().map(|(id, _)| id).filter(reads).count();
-    let output = graph.outputs().iter().any(|&o| origin(graph, o) == product);
-    let alone = readers == 2 && !output && prologue.len() == 4;
+    let alone = readers == 2 && !is_output(graph, product) && prologue.len() == 4;
     let these = [gate, plain, acts, all].iter().all(|id| prologue.contains(id));
     (same && picks && alone && these && mul.kind == BinaryKind::Mul)
         .then_some((product, halves, act.kind))

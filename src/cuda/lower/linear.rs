@@ -9,7 +9,7 @@ use super::columns::{self, Columns, domains};
 use super::product::{Multiplied, Way};
 use super::rows::List;
 use super::several::Row;
-use super::{Lowering, binary_code, count, unary_code, unplaced};
+use super::{Lowering, binary_code, count, is_output, unary_code, unplaced};
 use crate::cuda::abi::{self, *};
 use crate::graph::{Lead, Node, NodeId, Op};
 use crate::plan::{Group, GroupKind, origin, weight_ranges};
@@ -179,23 +179,30 @@ impl Lowering<'_> {
         Ok(Some(Row { row: self.value(origin(self.graph, self.arg(reads, 0)?))?, norm }))
     }
 
-    /// The weights of a norm over whole rows, which nothing but one product reads.
-    fn plain_norm(&self, id: NodeId) -> Result<Option<(u64, f32)>> {
-        let Op::RmsNorm(op) = &self.graph.node(id).op else { return Ok(None) };
-        let plain = (self.graph.ty(id).dims.len(), self.graph.node(id).args.len()) == (1, 2);
-        if !plain || self.put(id)?.is_some() && self.left_to_readers(id)?.is_none() {
-            return Ok(None);
+    /// The weights of a norm over whole rows, and its constant.
+    fn whole_norm(&self, id: NodeId) -> Result<Option<(u64, f32)>> {
+        match (&self.graph.node(id).op, self.graph.node(id).args.as_slice()) {
+            (Op::RmsNorm(op), &[_, weights]) if self.graph.ty(id).dims.len() == 1 => {
+                Ok(Some((self.address(weights)?, op.eps)))
+            }
+            _ => Ok(None),
         }
-        Ok(Some((self.address(self.arg(id, 1)?)?, op.eps)))
+    }
+
+    /// The same of one whose rows nobody finds in memory.
+    fn plain_norm(&self, id: NodeId) -> Result<Option<(u64, f32)>> {
+        match self.put(id)? {
+            Some(_) => Ok(self.left_to_readers(id)?.map(|(_, norm)| norm)),
+            None => self.whole_norm(id),
+        }
     }
 
     /// Of a norm of the only row that several products read, and nobody else: the row before it, the norm's weights and its
     /// constant. Each of them norms that row itself, and there is no launch between.
     pub(super) fn left_to_readers(&self, id: NodeId) -> Result<Option<(Operand, (u64, f32))>> {
         let graph = self.graph;
-        let Op::RmsNorm(op) = &graph.node(id).op else { return Ok(None) };
-        let plain = (graph.ty(id).dims.len(), graph.node(id).args.len()) == (1, 2);
-        if !plain || self.plan.limits().rows != 1 || self.put(id)?.is_none() {
+        let Some(norm) = self.whole_norm(id)? else { return Ok(None) };
+        if self.plan.limits().rows != 1 || self.put(id)?.is_none() {
             return Ok(None);
         }
         let x = origin(graph, self.arg(id, 0)?);
@@ -229,12 +236,11 @@ impl Lowering<'_> {
                 needed = i;
             }
         }
-        let output = graph.outputs().iter().any(|&o| origin(graph, o) == id);
         // The row before it must be there as long.
-        if !made || output || needed < last || self.plan.place(x).is_none() {
+        if !made || is_output(graph, id) || needed < last || self.plan.place(x).is_none() {
             return Ok(None);
         }
-        Ok(Some((self.value(x)?, (self.address(self.arg(id, 1)?)?, op.eps))))
+        Ok(Some((self.value(x)?, norm)))
     }
 
     /// The norm that ends a prologue, if its factor is for the sums of a product of more rows than one: so it is on sm_90

@@ -4,12 +4,13 @@
 use super::product::Multiplied;
 use super::registers::fold;
 use super::rows::List;
+use super::split::one_order;
 use super::tiles::{picked_tile, split_size};
 use super::{Chip, Lowering, count, too_large};
 use crate::Result;
 use crate::cuda::abi::*;
 use crate::cuda::program::{Kernel, Parameters};
-use crate::graph::{DType, Graph, Lead, NodeId};
+use crate::graph::{Graph, Lead, NodeId};
 use crate::plan::origin;
 use std::collections::BTreeMap;
 
@@ -26,16 +27,9 @@ impl Picked {
     /// weights do not take their rows in the same order.
     pub(super) fn of(chip: &Chip, graph: &Graph, id: NodeId, rows: usize) -> Option<Picked> {
         let args = &graph.node(id).args;
-        let blocks = |&w: &NodeId| match graph.ty(w).dtype {
-            DType::Weight(format) => format.quant().is_some(),
-            _ => false,
-        };
-        let mut weights = args.iter().skip(2).map(blocks);
-        let first = weights.next()?;
-        let alike = weights.all(|blocks| blocks == first);
         let picks = graph.ty(*args.get(1)?).width();
         let experts = graph.ty(*args.get(2)?).dims.first().copied().filter(|&n| n > 0)?;
-        (chip.hopper && rows > 1 && alike).then_some(Picked { rows, picks, experts })
+        (chip.hopper && rows > 1 && one_order(graph, id)).then_some(Picked { rows, picks, experts })
     }
 
     fn pairs(&self) -> Option<usize> {

@@ -9,6 +9,7 @@ use super::memory::tensor_kind;
 use super::product::Stream;
 use super::registers::{Registers, fold};
 use super::rows::{list_fits, ops, tables};
+use super::split::one_order;
 use crate::cuda::abi::{MAX_ROW_OPS, MAX_TABLES};
 use crate::cuda::layout::Layout;
 use crate::cuda::program::TensorKind;
@@ -104,8 +105,7 @@ fn refuses_node(chip: &Chip, graph: &Graph, id: NodeId) -> Option<&'static str> 
             });
             let layouts: Option<Vec<Layout>> = layouts.collect();
             let Some(layouts) = layouts else { return Some("no kernel reads its weights") };
-            let planes = layouts.iter().filter(|l| l.in_planes()).count();
-            if chip.hopper && planes != 0 && planes != layouts.len() {
+            if chip.hopper && !one_order(graph, id) {
                 return Some("some of its weights are floats, which take rows in another order");
             }
             let streams = |l: &Layout| Stream::of(chip, std::slice::from_ref(l)).is_some();

@@ -3,13 +3,24 @@
 
 use super::rows::List;
 use super::tiles::{split_size, sums_size};
-use super::{Lowering, count, too_large};
+use super::{Lowering, count, is_output, too_large};
 use crate::Result;
 use crate::cuda::abi::*;
 use crate::cuda::layout::{Layout, UNIT};
 use crate::cuda::program::{Kernel, Parameters};
-use crate::graph::{Lead, NodeId};
-use crate::plan::{inputs, origin};
+use crate::graph::{DType, Graph, Lead, NodeId};
+use crate::plan::inputs;
+
+/// Whether the weights of a product take their rows in one order: those of blocks have another than floats.
+pub(super) fn one_order(graph: &Graph, product: NodeId) -> bool {
+    let node = graph.node(product);
+    let blocks = |w: NodeId| match graph.ty(w).dtype {
+        DType::Weight(format) => format.quant().is_some(),
+        _ => false,
+    };
+    let mut weights = node.args.iter().skip(inputs(&node.op)).map(|&w| blocks(w));
+    weights.next().is_none_or(|first| weights.all(|blocks| blocks == first))
+}
 
 impl Lowering<'_> {
     /// Where so many rows before a product with them go, split in two: on sm_90 places take turns.
@@ -101,8 +112,7 @@ impl Lowering<'_> {
         if !(takes && fits) {
             return Ok(None);
         }
-        let output = |&o: &NodeId| origin(self.graph, o) == x;
-        let alone = self.read_once(x) && !self.graph.outputs().iter().any(output);
+        let alone = self.read_once(x) && !is_output(self.graph, x);
         let tiles = self.tiles(self.most(lead), linear, cols)?;
         let squares = if norm == 0 { 0 } else { self.squares_at(lead, cols)? };
         let Some(last) = self.out.last_mut() else { return Ok(None) };

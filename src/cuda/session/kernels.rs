@@ -3,6 +3,7 @@
 use crate::cuda::CudaBackend;
 use crate::cuda::abi::{CHAIN_SHARED, FEW, HALVES, SEVERAL_SHARED, TABLES, TILE_NAMES, TILES};
 use crate::cuda::driver::{Function, Module};
+use crate::cuda::layout::Product;
 use crate::cuda::lower::gemm_shared;
 use crate::cuda::program::Kernel;
 use crate::{Error, Result};
@@ -25,19 +26,6 @@ pub(in crate::cuda) struct Loaded {
 pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
     let device = &backend.device;
     device.bind()?;
-    use crate::cuda::layout::Product::*;
-    let products = [
-        (P8, "8_0"),
-        (P4, "4_0"),
-        (P2, "2_0"),
-        (P1, "1_0"),
-        (P21, "2_1"),
-        (P41, "4_1"),
-        (P42, "4_2"),
-        (F32, "f32"),
-        (F16, "f16"),
-        (Bf16, "bf16"),
-    ];
     // Kernels have a few KiB of their own.
     let most = device.block_shared.saturating_sub(4 << 10);
     let (mut modules, mut functions) = (Vec::new(), BTreeMap::new());
@@ -46,26 +34,25 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
         let module = Module::load(device, cubin.bytes)?;
         match cubin.name {
             "gemv" => {
-                for (product, name) in products {
-                    let (most, name) = (most.saturating_sub(14 << 10), named("gemv_", name, "")?);
+                for product in Product::ALL {
+                    let (most, name) = (most.saturating_sub(14 << 10), named("gemv", product, "")?);
                     functions.insert(Some(Kernel::Gemv(product)), one(&module, &name, most)?);
                 }
             }
             "gemm" | "picked" => {
                 let picked = cubin.name == "picked";
-                let prefix = if picked { "picked_" } else { "gemm_" };
-                for (product, name) in products {
+                for product in Product::ALL {
                     let shared = gemm_shared(chip, product) as u32;
                     let mut tiles = if chip.hopper { TILE_NAMES } else { [""; TILES] };
                     if product.in_planes() || picked {
                         tiles[FEW] = tiles[HALVES];
                     }
-                    if product != P4 {
+                    if product != Product::P4 {
                         tiles[TABLES] = tiles[HALVES];
                     }
-                    let mut all = one(&module, &named(prefix, name, tiles[0])?, shared)?;
+                    let mut all = one(&module, &named(cubin.name, product, tiles[0])?, shared)?;
                     for (to, tile) in all.iter_mut().zip(tiles).skip(1) {
-                        *to = module.function(&named(prefix, name, tile)?, shared)?;
+                        *to = module.function(&named(cubin.name, product, tile)?, shared)?;
                     }
                     let kernel = if picked { Kernel::Picked } else { Kernel::Gemm };
                     functions.insert(Some(kernel(product)), all);
@@ -76,8 +63,8 @@ pub(in crate::cuda) fn kernels(backend: &CudaBackend) -> Result<Loaded> {
                 }
             }
             "experts" => {
-                for (product, name) in products {
-                    let (kernel, name) = (Kernel::Experts(product), named("experts_", name, "")?);
+                for product in Product::ALL {
+                    let (kernel, name) = (Kernel::Experts(product), named("experts", product, "")?);
                     functions.insert(Some(kernel), one(&module, &name, most)?);
                 }
             }
@@ -140,8 +127,8 @@ fn one(module: &Module, name: &CStr, shared: u32) -> Result<Functions> {
     Ok([module.function(name, shared)?; TILES])
 }
 
-fn named(kernel: &str, product: &str, tile: &str) -> Result<CString> {
-    let name = [kernel, product, tile].concat();
+fn named(kernel: &str, product: Product, tile: &str) -> Result<CString> {
+    let name = format!("{kernel}_{}{tile}", product.name());
     CString::new(name.as_str())
         .map_err(|_| Error::Unsupported(format!("CUDA: {name:?} is no name")))
 }
@@ -149,4 +136,29 @@ fn named(kernel: &str, product: &str, tile: &str) -> Result<CString> {
 pub(super) fn function(functions: &Kernels, kernel: Option<Kernel>) -> Result<Functions> {
     let found = functions.get(&kernel).copied();
     found.ok_or_else(|| Error::Unsupported(format!("CUDA: there is no kernel {kernel:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_product_has_kernels_by_its_name() {
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/cubins/MANIFEST");
+        let manifest = std::fs::read_to_string(manifest).unwrap();
+        let there = |chip: &str, name: CString| {
+            let name = name.into_string().unwrap();
+            let line = |l: &str| l.starts_with(chip) && l.split(' ').any(|word| word == name);
+            assert!(manifest.lines().any(line), "{chip} {name}");
+        };
+        for product in Product::ALL {
+            for (kernel, tile) in [("gemv", ""), ("experts", ""), ("gemm", "")] {
+                there("sm_80", named(kernel, product, tile).unwrap());
+            }
+            for (kernel, tile) in [("gemv", ""), ("gemm", "_some"), ("picked", "_halves")] {
+                there("sm_90a", named(kernel, product, tile).unwrap());
+            }
+        }
+    }
 }

@@ -441,21 +441,7 @@ fn operands(e: &Epilogue) -> Vec<u64> {
 
 /// The kernel's name in the cubins.
 fn name(kernel: Kernel) -> String {
-    let of = |what: &str, product: Product| {
-        let bits = match product {
-            Product::P8 => "8_0",
-            Product::P4 => "4_0",
-            Product::P2 => "2_0",
-            Product::P1 => "1_0",
-            Product::P21 => "2_1",
-            Product::P41 => "4_1",
-            Product::P42 => "4_2",
-            Product::F32 => "f32",
-            Product::F16 => "f16",
-            Product::Bf16 => "bf16",
-        };
-        format!("{what}_{bits}")
-    };
+    let of = |what: &str, product: Product| format!("{what}_{}", product.name());
     match kernel {
         Kernel::Gemv(p) => of("gemv", p),
         Kernel::Gemm(p) => of("gemm", p),
