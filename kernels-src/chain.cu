@@ -194,7 +194,7 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
     u32 position = cg_u32(p.positions);
 #pragma unroll 1
     LINKS LINK
-#define CONSUME(...) consume<__VA_ARGS__, true>(link.gemv, link.fresh, ring, b.sums, turn, b.words[warp], thread)
+#define CONSUME(...) consume_either<__VA_ARGS__, true>(link.gemv, link.fresh, ring, b.sums, turn, b.words[warp], thread)
   // Of long rows a warp may have twice as many columns at a time: fewer passes.
 #define PLANES(LO, HI) \
   if (link.gemv.wide > 8) CONSUME(Planes<LO, HI, 2>); \

@@ -19,7 +19,7 @@ awk -v chain="$(own CHAIN)" -v several="$(own SEVERAL)" '!/^#/ {
   # What 64 registers of 1,024 threads do not hold, or 128 beside sums and f32 weights, or beside those of units and of
   # all (of each way to look at scales that the kernel has), or 255 beside sums of wide heads; and what is put away once a
   # launch or a link.
-  if ($8 > ($3 ~ /^gemm_f(32|16)_(many|halves)/ ? 24 : $3 == "pick" || $3 == "experts_4_2" ? 16 : $3 ~ /^(gemm|picked)_._._(halves|tables)/ ? 152 : $3 == "several" ? 8 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 == "gemv_4_0" ? 8 : 0)) {
+  if ($8 > ($3 ~ /^gemm_f(32|16)_(many|halves)/ ? 24 : $3 == "pick" || $3 == "experts_4_2" ? 16 : $3 ~ /^(gemm|picked)_._._(halves|tables)/ ? 152 : $3 == "several" ? 8 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 ~ "gemv_[24]_0" ? 8 : 0)) {
     print $1, $3 ": " $8 " bytes of stack"; bad = 1
   }
   # Two blocks of 256 threads, four of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers; of attention with four
@@ -37,6 +37,8 @@ for arch in sm_80 sm_86 sm_89 sm_90a; do
   sass "$arch/gemv.cubin" > "$fresh/sass"
   has "$arch gemv" 'IDP\.2A\.HI\.S16\.U8'
   has "$arch gemv" 'LDS\.128'
+  # Bits are counted by tensor cores.
+  for of in 128 256; do has "$arch gemv" "BMMA\.168$of\.AND\.POPC"; done
   if [ "$arch" = sm_90a ]; then
     # Weights by bulk copies, completion by barriers, programmatic launches.
     has "$arch gemv" 'UBLKCP'

@@ -12,7 +12,7 @@
 //
 // In a `CHAIN` of launches that are one kernel (chain.cu) ring and sums go on from one to the next.
 #pragma once
-#include "units.cuh"
+#include "bits.cuh"
 
 // One output of a chunk, and what becomes of it.
 struct Output {
@@ -246,6 +246,15 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
   }
 }
 
+// By counting bits, where these planes can be and the launch's weights are such as to be.
+template <class F, bool CHAIN>
+DEV void consume_either(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uint4* words, u32 thread) {
+  if constexpr (Counted<F>::POSSIBLE) {
+    if (p.part[0].halves == 0) return consume<typename Counted<F>::By, CHAIN>(p, f, ring, sums, turn, words, thread);
+  }
+  consume<F, CHAIN>(p, f, ring, sums, turn, words, thread);
+}
+
 template <class F>
 DEV void gemv(const Gemv& p) {
   extern __shared__ __align__(128) u8 shared[];
@@ -271,5 +280,5 @@ DEV void gemv(const Gemv& p) {
   Filling filling(ring, p.ring, threadIdx.x % 32);
   if (warp == WARPS) produce<false>(p, filling);
   else if (warp > WARPS) finish_chunks<false>(p, Fresh{}, sums, turn, regs, threadIdx.x % 32);
-  else consume<F, false>(p, Fresh{}, ring, sums, turn, words + (F::WHOLE ? warp * 32 : 0), threadIdx.x);
+  else consume_either<F, false>(p, Fresh{}, ring, sums, turn, words + (F::WHOLE ? warp * 32 : 0), threadIdx.x);
 }

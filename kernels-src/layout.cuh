@@ -21,7 +21,7 @@ struct Matrix {
   // Units of a row, spans of a row, bytes of a full span and of a panel.
   u32 units, spans, span_bytes, panel_bytes;
   u32 kind;
-  // Planes: bits of each, scales a unit (1 or 2), levels of scales, where zero is.
+  // Planes: bits of each, scales a unit (1 or 2, 0 where bits are counted: four units have one), levels of scales, where zero is.
   u32 lo, hi, halves, levels, min;
   int zero;
   u32 codes;

@@ -21,7 +21,9 @@ struct Gemv {
   u32 cols, domains, ring, each;
   // Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
   // through, and how many units a warp has each time.
-  u32 team, batch, passes, wide, unused;
+  u32 team, batch, passes, wide;
+  // Of a link: cycles from KiB to KiB of its weights, 0 where they are asked for at once.
+  u32 pace;
   // Panels before each domain; the last entry counts all.
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
@@ -32,6 +34,9 @@ static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
 // Panels that are added up at a time; pages at most that are on their way or read.
 constexpr u32 CHUNK = 8;
 constexpr u32 PAGES = 16;
+// Of a link's weights that are not asked for at once: bytes that are, or up to half as many more, and cycles that may be
+// made up for.
+constexpr u32 PIECE = 8 << 10, LATE = 2048;
 // Partial sums of a panel, one after the other: of two parts, of the warps of a team.
 constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
 constexpr u32 GEMV_THREADS = (WARPS + 2) * 32;
@@ -104,13 +109,18 @@ struct Ring {
     next();
   }
 };
+DEV u32 cycles() {
+  u32 t;
+  asm volatile("mov.u32 %0, %clock;" : "=r"(t));
+  return t;
+}
 // Whoever fills a ring, a warp: pages that it has asked for, and the oldest that may not be free; where the next one
-// goes, and bytes in all up to there, with what was left at the ring's end.
+// goes, and bytes in all up to there, with what was left at the ring's end; when it may ask again.
 struct Filling {
   Ring ring;
-  u32 size, lane, pages, oldest, head, all, begin, written;
+  u32 size, lane, pages, oldest, head, all, begin, written, due;
   DEV Filling(Ring ring, u32 size, u32 lane)
-      : ring(ring), size(size), lane(lane), pages(0), oldest(0), head(0), all(0), begin(0), written(0) {}
+      : ring(ring), size(size), lane(lane), pages(0), oldest(0), head(0), all(0), begin(0), written(0), due(cycles()) {}
   DEV u64* full() const { return ring.full + ring.at; }
   // Room for so many bytes, which threads write if not bulk copies; what has none at once is `late`.
   template <class Late>
@@ -133,6 +143,23 @@ struct Filling {
     head += bytes, all += bytes, pages++;
     return at;
   }
+#if HOPPER
+  // By one lane: so many bytes of weights, in pieces. All of a ring's pages asked for as fast as one can ask stand before
+  // the numbers that other blocks wait for, for a microsecond and more.
+  DEV void bring(u32 to, const u8* from, u32 bytes, u32 full, u32 pace) {
+    if (pace == 0) return bring_once(to, from, bytes, full);
+#pragma unroll 1
+    for (u32 n; bytes; bytes -= n, to += n, from += n) {
+      // What would be left is not worth asking for by itself.
+      n = bytes < PIECE + PIECE / 2 ? bytes : PIECE;
+      u32 now;
+      do now = cycles();
+      while ((int)(due - now) > 0);
+      bring_once(to, from, n, full);
+      due = ((int)(now - due) > (int)LATE ? now - LATE : due) + n * pace / 1024;
+    }
+  }
+#endif
 };
 
 // A block's stretch of all panels, in chunks: of each the passes over the columns, its stretches of
@@ -182,7 +209,10 @@ DEV void produce(const Gemv& p, Filling& filling) {
       asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(bytes * n)
                    : "memory");
 #pragma unroll 1
-      for (u32 k = 0; k < n; k++) bring_once(to + k * slice, src + k * panel, bytes, shared_address(full));
+      for (u32 k = 0; k < n; k++) {
+        if (CHAIN) filling.bring(to + k * slice, src + k * panel, bytes, shared_address(full), p.pace);
+        else bring_once(to + k * slice, src + k * panel, bytes, shared_address(full));
+      }
     }
 #else
 #pragma unroll 1

@@ -66,6 +66,47 @@ DEV float sums_over(float* v, u32 lane) {
   return v[0];
 }
 
+// Eight columns of a lane as integers of 16 bits, in the low halves of words.
+struct Eight {
+  // An integer added to 1.5 * 2^23 is in the low bits of the float.
+  static constexpr float MAGIC = 12582912.0f;
+  static constexpr u32 BASE = 0x4b400000u;
+  float in[8], scale;
+  u32 n[8];
+  DEV explicit Eight(const float4* v) : in{v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w} {}
+  // Of LANES in a row, which have one scale.
+  template <u32 LANES>
+  DEV void make() {
+    float most = fabsf(in[0]);
+#pragma unroll
+    for (int i = 1; i < 8; i++) most = greater(most, fabsf(in[i]));
+    if constexpr (LANES == 32) {
+      // Of numbers without a sign the order of floats, with what is none above all.
+      most = __uint_as_float(__reduce_max_sync(FULL, __float_as_uint(most)));
+    } else {
+#pragma unroll
+      for (u32 o = 1; o < LANES; o *= 2) most = greater(most, __shfl_xor_sync(FULL, most, o));
+    }
+    // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
+    bool finite = most < INFINITY, some = most > 1e-30f;
+    float inverse = some ? 32512.0f * reciprocal(most) : 0.0f;
+    scale = !finite ? __uint_as_float(0x7fc00000u) : some ? most * (1.0f / 32512.0f) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) n[i] = __float_as_uint(__fmaf_rn(in[i], inverse, MAGIC));
+  }
+  // NaN if either is.
+  static DEV float greater(float a, float b) {
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+  }
+  static DEV float reciprocal(float v) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
+  }
+};
+
 // Planes of LO and HI bits: a lane has one row of a panel, and EACH units of 32 columns at a time.
 template <int LO, int HI, u32 EACH = 1>
 struct Planes {
@@ -89,26 +130,13 @@ struct Planes {
     int sum0, sum1;
     // Four lanes make a unit together, and leave the integers for all.
     DEV void make(const float4* v, uint4* words, u32 lane) {
-      const float in[8] = {v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w};
-      float most = fabsf(in[0]);
+      Eight row(v);
+      row.make<4>();
+      scale = row.scale;
+      u32 sum[2] = {0u - 4 * Eight::BASE, 0u - 4 * Eight::BASE};
 #pragma unroll
-      for (int i = 1; i < 8; i++) most = greater(most, fabsf(in[i]));
-      most = greater(most, __shfl_xor_sync(FULL, most, 1));
-      most = greater(most, __shfl_xor_sync(FULL, most, 2));
-      // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
-      bool finite = most < INFINITY, some = most > 1e-30f;
-      float inverse = some ? 32512.0f * reciprocal(most) : 0.0f;
-      scale = !finite ? __uint_as_float(0x7fc00000u) : some ? most * (1.0f / 32512.0f) : 0.0f;
-      // An integer added to 1.5 * 2^23 is in the low bits of the float.
-      constexpr float MAGIC = 12582912.0f;
-      constexpr u32 BASE = 0x4b400000u;
-      u32 n[8], sum[2] = {0u - 4 * BASE, 0u - 4 * BASE};
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        n[i] = __float_as_uint(__fmaf_rn(in[i], inverse, MAGIC));
-        sum[i / 4] += n[i];
-      }
-      auto two = [&](int i) { return __byte_perm(n[i], n[i + 1], 0x5410); };
+      for (int i = 0; i < 8; i++) sum[i / 4] += row.n[i];
+      auto two = [&](int i) { return __byte_perm(row.n[i], row.n[i + 1], 0x5410); };
       words[lane] = make_uint4(two(0), two(2), two(4), two(6));
 #pragma unroll
       for (u32 o = 1; o < 4; o *= 2)
@@ -122,17 +150,6 @@ struct Planes {
         uint4 w = words[lane / 4 * 4 + q];
         pair[2 * q] = w.x, pair[2 * q + 1] = w.y, pair[8 + 2 * q] = w.z, pair[9 + 2 * q] = w.w;
       }
-    }
-    // NaN if either is.
-    static DEV float greater(float a, float b) {
-      float r;
-      asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-      return r;
-    }
-    static DEV float reciprocal(float v) {
-      float r;
-      asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-      return r;
     }
   };
   struct Unit {

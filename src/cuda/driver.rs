@@ -50,6 +50,8 @@ pub struct Device {
     pub capability: u32,
     /// Streaming multiprocessors.
     pub processors: u32,
+    /// Their clock, in kHz.
+    pub clock: u32,
     /// Shared memory that a block may have.
     pub block_shared: u32,
     /// Shared memory that a multiprocessor has.
@@ -127,6 +129,7 @@ impl Device {
             let major = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
             let minor = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
             let processors = get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            let clock = get(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
             let block_shared =
                 get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
             let processor_shared =
@@ -140,6 +143,7 @@ impl Device {
                 name,
                 capability,
                 processors,
+                clock,
                 block_shared,
                 processor_shared,
                 driver,

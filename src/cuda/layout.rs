@@ -149,6 +149,14 @@ impl Layout {
         self.quant.is_some_and(|q| !matches!(q.min, Min::Zero(_)))
     }
 
+    /// Whether products of one row count its bits: of 1 and 2, a scale for 128 columns or more.
+    pub(super) fn counts(&self) -> bool {
+        self.quant.is_some_and(|q| {
+            let scales = q.scale == Scale::One && matches!(q.min, Min::Zero(_));
+            scales && q.block >= 4 * UNIT && q.hi == 0 && q.lo <= 2
+        })
+    }
+
     /// The kernel that multiplies with it.
     pub(super) fn product(&self) -> Option<Product> {
         Some(match (self.format, self.quant) {

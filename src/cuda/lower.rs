@@ -10,7 +10,7 @@
 //! | `experts`, `picked`, `gated` | a product with the weights that rows picked; of many rows, sorted by those; two with a gate |
 //! | `route` | which those are, of one row |
 //! | `attend`, `sample` | attention, of one and of a few rows with the making of heads; a token from its row of logits |
-//! | `chain`, `several` | launches over one row, and products over a few, as one kernel |
+//! | `chain`, `several`, `pace` | launches over one row, and products over a few, as one kernel; how fast it asks for weights |
 
 mod attend;
 mod attend_few;
@@ -21,6 +21,7 @@ mod experts;
 mod gated;
 mod linear;
 mod memory;
+mod pace;
 mod picked;
 mod product;
 mod refuse;
@@ -55,6 +56,8 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) struct Chip {
     pub processors: u32,
+    /// Cycles in which the memory's pins carry a KiB for each of them; 0 where nobody says.
+    pub kib_cycles: u32,
     /// Shared memory that a block may have, and that a multiprocessor has.
     pub block_shared: usize,
     pub processor_shared: usize,

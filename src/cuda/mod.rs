@@ -43,11 +43,11 @@ impl CudaTarget {
     /// # Errors
     /// When there are no kernels for it.
     pub fn of(capability: u32) -> Result<CudaTarget> {
-        let (processors, block, processor) = match capability {
-            80 => (108, 163, 164),
-            86 => (72, 99, 100),
-            89 => (58, 99, 100),
-            90 => (132, 227, 228),
+        let (processors, kib_cycles, block, processor) = match capability {
+            80 => (108, 77, 163, 164),
+            86 => (72, 208, 99, 100),
+            89 => (58, 404, 99, 100),
+            90 => (132, 80, 227, 228),
             _ => {
                 return Err(Error::Unsupported(format!(
                     "CUDA: nothing is known of sm_{capability}"
@@ -56,6 +56,7 @@ impl CudaTarget {
         };
         Ok(CudaTarget(Chip {
             processors,
+            kib_cycles,
             block_shared: block << 10,
             processor_shared: processor << 10,
             hopper: capability == 90,
@@ -81,8 +82,12 @@ impl CudaBackend {
     pub fn open() -> Result<CudaBackend> {
         let device = Device::open()?;
         let cubins = cubins::pick(device.capability)?;
+        let cycles = |bytes_per_second: f64| {
+            f64::from(device.processors) * f64::from(device.clock) * 1e3 * 1024.0 / bytes_per_second
+        };
         let chip = Chip {
             processors: device.processors,
+            kib_cycles: device.peak()?.map_or(0, |peak| cycles(peak).round() as u32),
             block_shared: device.block_shared as usize,
             processor_shared: device.processor_shared as usize,
             hopper: cubins.capability == 90,

@@ -70,6 +70,64 @@ fn products_of_every_format_and_shape() {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// So many outputs that products of one row count bits: alone and in a chain, over rows that fill a span and a warp's share
+/// and over such that do not.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn wide_products_of_one_and_two_bits() {
+    const WIDE: usize = 8704;
+    let backend = cuda();
+    let mut failed = Vec::new();
+    for format in [Format::TQ1_0, Format::TQ2_0, Format::Q1_0] {
+        let of_blocks = if format == Format::Q1_0 { [384, 2432] } else { [512, 2304] };
+        for cols in [of_blocks[0], 2048, of_blocks[1]] {
+            let mut w = table(cols);
+            w.insert("norm.weight", &[cols], &Noise::new(5).take(cols)).unwrap();
+            let mut matrix = |name: &str, outputs: usize, cols: usize| {
+                let bytes = random(format, 7, outputs * cols, 0.1);
+                let usual = usual_power(format, &bytes, outputs * cols, cols);
+                w.insert_bytes(&format!("{name}.weight"), format, &[outputs, cols], bytes).unwrap();
+                usual
+            };
+            let usual = matrix("odd", WIDE + 5, cols);
+            matrix("gate", WIDE, cols);
+            matrix("up", WIDE, cols);
+            matrix("down", cols, WIDE);
+            let alone = graph(&w, |b, x| b.linear(x, "odd").unwrap());
+            let chain = graph(&w, |b, x| {
+                let mut x = x;
+                for _ in 0..3 {
+                    let n = b.rms_norm(x, "norm", 1e-5).unwrap();
+                    let gate = b.linear(n, "gate").unwrap();
+                    let gate = b.silu(gate).unwrap();
+                    let up = b.linear(n, "up").unwrap();
+                    let y = b.mul(gate, up).unwrap();
+                    let y = b.linear(y, "down").unwrap();
+                    x = b.add(x, y).unwrap();
+                }
+                x
+            });
+            let tokens = tokens(2);
+            let both = |g: &Graph| {
+                let want = reference(g, &w, TOKENS, &tokens);
+                (run(g, &w, &backend, true, 1, TOKENS, &tokens), want)
+            };
+            let ((got, want), (chained, wanted)) = (both(&alone), both(&chain));
+            let errors = [nmse_of(&got, &want, usual), nmse(&chained, &wanted)];
+            println!(
+                "{:<8} of {cols}: {:.1e}, in a chain {:.1e}",
+                format.name(),
+                errors[0],
+                errors[1]
+            );
+            if errors[0] > NMSE || errors[1] > 4.0 * NMSE {
+                failed.push(format!("{} of {cols}: {errors:?}", format.name()));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
 #[test]
 #[ignore = "needs a CUDA device"]
 fn float_products_of_odd_shapes() {
@@ -227,4 +285,27 @@ fn every_op() {
     }
     println!("{} cases, NMSE {:.1e}, through caches {:.1e}", cases.len(), worst[0], worst[1]);
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Rows that picked the same expert meet its weights together, in tiles that follow from how many they are.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn rows_with_experts_have_the_bits_of_any_step() {
+    let backend = cuda();
+    let w = cases::weights(&random);
+    let tokens: Vec<u32> = (0..130).map(|i| (i * 37 % cases::TOKENS) as u32).collect();
+    let cases = cases::cases();
+    let with: Vec<_> = cases.iter().filter(|case| case.name.contains("experts")).collect();
+    assert!(with.len() > 4);
+    for case in with {
+        let g = case.graph(&w);
+        let bits = |chunk| -> Vec<u32> {
+            let made = run(&g, &w, &backend, true, chunk, 140, &tokens);
+            made.iter().map(|v| v.to_bits()).collect()
+        };
+        let want = bits(130);
+        for chunk in [2, 20, 37, 64] {
+            assert!(bits(chunk) == want, "{}, chunks of {chunk}", case.name);
+        }
+    }
 }

@@ -19,7 +19,8 @@ pub(in crate::cuda) struct Gemv {
     pub batch: u32,
     pub passes: u32,
     pub wide: u32,
-    pub unused: u32,
+    /// Of a link: cycles from KiB to KiB of its weights, 0 where they are asked for at once.
+    pub pace: u32,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],

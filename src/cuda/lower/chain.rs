@@ -6,6 +6,7 @@
 
 use super::attend_one::one_room;
 use super::columns::{domains, raw};
+use super::pace::set_pace;
 use super::product::chained;
 use super::several::{may_be_apart, polls};
 use super::{Chip, Lowering, count};
@@ -172,6 +173,7 @@ fn close(
         out.append(links);
         return Ok(());
     }
+    set_pace(chip, &mut made);
     links.clear();
     let kernel = (Kernel::Chain, CHAIN_THREADS);
     out.push(as_one(chip, bases, table, made, kernel, (1, room), 0)?);
@@ -322,6 +324,7 @@ mod tests {
     use super::*;
     use crate::cuda::CudaTarget;
     use crate::cuda::lower::launches;
+    use crate::cuda::lower::pace::weights;
     use crate::graph::{AttendOptions, Builder, MemoryWeights, RopeOptions, arch};
     use crate::plan::Plan;
 
@@ -425,6 +428,30 @@ mod tests {
             }
             assert!(kind(link, &bases).is_some());
         }
+    }
+
+    #[test]
+    fn the_fewer_the_weights_the_slower_they_are_asked_for() {
+        let paces = |dim| {
+            let (_, made) = chains(&layers(dim, 2, false), 90);
+            let chain = made.iter().find_map(|l| match &l.parameters {
+                Parameters::Chain(p) => Some(p),
+                _ => None,
+            });
+            let products = chain.unwrap().links.iter().filter_map(|l| match &l.parameters {
+                Parameters::Gemv(p) => Some((p.pace, weights(p))),
+                _ => None,
+            });
+            products.collect::<Vec<_>>()
+        };
+        let (wide, narrow) = (paces(2048), paces(1024));
+        // f32, of q, k, v and of one.
+        assert_eq!((wide[0].1, wide[1].1), (3.0 * 4.0 * 2048.0 * 2048.0, 4.0 * 2048.0 * 2048.0));
+        for of in [&wide, &narrow] {
+            let (last, others) = of.split_last().unwrap();
+            assert!(last.0 == 0 && others.iter().all(|p| p.0 == of[0].0 && p.0 >= 80));
+        }
+        assert!(wide[0].0 < narrow[0].0);
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub(super) struct Stream {
 const PAGE: usize = 20 << 10;
 const LINK_PAGE: usize = 40 << 10;
 
+/// Panels of a block for which it is worth making bits of a row.
+const FEWEST_COUNTED: usize = 16;
+
 impl Stream {
     /// For parts that share a ring; `None` if two pages do not fit.
     pub(super) fn of(chip: &Chip, parts: &[Layout]) -> Option<Stream> {
@@ -141,9 +144,15 @@ impl Lowering<'_> {
         }
         let one = way == Way::One;
         let tile = if self.chip.hopper { WG_M } else { TILE_N };
-        let Dealt { first, domain, part } = self.dealt(domains, if one { 0 } else { tile })?;
+        let Dealt { first, domain, mut part } = self.dealt(domains, if one { 0 } else { tile })?;
         let (domains, end) = (count(domains.len())?, first[MAX_DOMAINS]);
         if one {
+            let panels: usize = layouts.iter().map(|l| l.panels).sum();
+            if panels >= FEWEST_COUNTED * self.chip.processors as usize
+                && layouts.iter().all(Layout::counts)
+            {
+                part.iter_mut().take(layouts.len()).for_each(|m| m.halves = 0);
+            }
             let stream = Stream::of(self.chip, &layouts)
                 .ok_or_else(|| Error::Plan("its rows are too wide".to_string()))?;
             let mut p = Gemv {
@@ -210,5 +219,45 @@ mod tests {
         assert_eq!(stream(Format::Q4_0, 2048, true), (8, 8, 1, 8));
         assert_eq!(stream(Format::Q8_0, 8192, true), (8, 8, 4, 4));
         assert_eq!(stream(Format::BF16, 8192, true), (32, 8, 4, 2));
+    }
+
+    #[test]
+    fn bits_are_counted_where_many_outputs_have_few_scales() {
+        use crate::cuda::CudaTarget;
+        use crate::cuda::lower::launches;
+        use crate::cuda::program::{Bases, Launch};
+        use crate::graph::{Builder, MemoryWeights};
+        use crate::plan::{Limits, Plan};
+        let halves = |formats: [Format; 2], outputs: usize| {
+            let mut w = MemoryWeights::new();
+            w.insert("x.weight", &[4, 256], &[0.0; 4 * 256]).unwrap();
+            for (name, format) in ["gate", "up"].into_iter().zip(formats) {
+                let bytes = vec![0; outputs * format.row_bytes(256).unwrap()];
+                w.insert_bytes(&format!("{name}.weight"), format, &[outputs, 256], bytes).unwrap();
+            }
+            let mut b = Builder::new(&w);
+            let x = b.embed("x").unwrap();
+            let gate = b.linear(x, "gate").unwrap();
+            let gate = b.silu(gate).unwrap();
+            let up = b.linear(x, "up").unwrap();
+            let y = b.mul(gate, up).unwrap();
+            b.output(y);
+            let limits = Limits { rows: 1, outs: 1, slots: 1, context: 8 };
+            let target = CudaTarget::of(90).unwrap();
+            let program = target.lower(&Plan::new(&b.finish(), &target, limits).unwrap()).unwrap();
+            let made = launches(&target.0, &program, &Bases::unknown(&program.work)).unwrap();
+            let of = |l: &Launch| match &l.parameters {
+                Parameters::Gemv(p) => Some([p.part[0].halves, p.part[1].halves]),
+                _ => None,
+            };
+            made.iter().find_map(of).unwrap()
+        };
+        let (some, many) = (16 * 132 * 2 - 4, 16 * 132 * 2);
+        assert_eq!(halves([Format::Q1_0; 2], many), [0, 0]);
+        assert_eq!(halves([Format::TQ2_0, Format::TQ1_0], many), [0, 0]);
+        assert_eq!(halves([Format::TQ2_0; 2], some), [1, 1]);
+        // 64 columns have a scale.
+        assert_eq!(halves([Format::TQ2_0, Format::Q2_0], many), [1, 1]);
+        assert_eq!(halves([Format::Q4_0; 2], many), [1, 1]);
     }
 }
