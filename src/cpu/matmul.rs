@@ -14,7 +14,7 @@
 
 mod kernel;
 mod shape;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 gains by them"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 gains by them"))]
 pub(super) mod words;
 
 pub(super) use kernel::{PlanesArgs, PlanesFn, planes};

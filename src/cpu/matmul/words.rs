@@ -17,7 +17,7 @@ use super::{Outputs, SHAPES};
 use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
 use crate::cpu::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
 use crate::cpu::simd::{Simd, ask_meanwhile};
-use crate::model::format::{Min, Quant};
+use crate::model::format::{Codes, Min, Quant};
 
 /// An instruction set that multiplies pairs of 16-bit integers.
 ///
@@ -36,7 +36,7 @@ pub(in crate::cpu) trait Words: Simd {
 }
 
 /// So many rows are worth opening a span for.
-const ENOUGH: usize = 64;
+const ENOUGH: usize = 16;
 
 /// Tiles that meet an activation at once.
 const TILES: usize = 2;
@@ -84,8 +84,8 @@ pub(in crate::cpu) struct RowsArgs {
 
 pub(in crate::cpu) type RowsFn = unsafe fn(&RowsArgs);
 
-/// The kernels: those that open a span, by shape, where there are any (codes of a table and those with a
-/// scale for several groups have none); and those that multiply, for one tile and for two, by [`rows_index`].
+/// The kernels: those that open a span, by shape, where there are any (those with a scale for several groups have none); and
+/// those that multiply, for one tile and for two, by [`rows_index`].
 pub(in crate::cpu) struct WordKernels {
     pub(in crate::cpu) open: [Option<OpenFn>; SHAPES],
     pub(in crate::cpu) rows: [[RowsFn; TILES]; 3],
@@ -112,9 +112,16 @@ pub(in crate::cpu) unsafe fn open<
     const HALVES: bool,
     const MIN: bool,
     const SCALES: u8,
+    const TABLE: u32,
 >(
     args: &OpenArgs,
 ) {
+    let table = match args.quant.codes {
+        // SAFETY: the table has 16 bytes.
+        Codes::Table(table) if TABLE > 0 => unsafe { S::table(table.as_ptr()) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { S::set(0) },
+    };
     let span = Span::of(args.quant, args.groups);
     let zero = if let Min::Zero(zero) = args.quant.min { zero } else { 0 };
     for lane in (0..TILE).step_by(S::LANES) {
@@ -124,8 +131,6 @@ pub(in crate::cpu) unsafe fn open<
             let to = to.cast::<u8>().add(4 * (TILE * args.index + lane));
             let scales = Scales::<S>::of::<SCALES, MIN>(args.tile, &span, lane);
             let scale_at = |i: usize| &raw mut (*args.to).scales[i][args.index][lane];
-            // There are no tables here.
-            let none = S::set(0);
             let mut w = args.tile.add(span.codes + 4 * lane);
             if HALVES {
                 S::store(scale_at(0), scales.of_block::<SCALES>(0).0);
@@ -133,11 +138,11 @@ pub(in crate::cpu) unsafe fn open<
             for group in 0..args.groups {
                 // Of each half.
                 let by: [_; 2] = std::array::from_fn(|half| {
-                    if HALVES { S::both(scales.integers(2 * group + half)) } else { none }
+                    if HALVES { S::both(scales.integers(2 * group + half)) } else { table }
                 });
                 macro_rules! quads {
                     ($($i:literal)*) => { $(
-                        let words = S::words(quad::<S, LO, HI, 0>(w, $i, none), zero);
+                        let words = S::words(quad::<S, LO, HI, TABLE>(w, $i, table), zero);
                         for (i, mut words) in words.into_iter().enumerate() {
                             let pair = PAIRS * group + 2 * $i + i;
                             if HALVES {
@@ -160,10 +165,6 @@ pub(in crate::cpu) unsafe fn open<
         }
     }
 }
-
-/// Parts (16 columns that share a scale, or a group) whose sums are made at once: with four rows there are chains enough, and
-/// registers for all of them and the outputs.
-const PARTS: usize = 2;
 
 /// Adds to outputs what `K` parts from `part` on come to, of rows from `first` and lanes from `lane` on.
 ///
@@ -239,7 +240,8 @@ unsafe fn parts<
     }
 }
 
-/// Adds the products of a block of rows, `ROWS` of them at a time, with `N` opened tiles.
+/// Adds the products of a block of rows, `ROWS` of them at a time, with `N` opened tiles. Sums of `PARTS` parts (16 columns
+/// that share a scale, of which two go together, or a group) are made at once.
 ///
 /// # Safety
 /// The target features of `S` must be on, and the arguments' pointers valid.
@@ -250,6 +252,7 @@ pub(in crate::cpu) unsafe fn rows<
     const MIN: bool,
     const N: usize,
     const ROWS: usize,
+    const PARTS: usize,
 >(
     args: &RowsArgs,
 ) {
@@ -274,8 +277,9 @@ pub(in crate::cpu) unsafe fn rows<
                 self::parts::<S, HALVES, MIN, N, ROWS, PARTS>(args, (first, lane), part, &mut y);
                 part += PARTS;
             }
-            if !HALVES && part < parts {
+            while !HALVES && part < parts {
                 self::parts::<S, HALVES, MIN, N, ROWS, 1>(args, (first, lane), part, &mut y);
+                part += 1;
             }
             for (r, y) in y.iter().enumerate() {
                 for (n, &y) in y.iter().enumerate() {

@@ -15,7 +15,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, kernels, ops};
+use super::{Kernels, Simd, kernels, ops, word_kernels};
+use crate::cpu::matmul::words::Words;
 
 /// AVX2, `VNNI` with the dot product of AVX-VNNI.
 #[derive(Clone, Copy)]
@@ -23,12 +24,51 @@ struct Avx2<const VNNI: bool>;
 
 kernels! {
     #[target_feature(enable = "avx2,fma,f16c")]
-    KERNELS, Avx2<false>, [4 2 1]
+    BYTE_KERNELS, Avx2<false>, [4 2 1]
 }
+
+word_kernels! {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    WORD_KERNELS, Avx2<false>, 4 of 1, 2
+}
+
+pub(in crate::cpu) static KERNELS: Kernels = Kernels { words: Some(&WORD_KERNELS), ..BYTE_KERNELS };
 
 kernels! {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    VNNI_KERNELS, Avx2<true>, [4 2 1]
+    VNNI_BYTE_KERNELS, Avx2<true>, [4 2 1]
+}
+
+word_kernels! {
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    VNNI_WORD_KERNELS, Avx2<true>, 4 of 1, 2
+}
+
+pub(in crate::cpu) static VNNI_KERNELS: Kernels =
+    Kernels { words: Some(&VNNI_WORD_KERNELS), ..VNNI_BYTE_KERNELS };
+
+impl<const VNNI: bool> Words for Avx2<VNNI> {
+    ops! {
+        fn words(x: __m256i, zero: i32) -> [__m256i; 2] {
+            let low = _mm256_set1_epi16(0xff);
+            let zero = _mm256_set1_epi16(zero as i16);
+            let (even, odd) = (_mm256_and_si256(x, low), _mm256_srli_epi16::<8>(x));
+            [_mm256_sub_epi16(even, zero), _mm256_sub_epi16(odd, zero)]
+        }
+        fn both(at: *const u8) -> __m256i {
+            let x = _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()));
+            _mm256_blend_epi16::<0b1010_1010>(x, _mm256_slli_epi32::<16>(x))
+        }
+        fn mul_words(x: __m256i, y: __m256i) -> __m256i { _mm256_mullo_epi16(x, y) }
+        fn store_words(at: *mut u8, x: __m256i) { _mm256_storeu_si256(at.cast(), x) }
+        fn dot_words(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+            if VNNI {
+                _mm256_dpwssd_avx_epi32(acc, w, x)
+            } else {
+                _mm256_add_epi32(acc, _mm256_madd_epi16(w, x))
+            }
+        }
+    }
 }
 
 /// The four bytes at quad `i` of `x` in every lane.

@@ -18,7 +18,7 @@ kernels! {
 
 word_kernels! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    WORD_KERNELS, Avx512, 4
+    WORD_KERNELS, Avx512, 4 of 2, 4
 }
 
 float_kernels! {

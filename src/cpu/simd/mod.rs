@@ -308,12 +308,13 @@ macro_rules! kernels {
 }
 use kernels;
 
-/// The kernels for many rows, so many at once, for an instruction set that has [`Words`].
+/// The kernels for many rows, so many and so many parts at once, or so many rows where two parts go together, for an
+/// instruction set that has [`Words`]: as many as there are registers for sums.
 ///
 /// [`Words`]: super::matmul::words::Words
 #[cfg(target_arch = "x86_64")]
 macro_rules! word_kernels {
-    ($(#[$attr:meta])* $name:ident, $simd:ty, $rows:literal) => {
+    ($(#[$attr:meta])* $name:ident, $simd:ty, $rows:literal of $parts:literal, $halves:literal) => {
         static $name: $crate::cpu::matmul::words::WordKernels = {
             use $crate::cpu::matmul::words;
 
@@ -324,19 +325,26 @@ macro_rules! word_kernels {
                 const HALVES: bool,
                 const MIN: bool,
                 const SCALES: u8,
+                const TABLE: u32,
             >(
                 args: &words::OpenArgs,
             ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { words::open::<$simd, LO, HI, HALVES, MIN, SCALES>(args) }
+                unsafe { words::open::<$simd, LO, HI, HALVES, MIN, SCALES, TABLE>(args) }
             }
 
             $(#[$attr])*
-            unsafe fn rows<const HALVES: bool, const MIN: bool, const N: usize>(
+            unsafe fn rows<
+                const HALVES: bool,
+                const MIN: bool,
+                const N: usize,
+                const ROWS: usize,
+                const PARTS: usize,
+            >(
                 args: &words::RowsArgs,
             ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { words::rows::<$simd, HALVES, MIN, N, $rows>(args) }
+                unsafe { words::rows::<$simd, HALVES, MIN, N, ROWS, PARTS>(args) }
             }
 
             words::WordKernels {
@@ -344,22 +352,22 @@ macro_rules! word_kernels {
                     None,
                     None,
                     None,
-                    Some(open::<2, 1, true, false, 2>),
-                    Some(open::<4, 0, false, false, 0>),
-                    None,
-                    None,
-                    Some(open::<4, 0, false, true, 0>),
-                    Some(open::<4, 0, false, true, 2>),
-                    Some(open::<4, 1, false, false, 0>),
-                    Some(open::<4, 1, false, true, 0>),
-                    Some(open::<4, 1, false, true, 2>),
-                    Some(open::<4, 2, true, false, 2>),
-                    Some(open::<8, 0, false, false, 0>),
+                    Some(open::<2, 1, true, false, 2, 0>),
+                    Some(open::<4, 0, false, false, 0, 0>),
+                    Some(open::<4, 0, false, false, 4, 5>),
+                    Some(open::<4, 0, false, false, 0, 8>),
+                    Some(open::<4, 0, false, true, 0, 0>),
+                    Some(open::<4, 0, false, true, 2, 0>),
+                    Some(open::<4, 1, false, false, 0, 0>),
+                    Some(open::<4, 1, false, true, 0, 0>),
+                    Some(open::<4, 1, false, true, 2, 0>),
+                    Some(open::<4, 2, true, false, 2, 0>),
+                    Some(open::<8, 0, false, false, 0, 0>),
                 ],
                 rows: [
-                    [rows::<false, false, 1>, rows::<false, false, 2>],
-                    [rows::<true, false, 1>, rows::<true, false, 2>],
-                    [rows::<false, true, 1>, rows::<false, true, 2>],
+                    [rows::<false, false, 1, $rows, $parts>, rows::<false, false, 2, $rows, $parts>],
+                    [rows::<true, false, 1, $halves, 2>, rows::<true, false, 2, $halves, 2>],
+                    [rows::<false, true, 1, $rows, $parts>, rows::<false, true, 2, $rows, $parts>],
                 ],
             }
         };
