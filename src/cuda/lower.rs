@@ -359,6 +359,20 @@ mod tests {
     use crate::model::Format;
     use crate::plan::Limits;
 
+    /// The launches of a graph on a chip, in memory that `place` says more of; and where that is.
+    pub(super) fn lowered(
+        graph: &Graph,
+        capability: u32,
+        limits: Limits,
+        place: impl FnOnce(Bases) -> Bases,
+    ) -> (Bases, Vec<Launch>) {
+        let target = CudaTarget::of(capability).unwrap();
+        let program = target.lower(&Plan::new(graph, &target, limits).unwrap()).unwrap();
+        let bases = place(Bases::unknown(&program.work));
+        let made = launches(&target.0, &program, &bases).unwrap();
+        (bases, made)
+    }
+
     #[test]
     fn launches_fit_every_chip_that_there_are_kernels_for() {
         let model = crate::embedded::tiny().unwrap();

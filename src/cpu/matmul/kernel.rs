@@ -69,12 +69,8 @@ pub(in crate::cpu) unsafe fn planes<
     let shared = if blocked { args.quant.block / GROUP } else { 1 };
     let bias = if TABLE.max(LO + HI) == 8 { S::BIAS } else { 0 };
     let zero = if let Min::Zero(z) = args.quant.min { bias - z } else { bias };
-    let table = match args.quant.codes {
-        // SAFETY: the table has 16 bytes.
-        Codes::Table(table) if TABLE > 0 => unsafe { S::table(table.as_ptr()) },
-        // SAFETY: the caller's promise.
-        _ => unsafe { S::set(0) },
-    };
+    // SAFETY: the caller's promise.
+    let table = unsafe { table::<S, TABLE>(args.quant) };
     let whole = Span::of(args.quant, SPAN);
     let (mut tile, mut x, mut left) = (args.tile, args.x, args.groups);
     while left > 0 {
@@ -159,6 +155,20 @@ pub(in crate::cpu) unsafe fn planes<
             x = x.add(groups * args.step);
         }
         left -= groups;
+    }
+}
+
+/// The entries that codes name, if they do.
+///
+/// # Safety
+/// The target features of `S` must be on.
+#[inline(always)]
+pub(super) unsafe fn table<S: Simd, const TABLE: u32>(quant: &Quant) -> S::I {
+    match &quant.codes {
+        // SAFETY: the table has 16 bytes.
+        Codes::Table(table) if TABLE > 0 => unsafe { S::table(table.as_ptr()) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { S::set(0) },
     }
 }
 

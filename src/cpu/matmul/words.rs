@@ -12,12 +12,12 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::kernel::{Scales, quad};
+use super::kernel::{Scales, quad, table};
 use super::{Outputs, SHAPES};
 use crate::cpu::quantize::{Activations, BLOCK, SCALES, SUMS, WORDS};
 use crate::cpu::repack::{GROUP, LINE, Layout, SPAN, Span, Store, TILE};
 use crate::cpu::simd::{Simd, ask_meanwhile};
-use crate::model::format::{Codes, Min, Quant};
+use crate::model::format::{Min, Quant};
 
 /// An instruction set that multiplies pairs of 16-bit integers.
 ///
@@ -116,12 +116,8 @@ pub(in crate::cpu) unsafe fn open<
 >(
     args: &OpenArgs,
 ) {
-    let table = match args.quant.codes {
-        // SAFETY: the table has 16 bytes.
-        Codes::Table(table) if TABLE > 0 => unsafe { S::table(table.as_ptr()) },
-        // SAFETY: the caller's promise.
-        _ => unsafe { S::set(0) },
-    };
+    // SAFETY: the caller's promise.
+    let table = unsafe { table::<S, TABLE>(args.quant) };
     let span = Span::of(args.quant, args.groups);
     let zero = if let Min::Zero(zero) = args.quant.min { zero } else { 0 };
     for lane in (0..TILE).step_by(S::LANES) {

@@ -322,19 +322,13 @@ impl Lowering<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cuda::CudaTarget;
-    use crate::cuda::lower::launches;
     use crate::cuda::lower::pace::weights;
+    use crate::cuda::lower::tests::lowered;
     use crate::graph::{AttendOptions, Builder, MemoryWeights, RopeOptions, arch};
-    use crate::plan::Plan;
 
     fn chains(graph: &Graph, capability: u32) -> (Bases, Vec<Launch>) {
         let limits = Limits { rows: 1, outs: 1, slots: 1, context: 64 };
-        let target = CudaTarget::of(capability).unwrap();
-        let program = target.lower(&Plan::new(graph, &target, limits).unwrap()).unwrap();
-        let bases = Bases::unknown(&program.work);
-        let made = launches(&target.0, &program, &bases).unwrap();
-        (bases, made)
+        lowered(graph, capability, limits, |bases| bases)
     }
 
     /// Layers of attention and products that add to a row; attention sees the row, or what it was `at_first`.

@@ -22,9 +22,10 @@ pub(super) fn set_pace(chip: &Chip, links: &mut [Launch]) {
 
 /// Bytes of a product's weights.
 pub(super) fn weights(p: &Gemv) -> f64 {
-    let domains = p.domain.iter().zip(p.first.windows(2)).take(p.domains as usize);
-    let of = domains.map(|(d, first)| {
-        let panels = first.iter().rev().copied().reduce(u32::saturating_sub).unwrap_or(0);
+    let panels =
+        p.first.iter().zip(p.first.iter().skip(1)).map(|(begin, end)| end.saturating_sub(*begin));
+    let domains = p.domain.iter().zip(panels).take(p.domains as usize);
+    let of = domains.map(|(d, panels)| {
         let parts = d.part.iter().take(d.parts as usize).filter_map(|&m| p.part.get(m as usize));
         f64::from(panels) * parts.map(|m| f64::from(m.panel_bytes)).sum::<f64>()
     });

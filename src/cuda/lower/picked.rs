@@ -170,12 +170,11 @@ impl Lowering<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cuda::CudaTarget;
-    use crate::cuda::lower::launches;
+    use crate::cuda::lower::tests::lowered;
     use crate::cuda::program::{Bases, Launch};
     use crate::graph::{Builder, MemoryWeights};
     use crate::model::format::Format;
-    use crate::plan::{Limits, Plan};
+    use crate::plan::Limits;
 
     #[test]
     fn there_is_room_for_whatever_is_picked() {
@@ -235,12 +234,9 @@ mod tests {
         let y = b.mix(y, shares).unwrap();
         let y = b.add(x, y).unwrap();
         b.output(y);
-        let target = CudaTarget::of(90).unwrap();
         let limits = Limits { rows, outs: 1, slots: 1, context: 512 };
-        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
-        let program = target.lower(&plan).unwrap();
-        let bases = Bases { weights: 1 << 40, scratch: 1 << 30, ..Bases::unknown(&program.work) };
-        let mut all = launches(&target.0, &program, &bases).unwrap();
+        let place = |bases| Bases { weights: 1 << 40, scratch: 1 << 30, ..bases };
+        let (_, mut all) = lowered(&b.finish(), 90, limits, place);
         all.iter_mut().for_each(|l| l.set_rows(rows as u32));
         all
     }

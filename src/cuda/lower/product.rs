@@ -223,11 +223,10 @@ mod tests {
 
     #[test]
     fn bits_are_counted_where_many_outputs_have_few_scales() {
-        use crate::cuda::CudaTarget;
-        use crate::cuda::lower::launches;
-        use crate::cuda::program::{Bases, Launch};
+        use crate::cuda::lower::tests::lowered;
+        use crate::cuda::program::Launch;
         use crate::graph::{Builder, MemoryWeights};
-        use crate::plan::{Limits, Plan};
+        use crate::plan::Limits;
         let halves = |formats: [Format; 2], outputs: usize| {
             let mut w = MemoryWeights::new();
             w.insert("x.weight", &[4, 256], &[0.0; 4 * 256]).unwrap();
@@ -243,9 +242,7 @@ mod tests {
             let y = b.mul(gate, up).unwrap();
             b.output(y);
             let limits = Limits { rows: 1, outs: 1, slots: 1, context: 8 };
-            let target = CudaTarget::of(90).unwrap();
-            let program = target.lower(&Plan::new(&b.finish(), &target, limits).unwrap()).unwrap();
-            let made = launches(&target.0, &program, &Bases::unknown(&program.work)).unwrap();
+            let (_, made) = lowered(&b.finish(), 90, limits, |bases| bases);
             let of = |l: &Launch| match &l.parameters {
                 Parameters::Gemv(p) => Some([p.part[0].halves, p.part[1].halves]),
                 _ => None,

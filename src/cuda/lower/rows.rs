@@ -380,11 +380,10 @@ impl Lowering<'_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cuda::CudaTarget;
-    use crate::cuda::lower::launches;
+    use crate::cuda::lower::tests::lowered;
     use crate::cuda::program::Bases;
     use crate::graph::{Builder, MemoryWeights};
-    use crate::plan::{Limits, Plan};
+    use crate::plan::Limits;
 
     /// Blocks of the first list of a step over an embedding, and whether its first product has the norm.
     fn embedded(dim: usize, rows: usize) -> (u32, bool) {
@@ -399,11 +398,8 @@ mod tests {
         let y = b.add(x, y).unwrap();
         b.output(y);
         let limits = Limits { rows, outs: 1, slots: 1, context: 64 };
-        let target = CudaTarget::of(90).unwrap();
-        let program = target.lower(&Plan::new(&b.finish(), &target, limits).unwrap()).unwrap();
         let few = if (2..=32).contains(&rows) { rows } else { 0 };
-        let bases = Bases { few, ..Bases::unknown(&program.work) };
-        let made = launches(&target.0, &program, &bases).unwrap();
+        let (_, made) = lowered(&b.finish(), 90, limits, |bases| Bases { few, ..bases });
         let list = made.iter().find_map(|l| match &l.parameters {
             Parameters::Rows(p) => Some(p.blocks),
             _ => None,

@@ -155,11 +155,10 @@ fn by_fours(p: &Gemm) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::cuda::CudaTarget;
-    use crate::cuda::lower::launches;
+    use crate::cuda::lower::tests::lowered;
     use crate::cuda::program::{Bases, Launch};
     use crate::graph::{Builder, MemoryWeights};
-    use crate::plan::{Limits, Plan};
+    use crate::plan::Limits;
 
     /// Launches of `n`, a norm of 256 columns, into a gate and an `up` of so many, and back.
     fn gated(inner: usize, keep: bool) -> Vec<Launch> {
@@ -182,18 +181,15 @@ mod tests {
         if keep {
             b.output(y);
         }
-        let target = CudaTarget::of(90).unwrap();
         let limits = Limits { rows: 512, outs: 1, slots: 1, context: 512 };
-        let plan = Plan::new(&b.finish(), &target, limits).unwrap();
-        let program = target.lower(&plan).unwrap();
-        let bases = Bases {
+        let place = |bases| Bases {
             logits: 1 << 32,
             scratch: 1 << 30,
             high: 1 << 20,
             low: 1 << 24,
-            ..Bases::unknown(&program.work)
+            ..bases
         };
-        launches(&target.0, &program, &bases).unwrap()
+        lowered(&b.finish(), 90, limits, place).1
     }
 
     #[test]
