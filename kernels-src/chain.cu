@@ -73,7 +73,7 @@ template <u32 PAIRS>
 DEV void bring_cache(const AttendOne& p, Ring ring, u32 position, u32 lane) {
   auto there = [&]() {
     __syncwarp();
-    if (lane == 0) barrier_arrive(ring.full + ring.at);
+    if (lane == 0) mbar_arrive(shared_address(ring.full + ring.at));
     ring.next();
   };
   Seen seen = *(const Seen*)(ring.bytes + ring.said[ring.at].place);
@@ -100,7 +100,7 @@ struct Chained {
   DEV u32 page(u32 buffer) const { return (ring.at + 1 + buffer) % PAGES; }
   DEV u16* of(u32 buffer) const { return (u16*)(ring.bytes + ring.said[page(buffer)].place); }
   DEV void wait(u32 buffer) const {
-    barrier_wait(ring.full + page(buffer), ring.parity ^ (ring.at + 1 + buffer >= PAGES ? 1 : 0));
+    mbar_wait(shared_address(ring.full + page(buffer)), ring.parity ^ (ring.at + 1 + buffer >= PAGES ? 1 : 0));
   }
 };
 
@@ -109,13 +109,13 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
   __shared__ __align__(128) Block b;
   u32 warp = threadIdx.x / 32;
   if (threadIdx.x < PAGES) {
-    barrier_init(b.full + threadIdx.x, 1);
-    barrier_init(b.empty + threadIdx.x, WARPS);
+    mbar_init(shared_address(b.full + threadIdx.x), 1);
+    mbar_init(shared_address(b.empty + threadIdx.x), WARP_ARRIVALS * WARPS);
   } else if (threadIdx.x >= 32 && threadIdx.x < 34) {
-    barrier_init(b.sums.empty + threadIdx.x - 32, 32);
+    b.sums.begin(threadIdx.x - 32);
   } else if (threadIdx.x >= 64 && threadIdx.x < 64 + HELD) {
     b.links.begin(threadIdx.x - 64);
-    barrier_init(b.placed + threadIdx.x - 64, 1);
+    mbar_init(shared_address(b.placed + threadIdx.x - 64), 1);
   }
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -137,8 +137,7 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
     bool attends = link.kind >= ATTEND1;
 #define DONE(CLOCKS) \
     if (p.times && lane == 0 && (CLOCKS)) p.times[i * gridDim.x + blockIdx.x] = now(); \
-    __syncwarp(); \
-    if (lane == 0) b.links.done(i); \
+    b.links.done(i); \
   }
   if (warp >= WARPS) {
     if (warp == WARPS) {
@@ -165,7 +164,7 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
           if (link.kind == ATTEND1) find_room<1>(link.attend, filling, position, slot);
           else find_room<2>(link.attend, filling, position, slot);
           __syncwarp();
-          if (lane == 0) barrier_arrive(b.placed + attended % HELD);
+          if (lane == 0) mbar_arrive(shared_address(b.placed + attended % HELD));
           attended++;
         }
       DONE(false)
@@ -181,7 +180,7 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
 #pragma unroll 1
       LINKS LINK
         if (attends) {
-          barrier_wait(b.placed + attended % HELD, attended / HELD & 1);
+          mbar_wait(shared_address(b.placed + attended % HELD), attended / HELD & 1);
           ring.at = b.first_page[attended % HELD];
           attended++;
           if (link.kind == ATTEND1) bring_cache<1>(link.attend, ring, position, lane);
@@ -204,7 +203,7 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
     auto& page = *(AttendPage<PAIRS>*)ring.there(ring.page()); \
     Seen seen = page.seen; \
     attend_one<PAIRS>(link.attend, link.fresh, position, seen, page.own, Chained{ring}, thread); \
-    for (u32 k = 0, n = seen.chunks(link.attend); k <= n; k++) ring.done(lane); \
+    for (u32 k = 0, n = seen.chunks(link.attend); k <= n; k++) ring.done(); \
   }
       switch (link.kind) {
         case L8: CONSUME(Planes<8, 0>); break;

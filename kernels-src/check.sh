@@ -18,8 +18,8 @@ own() { sed -nE "s/.* $1_SHARED: usize = ([0-9]+) << 10;/\1/p" "$here/../src/cud
 awk -v chain="$(own CHAIN)" -v several="$(own SEVERAL)" '!/^#/ {
   # What 64 registers of 1,024 threads do not hold, or 128 beside sums and f32 weights, or beside those of units and of
   # all (of each way to look at scales that the kernel has), or 255 beside sums of wide heads; and what is put away once a
-  # launch or a link.
-  if ($8 > ($3 ~ /^gemm_f(32|16)_(many|halves)/ ? 24 : $3 == "pick" || $3 == "experts_4_2" ? 16 : $3 ~ /^(gemm|picked)_._._(halves|tables)/ ? 152 : $3 == "several" ? 8 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 ~ "gemv_[24]_0" ? 8 : 0)) {
+  # launch.
+  if ($8 > ($3 ~ /^gemm_f(32|16)_(many|halves)/ ? 24 : $3 == "pick" || $3 == "experts_4_2" ? 16 : $3 ~ /^(gemm|picked)_._._(halves|tables)/ ? 152 : $3 == "attend_many_4" ? 208 : $3 == "attend_many_2" ? 32 : $3 ~ "gemv_[24]_0" ? 8 : 0)) {
     print $1, $3 ": " $8 " bytes of stack"; bad = 1
   }
   # Two blocks of 256 threads, four of 128, or one of 1,024, 352 or 288, must fit the 65,536 registers; of attention with four

@@ -1,7 +1,7 @@
 // Rows times the weights of the experts that they picked.
 //
 // A block has one pick of one row, and some of the panels of that expert; which expert is read on
-// the device. A pick's bits do not depend on what stands beside it, in steps of one row or of many.
+// the device. Steps of more rows come here before sm_90 alone (picked.cu); a pick's bits do not depend on what stands beside it.
 #include "experts.cuh"
 #include "route.cuh"
 #include "square.cuh"

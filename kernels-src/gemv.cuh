@@ -94,7 +94,7 @@ DEV void finish_chunks(const Gemv& p, Fresh f, Sums& sums, Turn& turn, float* re
     bool gates = __any_sync(FULL, of.parts == 2), usual = of.plain || of.gated;
     bool others = __any_sync(FULL, of.on && !usual);
     const float* from = sums.part[which] + lane / PANEL * NEXT_PANEL + lane % PANEL * WARPS;
-    summed(which);
+    sums.wait(turn);
     float v0 = sum_of(from, team), v1 = gates ? sum_of(from + WARPS * PANEL, team) : 0.0f;
     if (normed) {
       if (chunk == mine.begin) scale = rsqrtf(sum_of(sums.squares[which], team) * each + eps);
@@ -113,7 +113,7 @@ DEV void finish_chunks(const Gemv& p, Fresh f, Sums& sums, Turn& turn, float* re
       if constexpr (CHAIN) leave(of.out, unary(e.kind, v0, e.c, e.d) * v1, f.next);
       else finish(e, 0, of.col, v0, of.parts == 2 ? v1 : v0, 0.0f, regs + lane, CHUNK * PANEL);
     }
-    barrier_arrive(sums.empty + which);
+    mbar_arrive(shared_address(sums.empty + which));
     turn.next();
     of.follow(p, chunk + CHUNK + lane / PANEL, lane % PANEL, mine.end);
     of.load_residual<CHAIN>();
@@ -135,7 +135,7 @@ DEV bool multiply_pages(const Matrix& m, Ring& ring, Page& page, const typename 
   while (true) {
     F::template multiply<PATH, CHAIN>(m, ring.there(page), page.slice, to.group, to.groups, page.n(), at, x, to.again,
                                       to.sums + page.to + to.member, lane);
-    ring.done(lane);
+    ring.done();
     if (page.what & ENDS) return true;
     u32 what = page.what >> PASS;
     page = ring.page();
@@ -192,7 +192,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
       u32 c = F::column(unit, q, lane);
       if (c + 4 <= cols) norm[q] = *(const float4*)(page + c);
     }
-    ring.done(lane);
+    ring.done();
   }
   typename F::Lane at = {};
   typename F::Unit x = {};
@@ -208,7 +208,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
     // All passes find a part in the same way but for the last, which may be shorter.
     u32 how = page.what >> MATRIX << 1 | ((pass + 1) * per_pass > m.units ? 1 : 0);
     if (how != found) found = how, at.find(m, pass * per_pass, member, lane);
-    if (page.what & BEGINS) barrier_wait(sums.empty + which, turn.parity);
+    if (page.what & BEGINS) mbar_wait(shared_address(sums.empty + which), turn.parity);
     if (pass != now) {
       now = pass;
       if (CHAIN && f.polls) settle(pass);
@@ -240,7 +240,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
 #undef MULTIPLY
     if (!ends) continue;
     first = false;
-    sum_up(which);
+    sums.done(which);
     turn.next();
     if (page.what & ENDS_ALL) break;
   }
@@ -264,10 +264,10 @@ DEV void gemv(const Gemv& p) {
   __shared__ __align__(16) Page said[PAGES];
   __shared__ u64 full[PAGES], empty[PAGES];
   if (threadIdx.x < PAGES) {
-    barrier_init(full + threadIdx.x, HOPPER ? 1 : 33);
-    barrier_init(empty + threadIdx.x, WARPS);
+    mbar_init(shared_address(full + threadIdx.x), HOPPER ? 1 : 33);
+    mbar_init(shared_address(empty + threadIdx.x), WARP_ARRIVALS * WARPS);
   } else if (threadIdx.x >= 32 && threadIdx.x < 34) {
-    barrier_init(sums.empty + threadIdx.x - 32, 32);
+    sums.begin(threadIdx.x - 32);
   }
 #if HOPPER
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

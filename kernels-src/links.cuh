@@ -26,7 +26,7 @@ struct Links {
   u64 full[HELD], empty[HELD];
   DEV void begin(u32 i) {
     mbar_init(shared_address(full + i), 1);
-    mbar_init(shared_address(empty + i), READERS);
+    mbar_init(shared_address(empty + i), WARP_ARRIVALS * READERS);
   }
   DEV void bring(const Chain& p, u32 i) {
     u32 there = shared_address(full + i % HELD);
@@ -38,7 +38,8 @@ struct Links {
   DEV void wait_empty(u32 i) {
     if (i >= HELD) mbar_wait(shared_address(empty + i % HELD), i / HELD + 1 & 1);
   }
-  DEV void done(u32 i) { mbar_arrive_last(shared_address(empty + i % HELD)); }
+  // A warp is.
+  DEV void done(u32 i) { mbar_arrive_warp(shared_address(empty + i % HELD)); }
 };
 
 DEV u64 now() {

@@ -356,7 +356,7 @@ KERNEL __launch_bounds__((WARPS + 1) * 32, 1) several(const __grid_constant__ Ch
   u32 full = shared_address(b.full), empty = shared_address(b.empty), ring = shared_address(shared);
   if (threadIdx.x < p.stages) {
     mbar_init(full + 8 * threadIdx.x, 1);
-    mbar_init(empty + 8 * threadIdx.x, WARPS);
+    mbar_init(empty + 8 * threadIdx.x, WARP_ARRIVALS * WARPS);
   } else if (threadIdx.x >= 64 && threadIdx.x < 64 + HELD_LINKS) {
     b.links.begin(threadIdx.x - 64);
   }
@@ -378,7 +378,7 @@ KERNEL __launch_bounds__((WARPS + 1) * 32, 1) several(const __grid_constant__ Ch
       b.links.wait(i);
       bring_weights(b.links.at[i % HELD_LINKS].product, base, ring, full, empty, p.stages, p.stage_bytes, lane);
       __syncwarp();
-      if (lane == 0) b.links.done(i);
+      b.links.done(i);
     }
   } else {
     pdl_wait();
@@ -393,7 +393,7 @@ KERNEL __launch_bounds__((WARPS + 1) * 32, 1) several(const __grid_constant__ Ch
       i = *(volatile u32*)&b.link[warp];
       if (p.times && threadIdx.x == 0) p.times[i * gridDim.x + blockIdx.x] = now();
       __syncwarp();
-      if (lane == 0) b.links.done(i);
+      b.links.done(i);
     }
   }
   // Every thread must pass here.

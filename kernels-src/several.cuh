@@ -127,9 +127,8 @@ struct Walk {
     mbar_wait(full + 8 * stage.at, stage.parity);
   }
   DEV void next() {
-    __syncwarp();
-    // A page is done with after eight arrivals, however many warps read it.
-    if (lane < arrivals) mbar_arrive_last(empty + 8 * stage.at);
+    // A page is done with after eight arrivals of every lane, however many warps read it.
+    mbar_arrive(empty + 8 * stage.at, arrivals);
     at++;
     stage.step(step, stages);
   }

@@ -1,5 +1,6 @@
 // A product of one row: what it is given, and the ring that its weights come through.
 #pragma once
+#include "barrier.cuh"
 #include "epilogue.cuh"
 #include "layout.cuh"
 
@@ -41,24 +42,6 @@ constexpr u32 PIECE = 8 << 10, LATE = 2048;
 constexpr u32 NEXT_PANEL = 2 * WARPS * PANEL;
 constexpr u32 GEMV_THREADS = (WARPS + 2) * 32;
 
-DEV void barrier_init(u64* b, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count) : "memory");
-}
-DEV void barrier_arrive(u64* b) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}" ::"r"(shared_address(b)) : "memory");
-}
-DEV void barrier_wait(u64* b, u32 parity) {
-#if HOPPER
-#define TRY "mbarrier.try_wait.parity"
-#else
-#define TRY "mbarrier.test_wait.parity"
-#endif
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\n" TRY
-      ".shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(shared_address(b)), "r"(parity)
-      : "memory");
-}
 // Weights pass through the second-level cache once a step, and must not push out what is small and
 // needed every step: norms, caches, parameters, the kernels' own code.
 DEV u64 once() {
@@ -98,14 +81,13 @@ struct Ring {
     if (at == 0) parity ^= 1;
   }
   DEV Page page() const {
-    barrier_wait(full + at, parity);
+    mbar_wait(shared_address(full + at), parity);
     return said[at];
   }
   DEV u8* there(const Page& page) const { return bytes + page.place / 128 * 128; }
-  // A warp is through with the page: all of its lanes are.
-  DEV void done(u32 lane) {
-    __syncwarp();
-    if (lane == 0) barrier_arrive(empty + at);
+  // A warp is through with the page.
+  DEV void done() {
+    mbar_arrive_warp(shared_address(empty + at));
     next();
   }
 };
@@ -130,7 +112,7 @@ struct Filling {
     // Each of the first lanes knows where a page begins.
     while (oldest != pages && (pages - oldest == PAGES || all + bytes - __shfl_sync(FULL, begin, oldest % PAGES) > size)) {
       late();
-      barrier_wait(ring.empty + oldest % PAGES, oldest / PAGES % 2);
+      mbar_wait(shared_address(ring.empty + oldest % PAGES), oldest / PAGES % 2);
 #if HOPPER
       // Bulk copies come after what threads wrote there, if they did.
       if (written >> oldest % PAGES & 1) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -206,13 +188,9 @@ DEV void produce(const Gemv& p, Filling& filling) {
     u32 to = shared_address(ring.bytes) + at;
 #if HOPPER
     if (lane == 0) {
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(full)), "r"(bytes * n)
-                   : "memory");
+      mbar_expect(shared_address(full), bytes * n);
 #pragma unroll 1
-      for (u32 k = 0; k < n; k++) {
-        if (CHAIN) filling.bring(to + k * slice, src + k * panel, bytes, shared_address(full), p.pace);
-        else bring_once(to + k * slice, src + k * panel, bytes, shared_address(full));
-      }
+      for (u32 k = 0; k < n; k++) filling.bring(to + k * slice, src + k * panel, bytes, shared_address(full), CHAIN ? p.pace : 0);
     }
 #else
 #pragma unroll 1
@@ -223,7 +201,7 @@ DEV void produce(const Gemv& p, Filling& filling) {
                      "l"(src + k * panel + b), "l"(once())
                      : "memory");
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(full)) : "memory");
-    if (lane == 0) barrier_arrive(full);
+    if (lane == 0) mbar_arrive(shared_address(full));
 #endif
     ring.next();
   };

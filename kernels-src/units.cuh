@@ -17,15 +17,7 @@ DEV float4 quad_of(const float* x, u32 c, u32 cols) {
 DEV float square(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
 DEV float4 times(float4 v, float4 w) { return make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w); }
 
-// Partial sums of two chunks `[panel][part][row][warp of the team]`, one being made while the other
-// is added up.
-struct __align__(16) Sums {
-  float part[2][CHUNK * 2 * WARPS * PANEL];
-  // Of the row that was multiplied: what each warp has of its squares.
-  float squares[2][WARPS];
-  u64 empty[2];
-};
-// Which of the two is next, and when it is free: at first both are.
+// Which of two is next, and when it is free: at first both are.
 struct Turn {
   u32 which = 0, parity = 1;
   DEV void next() {
@@ -33,15 +25,36 @@ struct Turn {
     which ^= 1;
   }
 };
-// One of the two is full: for those who made it, and for the warp that waits for them.
-DEV void sum_up(u32 which) {
-  __syncwarp();
-  asm volatile("bar.arrive %0, %1;" ::"r"(1 + which), "n"((WARPS + 1) * 32) : "memory");
-}
-DEV void summed(u32 which) {
-  __syncwarp();
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + which), "n"((WARPS + 1) * 32) : "memory");
-}
+// Partial sums of two chunks `[panel][part][row][warp of the team]`, one being made while the other
+// is added up.
+struct __align__(16) Sums {
+  float part[2][CHUNK * 2 * WARPS * PANEL];
+  // Of the row that was multiplied: what each warp has of its squares.
+  float squares[2][WARPS];
+  u64 full[2], empty[2];
+  DEV void begin(u32 which) {
+    mbar_init(shared_address(full + which), 32 * WARPS);
+    mbar_init(shared_address(empty + which), 32);
+  }
+  // For those who make one, and for the warp that adds it up. Before sm_90, where who waits for a barrier in memory asks again and
+  // again, by a named one; racecheck forgets who arrived there once they meet at another, as for attention they do.
+  DEV void done(u32 which) {
+#if HOPPER
+    mbar_arrive(shared_address(full + which));
+#else
+    __syncwarp();
+    asm volatile("bar.arrive %0, %1;" ::"r"(1 + which), "n"((WARPS + 1) * 32) : "memory");
+#endif
+  }
+  DEV void wait(Turn turn) {
+#if HOPPER
+    mbar_wait(shared_address(full + turn.which), turn.parity ^ 1);
+#else
+    __syncwarp();
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + turn.which), "n"((WARPS + 1) * 32) : "memory");
+#endif
+  }
+};
 
 // How scales are read, in few instructions: a scale, or one and what is added; of two levels those of a unit, or of its
 // halves with what is added or without; a scale of entries of a table; else as the matrix says.

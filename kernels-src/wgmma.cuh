@@ -1,7 +1,7 @@
 // What only sm_90a has: matrix products of a warpgroup (four warps), whose left side is in registers and
-// whose right side and completion are in shared memory; barriers; clusters of blocks.
+// whose right side and completion are in shared memory; clusters of blocks.
 #pragma once
-#include "common.cuh"
+#include "barrier.cuh"
 
 #if HOPPER
 // Rows of a tile of the left side; inputs of one instruction.
@@ -86,35 +86,6 @@ struct WgProduct<128> {
   }
 };
 
-DEV void mbar_init(u32 at, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-// Arrives; whether it was the last that was waited for.
-DEV bool mbar_arrive_last(u32 at) {
-  u32 left;
-  asm volatile(
-      "{\n.reg .b64 before;\nmbarrier.arrive.shared::cta.b64 before, [%1];\n"
-      "mbarrier.pending_count.b64 %0, before;\n}" : "=r"(left) : "r"(at)
-      : "memory");
-  return left == 1;
-}
-DEV void mbar_expect(u32 at, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-DEV void mbar_wait(u32 at, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE;\nbra AGAIN;\nDONE:\n}" ::"r"(at), "r"(parity)
-      : "memory");
-}
-// So many bytes, a multiple of 16, to shared memory; `full` counts them.
-DEV void bulk_copy(u32 to, const void* from, u32 bytes, u32 full) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(full)
-      : "memory");
-}
 // All threads of all blocks of a cluster meet, and see what the others wrote before: who arrives waits for what it asked memory for.
 DEV void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 // Arrives without having written what others should see.
