@@ -15,7 +15,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernels, Simd, kernels, ops, word_kernels};
+use super::{Kernels, Simd, float_kernels, kernels, ops, word_kernels};
 use crate::cpu::matmul::words::Words;
 
 /// AVX2, `VNNI` with the dot product of AVX-VNNI.
@@ -32,7 +32,13 @@ word_kernels! {
     WORD_KERNELS, Avx2<false>, 4 of 1, 2
 }
 
-pub(in crate::cpu) static KERNELS: Kernels = Kernels { words: Some(&WORD_KERNELS), ..BYTE_KERNELS };
+float_kernels! {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    FLOAT_KERNELS, Avx2<false>, [2] by 6 of 3, [2] by 4 of 1
+}
+
+pub(in crate::cpu) static KERNELS: Kernels =
+    Kernels { words: Some(&WORD_KERNELS), floats: Some(&FLOAT_KERNELS), ..BYTE_KERNELS };
 
 kernels! {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
@@ -45,7 +51,7 @@ word_kernels! {
 }
 
 pub(in crate::cpu) static VNNI_KERNELS: Kernels =
-    Kernels { words: Some(&VNNI_WORD_KERNELS), ..VNNI_BYTE_KERNELS };
+    Kernels { words: Some(&VNNI_WORD_KERNELS), floats: Some(&FLOAT_KERNELS), ..VNNI_BYTE_KERNELS };
 
 impl<const VNNI: bool> Words for Avx2<VNNI> {
     ops! {

@@ -23,7 +23,7 @@ word_kernels! {
 
 float_kernels! {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    FLOAT_KERNELS, Avx512
+    FLOAT_KERNELS, Avx512, [1 2] by 8 of 1
 }
 
 pub(in crate::cpu) static KERNELS: Kernels =

@@ -376,10 +376,10 @@ macro_rules! word_kernels {
 #[cfg(target_arch = "x86_64")]
 use word_kernels;
 
-/// The kernels for many rows of floats.
+/// The kernels for many rows of floats: vectors of one tile or more, by so many rows at a time, of so many blocks of rows.
 #[cfg(target_arch = "x86_64")]
 macro_rules! float_kernels {
-    ($(#[$attr:meta])* $name:ident, $simd:ty) => {
+    ($(#[$attr:meta])* $name:ident, $simd:ty, $([$($vectors:literal)*] by $rows:literal of $blocks:literal),*) => {
         static $name: $crate::cpu::float::many::FloatKernels = {
             use $crate::cpu::float::many;
 
@@ -390,14 +390,22 @@ macro_rules! float_kernels {
             }
 
             $(#[$attr])*
-            unsafe fn rows<const PAIR: bool, const N: usize>(args: &many::RowsArgs) {
+            unsafe fn rows<const PAIR: bool, const N: usize, const ROWS: usize, const BLOCKS: usize>(
+                args: &many::RowsArgs,
+            ) {
                 // SAFETY: the caller's promise; this function has the target features.
-                unsafe { many::rows::<$simd, PAIR, N>(args) }
+                unsafe { many::rows::<$simd, PAIR, N, ROWS, BLOCKS>(args) }
             }
 
             many::FloatKernels {
                 open: [open::<0>, open::<1>, open::<2>],
-                rows: [[rows::<false, 1>, rows::<false, 2>], [rows::<true, 1>, rows::<true, 2>]],
+                rows: &[$((
+                    $blocks,
+                    [
+                        &[$(rows::<false, $vectors, $rows, $blocks>),*],
+                        &[$(rows::<true, $vectors, $rows, $blocks>),*],
+                    ],
+                )),*],
             }
         };
     };
