@@ -11,7 +11,7 @@
 //! exact in f32, so fused multiply-adds give the same bits elsewhere (as long as no number is below
 //! the normal ones, which the instructions take for 0).
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 has it"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has it"))]
 pub(super) mod many;
 
 use std::ops::Range;

@@ -200,10 +200,10 @@ pub(in crate::cpu) unsafe fn product(
         return nothing;
     }
     let Some(open) = kernels.open.get(width as usize) else { return nothing };
-    let pair = usize::from(width == Width::Bf16);
+    let paired = usize::from(width == Width::Bf16);
     let Some((_, of_block)) = kernels.rows.last() else { return nothing };
-    let at_once = of_block[pair].len().min(TILES);
-    let cols = layout.cols().next_multiple_of(if width == Width::Bf16 { 2 } else { 1 });
+    let at_once = of_block[paired].len().min(TILES);
+    let cols = layout.cols().next_multiple_of(1 + paired);
     let mut opened = MaybeUninit::<Opened>::uninit();
     let mut even = [[0.0f32; TILES * TILE]; BLOCK];
     let even = &raw mut even;
@@ -215,8 +215,8 @@ pub(in crate::cpu) unsafe fn product(
         let at = tile * layout.tile_bytes() + from * TILE * width.bytes();
         packed.as_ptr().wrapping_add(at)
     };
-    let pairs = || (tiles.start..end).step_by(at_once);
-    let mut all = (0..cols).step_by(COLUMNS).flat_map(|from| pairs().map(move |t| (t, from)));
+    let firsts = || (tiles.start..end).step_by(at_once);
+    let mut all = (0..cols).step_by(COLUMNS).flat_map(|from| firsts().map(move |t| (t, from)));
     let mut now = all.next();
     while let Some((tile, from)) = now {
         now = all.next();
@@ -247,7 +247,7 @@ pub(in crate::cpu) unsafe fn product(
             let args = RowsArgs { opened, columns, x, next, even, y, first };
             // SAFETY: the span was opened; a block has numbers of 8 rows whatever they are; outputs
             // of whole tiles, as the caller promised. It has the instruction set.
-            unsafe { by_tiles[pair][n - 1](&args) };
+            unsafe { by_tiles[paired][n - 1](&args) };
         }
     }
     (rows, end)
