@@ -17,7 +17,7 @@ struct Bits {
   // Bits of a code and of an integer together have so many weights, eight to an instruction.
   static constexpr u32 WEIGHTS = 16 + BITS - 1, COUNTS = (WEIGHTS + 7) / 8;
 
-  static DEV u32 column(u32 first, u32 quad, u32 lane) { return Of::column(first, quad, lane); }
+  static DEV u32 column(u32 first, u32 quad, u32 lane, u32 cols) { return Of::column(first, quad, lane, cols); }
 
   // The right sides of a lane, for 128 columns: bits of weight `lane / 4` and of those eight higher, of unit `lane % 4`.
   struct Columns {

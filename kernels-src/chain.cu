@@ -19,7 +19,7 @@ struct Link {
     AttendOne attend;
   };
   // As long as a link of several rows.
-  u64 unused2[2];
+  u64 unused2;
 };
 static_assert(sizeof(Link) == 2800 && sizeof(Link) % 16 == 0, "src/cuda/abi.rs mirrors it");
 
@@ -76,7 +76,11 @@ DEV void bring_cache(const AttendOne& p, Ring ring, u32 position, u32 lane) {
     if (lane == 0) mbar_arrive(shared_address(ring.full + ring.at));
     ring.next();
   };
-  Seen seen = *(const Seen*)(ring.bytes + ring.said[ring.at].place);
+  // Read by the lane that arrives: racecheck takes others for readers whom nobody waits for (barrier.cuh).
+  Seen seen;
+  const u32* page = (const u32*)(ring.bytes + ring.said[ring.at].place);
+#pragma unroll
+  for (u32 i = 0; i < sizeof(Seen) / 4; i++) ((u32*)&seen)[i] = __shfl_sync(FULL, lane == 0 ? page[i] : 0, 0);
   there();
   Ring asked = ring;
   u32 chunks = seen.chunks(p);
@@ -194,9 +198,13 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
 #pragma unroll 1
     LINKS LINK
 #define CONSUME(...) consume_either<__VA_ARGS__, true>(link.gemv, link.fresh, ring, b.sums, turn, b.words[warp], thread)
-  // Of long rows a warp may have twice as many columns at a time: fewer passes.
-#define PLANES(LO, HI) \
-  if (link.gemv.wide > 8) CONSUME(Planes<LO, HI, 2>); \
+  // Of long rows a warp may have four times as many columns at a time, if they come as integers, or twice: fewer passes.
+#define OR_INTEGERS(LO, HI) \
+  if (link.gemv.takes_integers) CONSUME(Rounded<Planes<LO, HI, 4>>); \
+  else CONSUME(Planes<LO, HI>)
+#define OR_TWICE(LO, HI) \
+  if (link.gemv.takes_integers) CONSUME(Rounded<Planes<LO, HI, 4>>); \
+  else if (link.gemv.wide > 8) CONSUME(Planes<LO, HI, 2>); \
   else CONSUME(Planes<LO, HI>)
 #define ATTEND(PAIRS) \
   { \
@@ -206,13 +214,13 @@ KERNEL __launch_bounds__(CHAIN_THREADS, 1) chain(const __grid_constant__ Chain p
     for (u32 k = 0, n = seen.chunks(link.attend); k <= n; k++) ring.done(); \
   }
       switch (link.kind) {
-        case L8: CONSUME(Planes<8, 0>); break;
-        case L4: PLANES(4, 0); break;
-        case L2: PLANES(2, 0); break;
-        case L1: PLANES(1, 0); break;
-        case L21: PLANES(2, 1); break;
-        case L41: CONSUME(Planes<4, 1>); break;
-        case L42: CONSUME(Planes<4, 2>); break;
+        case L8: OR_INTEGERS(8, 0); break;
+        case L4: OR_TWICE(4, 0); break;
+        case L2: OR_TWICE(2, 0); break;
+        case L1: OR_TWICE(1, 0); break;
+        case L21: OR_TWICE(2, 1); break;
+        case L41: OR_INTEGERS(4, 1); break;
+        case L42: OR_INTEGERS(4, 2); break;
         case LF32: CONSUME(Floats<F32>); break;
         case LF16: CONSUME(Floats<F16>); break;
         case LBF16: CONSUME(Floats<BF16>); break;

@@ -80,7 +80,7 @@ template <bool CHAIN>
 DEV void finish_chunks(const Gemv& p, Fresh f, Sums& sums, Turn& turn, float* regs, u32 lane) {
   static_assert(CHUNK * PANEL == 32, "an output a lane");
   u32 team = 1u << p.team;
-  bool normed = p.norm != nullptr;
+  bool normed = p.norm != nullptr, rounds = CHAIN && p.leaves_integers;
   Stretch mine(p);
   // What becomes of an output is looked up before it is needed.
   Output of;
@@ -103,11 +103,15 @@ DEV void finish_chunks(const Gemv& p, Fresh f, Sums& sums, Turn& turn, float* re
     if constexpr (CHAIN) of.settle();
     float r = of.early + v0;
     if (of.gated) r = __fdividef(v0, 1.0f + __expf(-v0)) * v1;
-    if (of.on && usual) {
+    if (rounds) {
+      // Gates, and all outputs of a chunk.
+      if (!usual) r = unary(of.e->kind, v0, of.e->c, of.e->d) * v1;
+      leave_integers(of.out - of.col, of.rows, of.col - lane, r, f.next, lane);
+    } else if (of.on && usual) {
       if constexpr (CHAIN) leave(of.out, r, f.next);
       else __stcg(of.out, r);
     }
-    if (others && of.on && !usual) {
+    if (others && of.on && !usual && !rounds) {
       const Epilogue& e = *of.e;
       // A chain has gates, and no byte code.
       if constexpr (CHAIN) leave(of.out, unary(e.kind, v0, e.c, e.d) * v1, f.next);
@@ -151,16 +155,16 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
   u32 per_pass = F::WARP_UNITS << team, unit = member * F::WARP_UNITS;
   // From here on all has a value: what had none on some way would be kept for it through a whole chain.
   float4 v[F::QUADS] = {}, norm[F::QUADS] = {};
-  const float *in = p.x, *weights = p.norm;
+  const float *in = p.x, *weights = AS_INTEGERS<F> ? nullptr : p.norm;
   u32 passes = p.passes, cols = p.cols;
   auto load_norm = [&](u32 pass) {
 #pragma unroll
-    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<F::WHOLE>(weights, F::column(pass * per_pass + unit, q, lane), cols);
+    for (u32 q = 0; q < F::QUADS; q++) norm[q] = quad_of<F::WHOLE>(weights, F::column(pass * per_pass + unit, q, lane, cols), cols);
   };
   auto load = [&](u32 pass, bool all) {
 #pragma unroll
     for (u32 q = 0; q < F::QUADS; q++) {
-      u32 c = F::column(pass * per_pass + unit, q, lane);
+      u32 c = F::column(pass * per_pass + unit, q, lane, cols);
       if (!all && !is_nobody(v[q])) continue;
       if constexpr (CHAIN) v[q] = c + 4 <= cols ? fresh_f32x4(in + c) : make_float4(0, 0, 0, 0);
       else v[q] = quad_of<F::WHOLE>(in, c, cols);
@@ -173,23 +177,24 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
 #pragma unroll
       for (u32 q = 0; q < F::QUADS; q++) there &= !is_nobody(v[q]);
       if (__all_sync(FULL, there)) return;
-      if (!watched) watch(in + F::column(pass * per_pass + unit, 0, 0));
+      if (!watched) watch(in + F::column(pass * per_pass + unit, 0, 0, cols));
       load(pass, false);
     }
   };
   // Weights are nobody's output: where they are, and those of the norm, may be known early.
-  bool comes = CHAIN && norm_comes(p);
+  bool comes = CHAIN && weights && norm_comes(p);
   if (weights && !comes) load_norm(0);
   if (!CHAIN) pdl_launch_next();
   Stretch mine(p);
   if (!CHAIN) pdl_wait();
   if (mine.begin >= mine.end) return;
-  load(0, true);
+  // Integers take no registers before they are needed: most of them would not be there yet.
+  if (!AS_INTEGERS<F>) load(0, true);
   if (comes) {
     const float* page = (const float*)ring.there(ring.page());
 #pragma unroll
     for (u32 q = 0; q < F::QUADS; q++) {
-      u32 c = F::column(unit, q, lane);
+      u32 c = F::column(unit, q, lane, cols);
       if (c + 4 <= cols) norm[q] = *(const float4*)(page + c);
     }
     ring.done();
@@ -211,6 +216,10 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
     if (page.what & BEGINS) mbar_wait(shared_address(sums.empty + which), turn.parity);
     if (pass != now) {
       now = pass;
+      if constexpr (AS_INTEGERS<F>) {
+        if (m.units > pass * per_pass + unit) watch(in + F::column(pass * per_pass + unit, 0, 0, cols));
+        load(pass, true);
+      }
       if (CHAIN && f.polls) settle(pass);
       if (weights) {
         // The norm's own factor is for the sums.
@@ -227,7 +236,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
       x.make(v, words, lane);
       // The next pass's columns come while this one's are multiplied.
       u32 next = pass + 1 == passes ? 0 : pass + 1;
-      if (next != now) {
+      if (!AS_INTEGERS<F> && next != now) {
         if (weights) load_norm(next);
         load(next, true);
       }
@@ -235,7 +244,7 @@ DEV void consume(const Gemv& p, Fresh f, Ring& ring, Sums& sums, Turn& turn, uin
     Place to = {group, groups, member, sums.part[which], pass != 0};
 #define MULTIPLY(PATH) multiply_pages<F, PATH, CHAIN>(m, ring, page, at, x, to, lane)
 #define OR_BY(PATH) F::has(PATH) && at.path == PATH ? MULTIPLY(PATH) :
-    bool ends = OR_BY(ONE_SCALE) OR_BY(ONE_AND_MIN) OR_BY(SCALE_AND_MIN) OR_BY(HALVES) OR_BY(HALVES_AND_MIN) OR_BY(ENTRIES) MULTIPLY(ANY);
+    bool ends = OR_BY(ONE_SCALE) OR_BY(ONE_AND_MIN) OR_BY(SCALE_AND_MIN) OR_BY(HALVES) OR_BY(HALVES_AND_MIN) OR_BY(ENTRIES) MULTIPLY(REST<F>);
 #undef OR_BY
 #undef MULTIPLY
     if (!ends) continue;

@@ -23,14 +23,15 @@ struct Gemv {
   // Warps that share a panel, as a power of two; panels of a page; how often the columns are gone
   // through, and how many units a warp has each time.
   u32 team, batch, passes, wide;
-  // Of a link: cycles from KiB to KiB of its weights, 0 where they are asked for at once.
-  u32 pace;
+  // Of a link: cycles from KiB to KiB of its weights, 0 where they are asked for at once; whether its row comes as integers, and
+  // whether it leaves its own so: then each block has whole chunks of panels.
+  u32 pace, takes_integers, leaves_integers;
   // Panels before each domain; the last entry counts all.
   u32 first[MAX_DOMAINS + 1];
   Domain domain[MAX_DOMAINS];
   Matrix part[2 * MAX_DOMAINS];
 };
-static_assert(sizeof(Gemv) == 2760, "src/cuda/abi.rs mirrors it");
+static_assert(sizeof(Gemv) == 2768, "src/cuda/abi.rs mirrors it");
 
 // Panels that are added up at a time; pages at most that are on their way or read.
 constexpr u32 CHUNK = 8;
@@ -149,9 +150,9 @@ struct Filling {
 struct Stretch {
   u32 begin, end;
   DEV explicit Stretch(const Gemv& p) {
-    u32 fewer = gridDim.x - (p.first[p.domains] - p.each * gridDim.x);
-    begin = p.each * blockIdx.x + (blockIdx.x > fewer ? blockIdx.x - fewer : 0);
-    end = begin + p.each + (blockIdx.x >= fewer ? 1 : 0);
+    u32 step = p.leaves_integers ? CHUNK : 1, fewer = gridDim.x - (p.first[p.domains] / step - p.each * gridDim.x);
+    begin = step * (p.each * blockIdx.x + (blockIdx.x > fewer ? blockIdx.x - fewer : 0));
+    end = begin + step * (p.each + (blockIdx.x >= fewer ? 1 : 0));
   }
 };
 // Whether a link's norm comes through the ring, a page before its panels: it is read once, if there is one pass.

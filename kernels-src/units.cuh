@@ -1,5 +1,6 @@
 // What a lane keeps of the row, and how it multiplies: planes of bits, and floats.
 #pragma once
+#include "integers.cuh"
 #include "stream.cuh"
 
 // Four columns of a row, with zeros behind its end; those of block formats end with a block.
@@ -73,52 +74,11 @@ DEV float sums_over(float* v, u32 lane) {
     left /= 2;
     bool upper = lane & o;
 #pragma unroll
-    for (u32 i = 0; i < COUNT / 2; i++)
+    for (u32 i = 0; i < COUNT; i++)
       if (i < left) v[i] = (upper ? v[i + left] : v[i]) + __shfl_xor_sync(FULL, upper ? v[i] : v[i + left], o);
   }
   return v[0];
 }
-
-// Eight columns of a lane as integers of 16 bits, in the low halves of words.
-struct Eight {
-  // An integer added to 1.5 * 2^23 is in the low bits of the float.
-  static constexpr float MAGIC = 12582912.0f;
-  static constexpr u32 BASE = 0x4b400000u;
-  float in[8], scale;
-  u32 n[8];
-  DEV explicit Eight(const float4* v) : in{v[0].x, v[0].y, v[0].z, v[0].w, v[1].x, v[1].y, v[1].z, v[1].w} {}
-  // Of LANES in a row, which have one scale.
-  template <u32 LANES>
-  DEV void make() {
-    float most = fabsf(in[0]);
-#pragma unroll
-    for (int i = 1; i < 8; i++) most = greater(most, fabsf(in[i]));
-    if constexpr (LANES == 32) {
-      // Of numbers without a sign the order of floats, with what is none above all.
-      most = __uint_as_float(__reduce_max_sync(FULL, __float_as_uint(most)));
-    } else {
-#pragma unroll
-      for (u32 o = 1; o < LANES; o *= 2) most = greater(most, __shfl_xor_sync(FULL, most, o));
-    }
-    // NaN and infinity make the scale NaN; what is too small to divide by makes it 0.
-    bool finite = most < INFINITY, some = most > 1e-30f;
-    float inverse = some ? 32512.0f * reciprocal(most) : 0.0f;
-    scale = !finite ? __uint_as_float(0x7fc00000u) : some ? most * (1.0f / 32512.0f) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) n[i] = __float_as_uint(__fmaf_rn(in[i], inverse, MAGIC));
-  }
-  // NaN if either is.
-  static DEV float greater(float a, float b) {
-    float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-  }
-  static DEV float reciprocal(float v) {
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-    return r;
-  }
-};
 
 // Planes of LO and HI bits: a lane has one row of a panel, and EACH units of 32 columns at a time.
 template <int LO, int HI, u32 EACH = 1>
@@ -132,7 +92,7 @@ struct Planes {
   static DEV u32 unit_of(u32 lane) { return lane / PANEL; }
   // The lane's part of a unit's columns: a quad of the first half, and one of the second. Four lanes read 64 bytes in
   // a row: all blocks read the row at the same time, of the same few places of the second-level cache.
-  static DEV u32 column(u32 first, u32 quad, u32 lane) {
+  static DEV u32 column(u32 first, u32 quad, u32 lane, u32 = 0) {
     return (first + quad / 2 * 8 + unit_of(lane)) * 32 + quad % 2 * 16 + lane % 4 * 4;
   }
 
@@ -355,8 +315,10 @@ struct Planes {
   template <Path PATH, bool MANY>
   static DEV void multiply(const Matrix& m, const u8* page, u32 slice, u32 k, u32 step, u32 n, const Lane& at,
                            const Unit& x, bool again, float* to, u32 lane) {
-    // Two planes and more than a scale are more than a block has registers for beside another block.
-    constexpr u32 COUNT = PATH == ANY || LO == 8 || !MANY && PATH == ENTRIES || !MANY && HI && PATH != ONE_SCALE ? 2 : 4;
+    // Two planes and more than a scale are more than a block has registers for beside another block. Of a row that comes as
+    // integers a page has two panels of up to 4 bits, or one of more.
+    constexpr bool FEW = PATH == ANY || LO == 8 || !MANY && PATH == ENTRIES || !MANY && HI && PATH != ONE_SCALE;
+    constexpr u32 COUNT = EACH == 4 ? LO + HI > 4 ? 1 : 2 : FEW ? 2 : 4;
     if (MANY && EACH == 1 && n > COUNT * step) some<2 * COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
     else some<COUNT, PATH>(m, page, slice, k, step, n, at, x, again, to, lane);
   }
@@ -382,6 +344,50 @@ struct Planes {
   }
 };
 
+// A row that comes as integers (`leave_integers`), for planes P; it has no norm.
+template <class P>
+struct Rounded : P {
+  static constexpr u32 EACH = P::QUADS / 2;
+  // Of integers four lanes have a quarter of a unit's each; then of what is said of them.
+  static DEV u32 column(u32 first, u32 quad, u32 lane, u32 cols) {
+    u32 unit = first + quad % EACH * 8 + P::unit_of(lane);
+    if (unit * 32 >= cols) return cols;
+    return quad < EACH ? unit * 16 + lane % 4 * 4 : cols / 2 + unit * 4;
+  }
+  // Entries of a table take more than rounding does.
+  static DEV constexpr bool has(Path path) { return path != ENTRIES && P::has(path); }
+  struct Unit : P::Unit {
+    DEV void make(const float4* v, uint4* words, u32 lane) {
+      // As many at a time as there are words for.
+#pragma unroll
+      for (u32 e = 0; e < EACH; e++) {
+        auto integers = [](float two) { return __float_as_uint(two) ^ PAIR; };
+        auto sum = [](float v) { return (int)(__float_as_uint(v) ^ SUM); };
+        words[32 * (e % 2) + lane] = make_uint4(integers(v[e].x), integers(v[e].y), integers(v[e].z), integers(v[e].w));
+        auto& of = this->of[e];
+        of.scale = v[EACH + e].x, of.sum0 = sum(v[EACH + e].y), of.sum1 = sum(v[EACH + e].z);
+        if (e % 2 == 0) continue;
+        __syncwarp();
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) this->of[e - 1 + i].take(words + 32 * i, lane);
+        __syncwarp();
+      }
+    }
+  };
+};
+
+template <class F>
+constexpr bool AS_INTEGERS = false;
+// What is multiplied in no other way: of two planes of 5 or 6 bits and integers there are no registers to look at everything.
+template <class F>
+constexpr Path REST = ANY;
+template <u32 EACH>
+constexpr Path REST<Rounded<Planes<4, 1, EACH>>> = SCALE_AND_MIN;
+template <u32 EACH>
+constexpr Path REST<Rounded<Planes<4, 2, EACH>>> = HALVES;
+template <class P>
+constexpr bool AS_INTEGERS<Rounded<P>> = true;
+
 // Floats of KIND: a lane has all four rows of a panel, and units of 16 bytes.
 template <u32 KIND>
 struct Floats {
@@ -389,7 +395,7 @@ struct Floats {
 
   static constexpr bool WHOLE = false;
 
-  static DEV u32 column(u32 first, u32 quad, u32 lane) { return (first + lane) * COLUMNS + quad * 4; }
+  static DEV u32 column(u32 first, u32 quad, u32 lane, u32 = 0) { return (first + lane) * COLUMNS + quad * 4; }
 
   struct Unit {
     float4 v[QUADS];

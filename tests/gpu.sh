@@ -35,7 +35,7 @@ fi
 if command -v compute-sanitizer >/dev/null; then
   # One after the other: side by side they take several times as long.
   for tool in memcheck initcheck synccheck racecheck; do
-    for case in embeddings what_follows every_op a_few_tokens several_sequences logits_that greedy_and a_batch; do
+    for case in embeddings what_follows every_op a_few_tokens several_sequences logits_that greedy_and a_batch gates_that; do
       more=""
       # A barrier a stage of each warp's ring: more than the tool expects.
       [ "$tool" = synccheck ] && more="--num-cuda-barriers 65536"

@@ -19,10 +19,12 @@ mod chain;
 mod columns;
 mod experts;
 mod gated;
+mod integers;
 mod linear;
 mod memory;
 mod pace;
 mod picked;
+mod places;
 mod product;
 mod refuse;
 mod registers;
@@ -34,11 +36,11 @@ mod split;
 mod tiles;
 
 pub(super) use attend::set_buffers;
-use chain::Places;
 pub(super) use chain::table;
 use memory::scale_offset;
 pub(super) use memory::{cache_bytes, ropes, tensor_kind, work};
 pub(super) use picked::set_picks;
+use places::Places;
 pub(super) use refuse::refuses;
 pub(super) use tiles::{gemm_shared, set_tile};
 
@@ -193,7 +195,7 @@ pub(super) fn launches(chip: &Chip, program: &Program, bases: &Bases) -> Result<
     }
     match lowering.several {
         true => several::gather(chip, bases, lowering.out),
-        false if bases.next != 0 => chain::gather(chip, bases, lowering.out),
+        false if bases.next != 0 => chain::gather(chip, bases, &lowering.places, lowering.out),
         false => Ok(lowering.out),
     }
 }

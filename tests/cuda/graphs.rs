@@ -51,6 +51,13 @@ fn long_rows_in_every_format() {
     check_formats(&Shape { ffn: 4352, ..SMALL }, 9, &[1]);
 }
 
+/// Rows that gates leave as integers to products of planes; of others they are rows of several passes, too.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn gates_that_leave_integers_in_every_format() {
+    check_formats(&Shape { ffn: 7936, ..SMALL }, 5, &[1]);
+}
+
 /// Heads, heads of keys, width, window, whether heads have norms, positions. Of the last two, several
 /// blocks add up a head.
 const HEADS: [(usize, usize, usize, Option<usize>, bool, usize); 7] = [

@@ -21,15 +21,22 @@ pub(in crate::cuda) struct Gemv {
     pub wide: u32,
     /// Of a link: cycles from KiB to KiB of its weights, 0 where they are asked for at once.
     pub pace: u32,
+    /// Of a link: whether its row comes as integers, and whether it leaves its own so: then each block has whole chunks.
+    pub takes_integers: u32,
+    pub leaves_integers: u32,
     pub first: [u32; MAX_DOMAINS + 1],
     pub domain: [Domain; MAX_DOMAINS],
     pub part: [Matrix; 2 * MAX_DOMAINS],
 }
 
+/// Panels that a block adds up at a time: 32 outputs of each part.
+pub(in crate::cuda) const GROUP: u32 = 8;
+
 impl Gemv {
     /// Deals its panels out to so many blocks.
     pub(in crate::cuda) fn deal(&mut self, blocks: u32) {
-        self.each = self.first[MAX_DOMAINS].checked_div(blocks).unwrap_or(0);
+        let step = if self.leaves_integers == 0 { 1 } else { GROUP };
+        self.each = (self.first[MAX_DOMAINS] / step).checked_div(blocks).unwrap_or(0);
     }
 }
 

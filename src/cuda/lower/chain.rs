@@ -5,113 +5,39 @@
 //! a place holds nobody's number until its own is there. There are two of each, for steps in turn.
 
 use super::attend_one::one_room;
-use super::columns::{domains, raw};
+use super::integers::round;
 use super::pace::set_pace;
+use super::places::Places;
 use super::product::chained;
-use super::several::{may_be_apart, polls};
+use super::several::polls;
 use super::{Chip, Lowering, count};
 use crate::Result;
 use crate::cuda::abi::*;
 use crate::cuda::driver::Shape;
 use crate::cuda::layout::Product;
 use crate::cuda::program::{Bases, Kernel, Launch, Links, Parameters};
-use crate::graph::{DType, Graph, Lead, NodeId, Op};
-use crate::plan::{Group, GroupKind, Limits, live_values};
-use std::collections::BTreeMap;
-
-/// Where values are that groups leave, from the start of a turn's memory.
-#[derive(Default)]
-pub(super) struct Places {
-    values: BTreeMap<NodeId, u64>,
-    /// Of products, by group, before what becomes of their columns.
-    raw: BTreeMap<usize, u64>,
-    /// Of products over several rows, by group: what stretches come to that blocks have.
-    apart: BTreeMap<usize, u64>,
-    /// Of all, and links at most.
-    pub bytes: usize,
-    pub links: usize,
-}
-
-impl Places {
-    /// None where there are no chains.
-    pub(super) fn of(
-        chip: &Chip,
-        graph: &Graph,
-        groups: &[Group],
-        limits: &Limits,
-    ) -> Option<Places> {
-        let mut all = Places::default();
-        if !chip.hopper {
-            return Some(all);
-        }
-        let rows = if limits.rows == 1 { 1 } else { SEVERAL };
-        let mut end = 0usize;
-        let mut take = |width: usize| {
-            let at = end;
-            let bytes = width.checked_mul(rows)?.checked_mul(4)?;
-            end = at.checked_add(bytes)?.checked_next_multiple_of(256)?;
-            Some(at as u64)
-        };
-        let links = |group: &Group| match &group.kind {
-            GroupKind::Linear { linear, .. } => match graph.node(*linear).op {
-                Op::Experts(_) => 0,
-                _ => graph.node(*linear).args.len(),
-            },
-            GroupKind::Attend(_) => 1,
-            _ => 0,
-        };
-        for value in live_values(graph, groups) {
-            let of_links = groups.get(value.born).is_some_and(|g| links(g) > 0);
-            let ty = graph.ty(value.id);
-            if of_links && value.dies < groups.len() && ty.dtype == DType::F32 {
-                all.values.insert(value.id, take(ty.width())?);
-            }
-        }
-        for (i, group) in groups.iter().enumerate() {
-            all.links = all.links.checked_add(links(group))?;
-            if let GroupKind::Linear { linear, epilogue, .. } = &group.kind
-                && links(group) > 0
-            {
-                let columns = raw(&domains(graph, *linear, epilogue)?);
-                all.raw.insert(i, take(columns)?);
-                if rows > 1 && may_be_apart(chip, graph, *linear) {
-                    let outputs = graph.ty(*linear).width().next_multiple_of(16 * WARPS);
-                    all.apart.insert(i, take(outputs.checked_mul(WARPS)?)?);
-                }
-            }
-        }
-        all.bytes = end;
-        Some(all)
-    }
-
-    pub(super) fn value(&self, id: NodeId) -> Option<u64> {
-        self.values.get(&id).copied()
-    }
-
-    pub(super) fn raw(&self, group: usize) -> Option<u64> {
-        self.raw.get(&group).copied()
-    }
-
-    pub(super) fn apart(&self, group: usize) -> Option<u64> {
-        self.apart.get(&group).copied()
-    }
-}
+use crate::graph::Lead;
 
 /// Puts launches that can be one kernel together.
-pub(super) fn gather(chip: &Chip, bases: &Bases, launches: Vec<Launch>) -> Result<Vec<Launch>> {
+pub(super) fn gather(
+    chip: &Chip,
+    bases: &Bases,
+    places: &Places,
+    launches: Vec<Launch>,
+) -> Result<Vec<Launch>> {
     let (mut out, mut links, mut table) = (Vec::new(), Vec::new(), bases.links);
     for launch in launches {
         let joins = kind(&launch, bases).is_some();
         if !joins || !follows(&links, &launch) {
-            close(chip, bases, &mut table, &mut links, &mut out)?;
+            close(chip, bases, places, &mut table, &mut links, &mut out)?;
         }
         let ends = !leaves(&launch, bases);
         if joins { &mut links } else { &mut out }.push(launch);
         if ends {
-            close(chip, bases, &mut table, &mut links, &mut out)?;
+            close(chip, bases, places, &mut table, &mut links, &mut out)?;
         }
     }
-    close(chip, bases, &mut table, &mut links, &mut out)?;
+    close(chip, bases, places, &mut table, &mut links, &mut out)?;
     Ok(out)
 }
 
@@ -158,6 +84,7 @@ const FEWEST_LINKS: usize = 5;
 fn close(
     chip: &Chip,
     bases: &Bases,
+    places: &Places,
     table: &mut u64,
     links: &mut Vec<Launch>,
     out: &mut Vec<Launch>,
@@ -168,8 +95,12 @@ fn close(
     }
     let room = chip.block_shared.saturating_sub(CHAIN_SHARED) / 128 * 128;
     let mut made = links.clone();
-    // None where something's pages do not fit.
-    if made.iter_mut().any(|l| settle(chip, l, room, bases).is_none()) {
+    let fit = |made: &mut [Launch]| made.iter_mut().all(|l| settle(chip, l, room, bases).is_some());
+    let fits = fit(&mut made) && {
+        round(chip, bases, places, &mut made);
+        fit(&mut made)
+    };
+    if !fits {
         out.append(links);
         return Ok(());
     }
@@ -324,7 +255,8 @@ mod tests {
     use super::*;
     use crate::cuda::lower::pace::weights;
     use crate::cuda::lower::tests::lowered;
-    use crate::graph::{AttendOptions, Builder, MemoryWeights, RopeOptions, arch};
+    use crate::graph::{AttendOptions, Builder, Graph, MemoryWeights, RopeOptions, arch};
+    use crate::plan::Limits;
 
     fn chains(graph: &Graph, capability: u32) -> (Bases, Vec<Launch>) {
         let limits = Limits { rows: 1, outs: 1, slots: 1, context: 64 };

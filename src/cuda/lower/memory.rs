@@ -4,10 +4,10 @@
 use super::Chip;
 use super::attend::shares;
 use super::attend_one::one_work;
-use super::chain::Places;
 use super::columns::{domains, raw};
 use super::experts::experts_work;
 use super::picked::Picked;
+use super::places::Places;
 use super::sample::scan_blocks;
 use super::tiles::{split_size, squares_size, sums_size};
 use crate::cuda::abi::{BEST_BYTES, CHUNK, LINK_BYTES};

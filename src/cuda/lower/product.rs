@@ -25,6 +25,9 @@ pub(super) struct Stream {
 const PAGE: usize = 20 << 10;
 const LINK_PAGE: usize = 40 << 10;
 
+/// Units of a warp, of a row that comes as integers.
+pub(super) const INTEGERS: usize = 32;
+
 /// Panels of a block for which it is worth making bits of a row.
 const FEWEST_COUNTED: usize = 16;
 
@@ -32,16 +35,17 @@ impl Stream {
     /// For parts that share a ring; `None` if two pages do not fit.
     pub(super) fn of(chip: &Chip, parts: &[Layout]) -> Option<Stream> {
         let parts: Vec<Matrix> = parts.iter().map(|l| l.matrix(0)).collect();
-        Stream::with(chip.stream_shared(), &parts, false)
+        Stream::with(chip.stream_shared(), &parts, false, false)
     }
 
-    /// In so much memory, alone or as a link.
-    fn with(room: usize, parts: &[Matrix], link: bool) -> Option<Stream> {
+    /// In so much memory, alone or as a link, which may take its row as integers.
+    fn with(room: usize, parts: &[Matrix], link: bool, rounded: bool) -> Option<Stream> {
         let first = parts.first()?;
         let units = first.units as usize;
         // Units that a warp has at a time.
         let wide = match first.lo {
             0 => 32,
+            _ if rounded => INTEGERS,
             // More bits would be more registers than there are.
             bits if link && units > 8 * WARPS && bits + first.hi <= 4 => 16,
             _ => 8,
@@ -54,7 +58,11 @@ impl Stream {
         };
         let slice = parts.iter().map(slice).max()?;
         let most = if link { LINK_PAGE.min(room / 256 * 128) } else { PAGE };
-        let batch = (most / slice).clamp(1, 16);
+        let mut batch = (most / slice).clamp(1, 16);
+        if rounded && batch > 2 {
+            // Two panels are multiplied at a time.
+            batch &= !1;
+        }
         let page = (batch * slice).next_multiple_of(128);
         (page <= room / 2).then_some(Stream { team, batch, passes, wide, page })
     }
@@ -71,7 +79,8 @@ impl Stream {
 /// Adapts a product to a chain's ring, if there is room.
 pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<()> {
     let parts = p.part.iter().take_while(|m| m.data != 0 || m.rows != 0);
-    let stream = Stream::with(room, &parts.copied().collect::<Vec<_>>(), true)?;
+    let stream =
+        Stream::with(room, &parts.copied().collect::<Vec<_>>(), true, p.takes_integers != 0)?;
     stream.tell(p).ok()
 }
 
@@ -209,7 +218,7 @@ mod tests {
     fn a_link_goes_through_long_rows_in_fewer_passes() {
         let stream = |format, cols, link| {
             let parts = [Layout::of(format, 2048, cols).unwrap().matrix(0)];
-            let s = Stream::with(120 << 10, &parts, link).unwrap();
+            let s = Stream::with(120 << 10, &parts, link, false).unwrap();
             assert!(2 * s.page <= 120 << 10);
             assert!(s.passes * s.team * s.wide >= parts[0].units as usize);
             (s.wide, s.team, s.passes, s.batch)
