@@ -117,10 +117,14 @@ impl Matrix {
         self.span_units() * unit
     }
 
-    /// Bytes of the largest span of those of some parts that there are.
+    /// Those of some parts that there are.
+    pub(super) fn there(parts: &[Matrix]) -> impl Iterator<Item = &Matrix> {
+        parts.iter().take_while(|m| m.rows > 0)
+    }
+
+    /// Bytes of the largest span of those.
     pub(super) fn largest_of(parts: &[Matrix]) -> u32 {
-        let there = parts.iter().take_while(|m| m.rows > 0);
-        there.map(Matrix::largest_span).max().unwrap_or(0)
+        Matrix::there(parts).map(Matrix::largest_span).max().unwrap_or(0)
     }
 
     /// Bytes of its largest span in a panel.

@@ -21,7 +21,7 @@ pub(super) fn round(chip: &Chip, bases: &Bases, places: &Places, links: &mut [La
             && is_fresh(p.x, bases)
             && places.has_one_reader(p.x - bases.fresh)
             && (p.passes > 1 && p.norm == 0)
-            && p.part.iter().take_while(|m| m.rows > 0).all(once)
+            && Matrix::there(&p.part).all(once)
         {
             (gate.leaves_integers, p.takes_integers) = (1, 1);
         }

@@ -25,6 +25,14 @@ pub(super) struct Stream {
 const PAGE: usize = 20 << 10;
 const LINK_PAGE: usize = 40 << 10;
 
+/// How a product takes its row: alone, as a link, or as a link whose row comes as integers.
+#[derive(Clone, Copy, PartialEq)]
+enum Taken {
+    Alone,
+    Linked,
+    Integers,
+}
+
 /// Units of a warp, of a row that comes as integers.
 pub(super) const INTEGERS: usize = 32;
 
@@ -35,12 +43,13 @@ impl Stream {
     /// For parts that share a ring; `None` if two pages do not fit.
     pub(super) fn of(chip: &Chip, parts: &[Layout]) -> Option<Stream> {
         let parts: Vec<Matrix> = parts.iter().map(|l| l.matrix(0)).collect();
-        Stream::with(chip.stream_shared(), &parts, false, false)
+        Stream::with(chip.stream_shared(), &parts, Taken::Alone)
     }
 
-    /// In so much memory, alone or as a link, which may take its row as integers.
-    fn with(room: usize, parts: &[Matrix], link: bool, rounded: bool) -> Option<Stream> {
+    /// In so much memory.
+    fn with(room: usize, parts: &[Matrix], row: Taken) -> Option<Stream> {
         let first = parts.first()?;
+        let (link, rounded) = (row != Taken::Alone, row == Taken::Integers);
         let units = first.units as usize;
         // Units that a warp has at a time.
         let wide = match first.lo {
@@ -78,9 +87,9 @@ impl Stream {
 
 /// Adapts a product to a chain's ring, if there is room.
 pub(super) fn chained(p: &mut Gemv, room: usize) -> Option<()> {
-    let parts = p.part.iter().take_while(|m| m.data != 0 || m.rows != 0);
-    let stream =
-        Stream::with(room, &parts.copied().collect::<Vec<_>>(), true, p.takes_integers != 0)?;
+    let parts: Vec<Matrix> = Matrix::there(&p.part).copied().collect();
+    let row = if p.takes_integers == 0 { Taken::Linked } else { Taken::Integers };
+    let stream = Stream::with(room, &parts, row)?;
     stream.tell(p).ok()
 }
 
@@ -216,18 +225,22 @@ mod tests {
 
     #[test]
     fn a_link_goes_through_long_rows_in_fewer_passes() {
-        let stream = |format, cols, link| {
+        let stream = |format, cols, row| {
             let parts = [Layout::of(format, 2048, cols).unwrap().matrix(0)];
-            let s = Stream::with(120 << 10, &parts, link, false).unwrap();
+            let s = Stream::with(120 << 10, &parts, row).unwrap();
             assert!(2 * s.page <= 120 << 10);
             assert!(s.passes * s.team * s.wide >= parts[0].units as usize);
             (s.wide, s.team, s.passes, s.batch)
         };
-        assert_eq!(stream(Format::Q4_0, 8192, false), (8, 8, 4, 4));
-        assert_eq!(stream(Format::Q4_0, 8192, true), (16, 8, 2, 4));
-        assert_eq!(stream(Format::Q4_0, 2048, true), (8, 8, 1, 8));
-        assert_eq!(stream(Format::Q8_0, 8192, true), (8, 8, 4, 4));
-        assert_eq!(stream(Format::BF16, 8192, true), (32, 8, 4, 2));
+        assert_eq!(stream(Format::Q4_0, 8192, Taken::Alone), (8, 8, 4, 4));
+        assert_eq!(stream(Format::Q4_0, 8192, Taken::Linked), (16, 8, 2, 4));
+        assert_eq!(stream(Format::Q4_0, 2048, Taken::Linked), (8, 8, 1, 8));
+        assert_eq!(stream(Format::Q8_0, 8192, Taken::Linked), (8, 8, 4, 4));
+        assert_eq!(stream(Format::BF16, 8192, Taken::Linked), (32, 8, 4, 2));
+        // Integers are gone through once, two panels at a time where a page has them.
+        assert_eq!(stream(Format::Q4_0, 8192, Taken::Integers), (32, 8, 1, 2));
+        assert_eq!(stream(Format::Q2_K, 8192, Taken::Integers), (32, 8, 1, 2));
+        assert_eq!(stream(Format::Q8_0, 8192, Taken::Integers), (32, 8, 1, 1));
     }
 
     #[test]

@@ -198,7 +198,7 @@ mod tests {
                 // Two blocks and their system share fit a multiprocessor; one if its weights are wide.
                 let blocks = if tile < FEW && shape.shared > HALF { 1 } else { 2 };
                 assert!(blocks * (shape.shared + 1024) <= 228 << 10, "{} bytes", shape.shared);
-                let mut parts = p.part.iter().take_while(|m| m.rows > 0);
+                let mut parts = Matrix::there(&p.part);
                 assert!(tile >= FEW || p.pages >= 1 && parts.all(|m| p.page >= m.largest_span()));
                 for (d, outputs) in p.domain.iter().zip(p.first.windows(2)) {
                     let columns = WG_M as u32 / d.parts.max(1);
